@@ -1,0 +1,55 @@
+# Two commands matter: `make demo` and `make test`. Both set up .venv first and only once.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# The tests are many small processes; more torch threads than cores slow all of them.
+TEST_JOBS ?= 2
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("adapterhub needs Python 3.11 or newer, found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	# torch first: left to choose, pip takes the CUDA build and gigabytes of libraries. GPU=1 lets it.
+	$(if $(GPU),,$(BIN)/pip install --quiet --requirement constraints.txt)
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+.PHONY: setup demo test check lint types bench measure serve clean help
+
+setup: $(READY)  ## make .venv and install everything into it
+
+demo: $(READY)  ## train small models, push, merge, port, serve and measure them (under four minutes)
+	@$(BIN)/adapterhub demo
+
+test: $(READY)  ## all fast tests; no network, GPU or root needed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadgroup -m "not slow" $(PYTEST_ARGS)
+
+check: lint types test  ## what every commit must pass
+
+lint: $(READY)  ## style, and which package may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(READY)  ## mypy, strict
+	$(BIN)/mypy src/adapterhub tests
+
+bench: $(READY)  ## ratios to a named peer or floor, measured in the same run
+	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+measure: $(READY)  ## sizes of functions, files and commits beside where we want them
+	@$(BIN)/python tests/measure.py
+
+serve: $(READY)  ## start the hub on 127.0.0.1:8000
+	@$(BIN)/adapterhub serve
+
+clean:  ## remove what was built, the environment too
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
