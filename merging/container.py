@@ -1,0 +1,289 @@
+"""The safetensors container: headers read strictly, layouts known beforehand, a writer that publishes whole files.
+
+A file is 8 bytes (little-endian length N), N bytes of JSON, then the tensors back to back. Reading here is stricter
+than the safetensors library: what the library accepts and two readers could understand differently (duplicate names,
+unknown keys, leading spaces, odd names) is refused. Never imports torch.
+
+Source: github.com/huggingface/safetensors, "Format" in its README.
+"""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Self
+
+from adapterhub.merging.errors import BrokenContainer, InvalidPatch
+from adapterhub.merging.folders import DuplicateKey, Folder, strict_json
+
+DTYPE_BITS: Mapping[str, int] = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
+}
+"""Bits of one number, by safetensors dtype name."""
+
+FULL_HEADER_BYTES = 100 * 1024 * 1024
+"""Longest header of a full model's file."""
+PATCH_HEADER_BYTES = 8 * 1024 * 1024
+"""Longest header of a patch's file; real ones stay below 1 MiB."""
+MAX_TENSORS = 200_000
+
+_NAME = re.compile(r"[A-Za-z0-9_.\-/:@]{1,512}")
+_MAX_NUMBER = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a header. start, end: byte offsets in the file, the 8 length bytes and the header included."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """A safetensors header that passed every check. size_bytes: where the first tensor begins."""
+
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+    size_bytes: int
+
+
+def read_header(
+    read: Callable[[int, int], bytes], size_bytes: int, file: str, *, limit_bytes: int = FULL_HEADER_BYTES
+) -> Header:
+    """The header of a safetensors file of `size_bytes`, whose bytes [start, end) `read(start, end)` gives.
+
+    Reads nothing past the header. Raises BrokenContainer with the rule broken: "st.header", "st.duplicate_key",
+    "st.count", "st.name", "st.entry", "st.dtype", "st.shape", "st.offsets" or "st.metadata".
+    """
+    raw = _header_bytes(read, size_bytes, file, limit_bytes)
+    try:
+        value = strict_json(raw)
+    except DuplicateKey as error:
+        raise BrokenContainer(file, "st.duplicate_key", str(error)) from error
+    except ValueError as error:
+        raise BrokenContainer(file, "st.header", f"the header is not JSON: {str(error)[:200]}") from error
+    if not isinstance(value, dict):
+        raise BrokenContainer(file, "st.header", "the header is not a JSON object")
+    metadata = _metadata(value.pop("__metadata__", {}), file)
+    if len(value) > MAX_TENSORS:
+        raise BrokenContainer(file, "st.count", f"{len(value)} tensors; at most {MAX_TENSORS} are read")
+    first = 8 + len(raw)
+    infos = [_entry(name, entry, first, file) for name, entry in value.items()]
+    _check_contiguous(infos, first, size_bytes, file)
+    return Header({info.name: info for info in infos}, metadata, first)
+
+
+def _header_bytes(read: Callable[[int, int], bytes], size_bytes: int, file: str, limit_bytes: int) -> bytes:
+    if size_bytes < 8:
+        raise BrokenContainer(file, "st.header", f"{size_bytes} bytes; 8 are needed for the length alone")
+    length = int.from_bytes(read(0, 8), "little")
+    if not 2 <= length <= size_bytes - 8:
+        raise BrokenContainer(file, "st.header", f"header of {length} bytes in a file of {size_bytes}")
+    if length > limit_bytes:
+        raise BrokenContainer(file, "st.header", f"header of {length} bytes; at most {limit_bytes} are read")
+    raw = read(8, 8 + length)
+    if len(raw) != length or raw[:1] != b"{":
+        raise BrokenContainer(file, "st.header", "the header does not begin with '{'")
+    # Counted before parsing, because a parsed value takes some twenty times the memory of its text.
+    if raw.count(b'"data_offsets"') > MAX_TENSORS or sum(map(raw.count, (b"[", b"{", b","))) > 20 * MAX_TENSORS:
+        raise BrokenContainer(file, "st.count", f"more than {MAX_TENSORS} tensors, or as many values")
+    return raw
+
+
+def _metadata(value: Any, file: str) -> Mapping[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise BrokenContainer(file, "st.metadata", "__metadata__ is not an object of strings")
+    return value
+
+
+def _entry(name: str, entry: Any, first: int, file: str) -> TensorInfo:
+    if not _NAME.fullmatch(name) or ".." in name.split("/"):
+        raise BrokenContainer(file, "st.name", f"tensor name {name[:100]!a}")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise BrokenContainer(file, "st.entry", f"{name}: entry must have dtype, shape and data_offsets, no more")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise BrokenContainer(file, "st.dtype", f"{name}: dtype {str(dtype)[:40]!r}")
+    if not _are_sizes(shape) or len(shape) > 32:
+        raise BrokenContainer(file, "st.shape", f"{name}: shape {str(shape)[:100]}")
+    bits = prod(shape) * DTYPE_BITS[dtype]
+    if bits > _MAX_NUMBER or bits % 8:
+        raise BrokenContainer(file, "st.shape", f"{name}: shape {shape} of {dtype} is not a whole number of bytes")
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[1] - offsets[0] != bits // 8:
+        raise BrokenContainer(file, "st.offsets", f"{name}: offsets {str(offsets)[:100]} for {bits // 8} bytes")
+    return TensorInfo(name, dtype, tuple(shape), first + offsets[0], first + offsets[1])
+
+
+def _are_sizes(value: Any) -> bool:
+    # type() and not isinstance: True is an int, and JSON's true is no size.
+    return isinstance(value, list) and all(type(one) is int and 0 <= one <= _MAX_NUMBER for one in value)
+
+
+def _check_contiguous(infos: Iterable[TensorInfo], first: int, size_bytes: int, file: str) -> None:
+    position = first
+    for info in sorted(infos, key=lambda info: (info.start, info.end)):
+        if info.start != position:
+            kind = "overlaps the tensor before it" if info.start < position else "leaves a hole before it"
+            raise BrokenContainer(file, "st.offsets", f"{info.name} at byte {info.start} {kind} (byte {position})")
+        position = info.end
+    if position != size_bytes:
+        raise BrokenContainer(file, "st.offsets", f"tensors end at byte {position}, the file at {size_bytes}")
+
+
+def read_folder_header(folder: Folder, name: str, *, limit_bytes: int = FULL_HEADER_BYTES) -> Header:
+    """`read_header` of one file of a folder."""
+    return read_header(
+        lambda start, end: folder.read(name, start, end), folder.size(name), name, limit_bytes=limit_bytes
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each tensor of a file to be written goes. offsets: (start, end) in the file; size_bytes: of the file."""
+
+    header: bytes
+    offsets: Mapping[str, tuple[int, int]]
+    size_bytes: int
+
+
+def layout(tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str] | None = None) -> Layout:
+    """The layout of a file with these tensors (name -> dtype, shape): wide numbers first, then by name, as the library.
+
+    Equal arguments in any order give equal bytes. metadata: defaults to {"format": "pt"}.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (-DTYPE_BITS[item[1][0]], item[0]))
+    meta = {"format": "pt"} if metadata is None else metadata
+    entries: dict[str, Any] = {"__metadata__": dict(sorted(meta.items()))} if meta else {}
+    position = 0
+    for name, (dtype, shape) in ordered:
+        end = position + prod(shape) * DTYPE_BITS[dtype] // 8
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    first = 8 + len(text)
+    offsets = {name: entries[name]["data_offsets"] for name, _ in ordered}
+    return Layout(
+        header=len(text).to_bytes(8, "little") + text,
+        offsets={name: (first + start, first + end) for name, (start, end) in offsets.items()},
+        size_bytes=first + position,
+    )
+
+
+class SafetensorsWriter:
+    """Writes one safetensors file whose layout is known: tensors in any order and from any thread, each once.
+
+    The file appears under its path whole and durable at `finish`, or never. As a context manager it aborts unless
+    finished. The hash follows the writes; what arrives out of order is read back when its turn comes.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        tensors: Mapping[str, tuple[str, Sequence[int]]],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path = path
+        self.layout = layout(tensors, metadata)
+        self._unhashed = list(self.layout.offsets)[::-1]
+        self._claimed: set[str] = set()
+        self._written: set[str] = set()
+        self._lock = threading.Lock()
+        self._partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+        self._fd: int | None = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self._hash = hashlib.sha256(self.layout.header)
+        _write_at(self._fd, memoryview(self.layout.header), 0)
+
+    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        """Put the bytes of one tensor at its place.
+
+        Raises InvalidPatch for a name that was not planned, a second time, or another number of bytes.
+        """
+        view = memoryview(data).cast("B")
+        start, end = self.layout.offsets.get(name, (0, -1))
+        with self._lock:
+            if self._fd is None or name in self._claimed or len(view) != end - start:
+                raise InvalidPatch(f"{name}: {len(view)} bytes to {self.path.name}, planned once with {end - start}")
+            self._claimed.add(name)
+        _write_at(self._fd, view, start)
+        with self._lock:
+            self._written.add(name)
+            self._hash_ready(name, view)
+
+    def _hash_ready(self, name: str, view: memoryview) -> None:
+        while self._unhashed and self._unhashed[-1] in self._written:
+            ready = self._unhashed.pop()
+            if ready == name:
+                self._hash.update(view)
+            else:
+                self._hash_from_file(*self.layout.offsets[ready])
+
+    def _hash_from_file(self, start: int, end: int) -> None:
+        assert self._fd is not None
+        while start < end:
+            piece = os.pread(self._fd, min(_PIECE_BYTES, end - start), start)
+            self._hash.update(piece)
+            start += len(piece)
+
+    def finish(self) -> tuple[int, str]:
+        """Make the file durable and visible; gives its size in bytes and its digest.
+
+        Raises InvalidPatch while a planned tensor is missing.
+        """
+        if self._fd is None or self._unhashed:
+            missing = self._unhashed[-1] if self._unhashed else "the writer is closed"
+            raise InvalidPatch(f"{self.path.name}: not every planned tensor was written: {missing}")
+        os.fsync(self._fd)
+        self._close()
+        self._partial.replace(self.path)
+        _sync_folder(self.path.parent)
+        return self.layout.size_bytes, "sha256:" + self._hash.hexdigest()
+
+    def abort(self) -> None:
+        """Throw the bytes away. May be called repeatedly, and after `finish`, where it does nothing."""
+        if self._fd is not None:
+            self._close()
+            self._partial.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        assert self._fd is not None
+        os.close(self._fd)
+        self._fd = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.abort()
+
+
+_PIECE_BYTES = 4 * 1024 * 1024
+
+
+def _write_at(fd: int, view: memoryview, start: int) -> None:
+    while len(view):
+        count = os.pwrite(fd, view, start)
+        view, start = view[count:], start + count
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,239 @@
+"""Runs a plan: tensor by tensor, in bounded memory, into a folder that appears whole or never.
+
+Inputs are mapped, outputs written at planned offsets and hashed on the way. Each tensor is one worker's, so memory is
+that of as many tensors as there are threads, and bytes are the same for any number of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.merging.card import card
+from adapterhub.merging.checkpoint import DTYPE_BITS, SafetensorsWriter
+from adapterhub.merging.effects import read
+from adapterhub.merging.errors import Cancelled, NonFinite
+from adapterhub.merging.fold import Norms, fold
+from adapterhub.merging.ops.tensors import dtype_name, is_finite, to_bytes, torch_dtype
+from adapterhub.merging.results import ResultFile, ResultFolder
+from adapterhub.merging.workers import each
+
+if TYPE_CHECKING:
+    import torch
+
+    from adapterhub.merging.patch import Export, ExportTensor
+    from adapterhub.merging.plan import Plan
+    from adapterhub.merging.steps import OutputTensor
+
+SHARD_BYTES = 5_000_000_000
+"""Most bytes of tensors in one weight file, unless a single tensor is larger."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. done, total: bytes of tensors; message: the tensor just done."""
+
+    done: int
+    total: int
+    message: str
+    unit: str = "bytes"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run wrote. files: sorted by name. report: what was touched and what rounding took of it, JSON values."""
+
+    files: Sequence[ResultFile]
+    report: Mapping[str, Any]
+
+
+def run(
+    plan: Plan,
+    out: Path,
+    *,
+    progress: Callable[[Progress], None] = lambda progress: None,
+    cancelled: Callable[[], bool] = lambda: False,
+    threads: int | None = None,
+) -> Result:
+    """Compute a plan into the folder `out`: a model, or an adapter where the plan says so.
+
+    out: must not exist or be empty; it is there complete when this returns, and untouched when it raises. progress and
+    cancelled are called often; threads: None takes as many as torch would.
+    Raises Cancelled, NonFinite, NotFoldable, FileExistsError.
+    """
+
+    def check() -> None:
+        if cancelled():
+            raise Cancelled("the merge was cancelled; nothing was written")
+
+    with ResultFolder(out) as folder:
+        job = _Job(folder, progress, check, threads)
+        report = _write_model(plan, job) if plan.export is None else _write_export(plan.export, job)
+        folder.write("recipe.json", plan.canonical.encode())
+        folder.write("README.md", card(plan).encode())
+        check()
+        return Result(folder.publish(), report)
+
+
+def variant(
+    plan: Plan,
+    *,
+    device: str = "cpu",
+    base: Mapping[str, torch.Tensor] | None = None,
+    threads: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """The tensors that the plan changes, by their names in the result; the others are the base's own.
+
+    base: tensors by their names in the base's checkpoint, already on the device, where they are resident; not modified,
+    and each result has its tensor's dtype. Without it they are read from disk. Same arithmetic as `run`, so on a CPU
+    the same bytes. Raises NonFinite, NotFoldable.
+    """
+    resident = base or {}
+
+    def work(output: OutputTensor) -> tuple[str, torch.Tensor]:
+        here = resident.get(output.base.name)
+        if here is not None:
+            output = replace(output, dtype=dtype_name(here.dtype))
+        return output.name, fold(output, device=device, base=here).tensor
+
+    touched = [output for output in plan.outputs if output.name in plan.touched]
+    return dict(each(touched, work, threads if device == "cpu" else 1))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One run: where it writes, whom it tells, when it stops."""
+
+    folder: ResultFolder
+    progress: Callable[[Progress], None]
+    check: Callable[[], None]
+    threads: int | None
+
+
+@dataclass
+class _Report:
+    """Sums over tensors of what a fold changed."""
+
+    touched: int = 0
+    copied: int = 0
+    delta: float = 0.0
+    rounding: float = 0.0
+    lost: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, norms: Norms | None) -> None:
+        if norms is None:
+            self.copied += 1
+            return
+        self.touched += 1
+        self.delta += norms.delta**2
+        self.rounding += norms.rounding**2
+        if norms.delta and norms.rounding > 0.5 * norms.delta:
+            self.lost[name] = norms.rounding / norms.delta
+
+    def as_json(self) -> Mapping[str, Any]:
+        """delta_norm: ‖Δ‖ of all; lost_to_rounding: ‖rounding error‖/‖Δ‖ of all, and per tensor where above 0.5."""
+        return {
+            "tensors_touched": self.touched,
+            "tensors_copied": self.copied,
+            "delta_norm": self.delta**0.5,
+            "lost_to_rounding": (self.rounding / self.delta) ** 0.5 if self.delta else 0.0,
+            "mostly_lost": dict(sorted(self.lost.items())),
+        }
+
+
+def _write_model(plan: Plan, job: _Job) -> Mapping[str, Any]:
+    shards = _shards(plan.outputs)
+    total = sum(map(_size_bytes, plan.outputs))
+    done, report = 0, _Report()
+    for name, outputs in shards.items():
+        planned = {output.name: (output.dtype, output.shape) for output in outputs}
+        with SafetensorsWriter(job.folder.path / name, planned, plan.metadata) as writer:
+            by_name = {output.name: output for output in outputs}
+            in_order = [by_name[tensor] for tensor in writer.layout.offsets]  # so that the hash follows the writes
+            for output, norms in each(in_order, lambda one: _write(one, writer, job.check), job.threads):
+                done += _size_bytes(output)
+                report.add(output.name, norms)
+                job.progress(Progress(done, total, output.name))
+            job.folder.add(name, *writer.finish())
+    if len(shards) > 1:
+        job.folder.write("model.safetensors.index.json", _index(shards, total))
+    job.folder.write("config.json", _json_bytes(plan.config))
+    for source in plan.copied_files:
+        assert plan.base.folder is not None  # the plan found the names there
+        job.folder.copy(plan.base.folder, source, source.removeprefix(plan.base.prefix).lstrip("/"))
+    return report.as_json()
+
+
+def _write(
+    output: OutputTensor, writer: SafetensorsWriter, check: Callable[[], None]
+) -> tuple[OutputTensor, Norms | None]:
+    """Compute one tensor and put it into the file. Gives what rounding took, None for bytes that were copied."""
+    check()
+    if output.is_copy:
+        writer.write(output.name, output.base.read())
+        return output, None
+    folded = fold(output, check=check)
+    writer.write(output.name, to_bytes(folded.tensor))
+    return output, folded.norms
+
+
+def _write_export(export: Export, job: _Job) -> Mapping[str, Any]:
+    planned = {tensor.name: (tensor.dtype, tensor.shape) for tensor in export.tensors}
+    total = sum(map(_size_bytes, export.tensors))
+    done = 0
+    with SafetensorsWriter(job.folder.path / export.weights, planned) as writer:
+        for tensor in export.tensors:
+            job.check()
+            writer.write(tensor.name, to_bytes(_concatenated(tensor)))
+            done += _size_bytes(tensor)
+            job.progress(Progress(done, total, tensor.name))
+        job.folder.add(export.weights, *writer.finish())
+    for name, content in export.files.items():
+        job.folder.write(name, _json_bytes(content))
+    return {"tensors_touched": len(export.tensors), "tensors_copied": 0}
+
+
+def _concatenated(tensor: ExportTensor) -> torch.Tensor:
+    """The field of several terms as one tensor; weights and scales are multiplied in, in float32. Raises NonFinite."""
+    import torch
+
+    pieces = []
+    for weight, term in tensor.parts:
+        piece = read(term.fields[tensor.field]).float()
+        pieces.append(piece * (weight * term.scale) if tensor.is_scaled else piece)
+    joined = torch.cat(pieces, tensor.axis).to(torch_dtype(tensor.dtype))
+    if not is_finite(joined):
+        raise NonFinite(tensor.name, "the patches or their weighted sum")
+    return joined
+
+
+def _shards(outputs: Iterable[OutputTensor]) -> Mapping[str, Sequence[OutputTensor]]:
+    """Weight files by name, each of at most SHARD_BYTES, filled in the order of tensor names."""
+    groups: list[list[OutputTensor]] = [[]]
+    room = SHARD_BYTES
+    for output in sorted(outputs, key=lambda output: output.name):
+        if groups[-1] and _size_bytes(output) > room:
+            groups.append([])
+            room = SHARD_BYTES
+        groups[-1].append(output)
+        room -= _size_bytes(output)
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    return {f"model-{number:05}-of-{len(groups):05}.safetensors": group for number, group in enumerate(groups, 1)}
+
+
+def _index(shards: Mapping[str, Sequence[OutputTensor]], total: int) -> bytes:
+    where = {output.name: name for name, outputs in shards.items() for output in outputs}
+    return _json_bytes({"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
+
+
+def _size_bytes(tensor: OutputTensor | ExportTensor) -> int:
+    return prod(tensor.shape) * DTYPE_BITS[tensor.dtype] // 8
+
+
+def _json_bytes(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

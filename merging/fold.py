@@ -1,0 +1,151 @@
+"""The values of one tensor of a result: base plus deltas, in float32, rounded once.
+
+Order: replacing terms, then additive ones by kind, then whole models, then merge methods; within a kind in the order of
+the addends. The caller runs each tensor on one thread, so equal inputs give equal bytes on any number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from adapterhub.merging.effects import Effects, effects, read, tiles
+from adapterhub.merging.errors import NonFinite, NotFoldable
+from adapterhub.merging.methods import methods
+from adapterhub.merging.ops.tensors import accumulator, as_matrix, dtype_name, is_finite, is_floating, torch_dtype
+from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
+
+if TYPE_CHECKING:
+    import torch
+
+    from adapterhub.merging.registry import Apply
+
+
+class Norms(NamedTuple):
+    """What rounding took of a delta. delta: ‖Δ‖ in Frobenius norm; rounding: ‖round(W + Δ) - (W + Δ)‖."""
+
+    delta: float = 0.0
+    rounding: float = 0.0
+
+
+class Folded(NamedTuple):
+    """One computed tensor, and what rounding took of its delta."""
+
+    tensor: torch.Tensor
+    norms: Norms
+
+
+def fold(
+    output: OutputTensor,
+    *,
+    device: str = "cpu",
+    base: torch.Tensor | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Folded:
+    """The values of one output tensor on a device, in its dtype and shape.
+
+    base: the base's values where they are already on the device; not modified. check is called between tiles and may
+    raise. Raises NonFinite for NaN or infinity in the result, NotFoldable for a base other than 16 to 64 bits of float.
+    """
+    import torch
+
+    W = read(output.base, device) if base is None else base
+    dtype = torch_dtype(output.dtype)
+    if not output.addends:
+        return Folded(_checked(W.to(dtype), output, W), Norms())
+    wide = _working_dtype(output, W)
+    source = as_matrix(W)
+    whole = _effects(output.addends, W, wide)
+    result = torch.empty(W.shape, dtype=dtype, device=W.device)
+    target = as_matrix(result)
+    squares = _Squares(is_rounded=dtype != wide)
+    for start, stop in tiles(source):
+        check()
+        before = source[start:stop].to(wide)
+        tile = before.clone(memory_format=torch.contiguous_format)
+        whole.act(tile, start, stop)
+        target[start:stop] = tile  # the one rounding, to nearest even
+        squares.add(before, tile, target[start:stop])
+    return Folded(_checked(result, output, W), squares.norms())
+
+
+def _working_dtype(output: OutputTensor, W: torch.Tensor) -> torch.dtype:
+    """The wider of what base and result are computed in. Raises NotFoldable where either holds no floats of 16 bits."""
+    stored = dtype_name(W.dtype)
+    if not (is_floating(output.dtype) and is_floating(stored)):
+        raise NotFoldable(
+            f"{output.name}: {stored} in the base, {output.dtype} asked for; "
+            "deltas fold into float16, bfloat16, float32 and float64: dequantise the base first"
+        )
+    return max(accumulator(output.dtype), accumulator(stored), key=lambda dtype: dtype.itemsize)
+
+
+def _effects(addends: Sequence[Addend], W: torch.Tensor, wide: torch.dtype) -> Effects:
+    """The effect of all addends on a site with the base's values W, in the order in which they act."""
+    import torch
+
+    device = str(W.device)
+    of_terms = effects([(one.weight, one.delta.term) for one in addends if isinstance(one.delta, TermDelta)], W)
+    others: list[Apply] = []
+    for addend in addends:
+        match addend.delta:
+            case ModelDelta(tuned=tuned, base=base):
+                others.append(_difference(read(tuned, device), read(base, device), addend.weight))
+            case MethodDelta():
+                merged = _merge(addend.delta, W.to(wide, memory_format=torch.contiguous_format))
+                others.append(_addition(merged, addend.weight))
+            case TermDelta():
+                pass  # with all the others of its kind
+    return Effects(of_terms.affine, (*of_terms.additive, *others))
+
+
+def _difference(tuned: torch.Tensor, base: torch.Tensor, weight: float) -> Apply:
+    there, here = as_matrix(tuned), as_matrix(base)
+
+    def apply(tile: torch.Tensor, start: int, stop: int) -> None:
+        change = there[start:stop].to(tile.dtype) - here[start:stop].to(tile.dtype)
+        tile.add_(change, alpha=weight)
+
+    return apply
+
+
+def _merge(step: MethodDelta, W: torch.Tensor) -> torch.Tensor:
+    deltas = [_effects(addends, W, W.dtype).change(W) for addends in step.inputs]
+    merged: torch.Tensor = methods()[step.method].function(deltas, step.weights, step.parameters)
+    return merged
+
+
+def _addition(whole: torch.Tensor, weight: float) -> Apply:
+    rows = as_matrix(whole)
+
+    def apply(tile: torch.Tensor, start: int, stop: int) -> None:
+        tile.add_(rows[start:stop], alpha=weight)
+
+    return apply
+
+
+def _checked(result: torch.Tensor, output: OutputTensor, base: torch.Tensor) -> torch.Tensor:
+    if is_finite(result):
+        return result
+    if not is_finite(base):
+        raise NonFinite(output.name, "the base")
+    digests = sorted({addend.delta.digest for addend in output.addends if isinstance(addend.delta, TermDelta)})
+    raise NonFinite(output.name, f"the result as {output.dtype}, with patches {', '.join(digests) or 'none'}")
+
+
+class _Squares:
+    """Sums of squares over tiles; where nothing is rounded, nothing is summed for it."""
+
+    def __init__(self, *, is_rounded: bool) -> None:
+        self._is_rounded = is_rounded
+        self._delta = 0.0
+        self._rounding = 0.0
+
+    def add(self, before: torch.Tensor, tile: torch.Tensor, rounded: torch.Tensor) -> None:
+        self._delta += float((tile - before).norm()) ** 2
+        if self._is_rounded:
+            self._rounding += float((rounded - tile).norm()) ** 2
+
+    def norms(self) -> Norms:
+        return Norms(math.sqrt(self._delta), math.sqrt(self._rounding))

@@ -1,0 +1,83 @@
+"""ties: trim each delta, elect a sign for every entry, and average the deltas that agree with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adapterhub.merging.ops.signs import elect_signs
+from adapterhub.merging.ops.sparsify import keep_largest
+from adapterhub.merging.registry import MethodSpec, parameter
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What ties may be told."""
+
+    density: float = parameter(
+        1.0, "fraction of each patch's entries kept, per tensor", low=0, high=1, is_low_open=True
+    )
+    scale: float = parameter(1.0, "λ, the factor on the result")
+    normalize: str = parameter(
+        "weights",
+        "what agreeing entries are divided by: the sum of their weights, their number, or nothing",
+        choices=("weights", "count", "none"),
+    )
+    elect: str = parameter(
+        "weighted", "whether signs are elected on deltas times weights", choices=("weighted", "unweighted")
+    )
+
+
+def ties(deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: Parameters) -> torch.Tensor:
+    """Task vectors merged by TIES: trim, elect a sign for every entry, average those that agree.
+
+    Δ = λ · Σ agreeing wᵢ·Δᵢ / Σ agreeing wᵢ.
+
+    deltas: each of one shape and dtype (float32, or float64), at least one; not modified; the result has both. At
+    least one entry of a delta is kept at any density. A sum of exactly 0 elects the positive sign; an entry where no
+    delta agrees, or whose weights cancel, is 0 or is left undivided, as in mergekit.
+    Source: arXiv:2306.01708 sec. 3. Differs from the paper, like mergekit 0.1.5: trimmed per tensor, signs elected on
+    the weighted deltas, divided by weights; normalize="count" and elect="unweighted" give the paper's choices.
+    """
+    import torch
+
+    trimmed = [keep_largest(delta, parameters.density).reshape(-1) for delta in deltas]
+    merged = torch.empty_like(trimmed[0])
+    for start in range(0, merged.numel(), _PIECE):  # in pieces that stay in a core's cache
+        stop = start + _PIECE
+        merged[start:stop] = _average_agreeing([delta[start:stop] for delta in trimmed], weights, parameters)
+    return merged.view(deltas[0].shape)
+
+
+_PIECE = 1 << 16
+
+
+def _average_agreeing(deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: Parameters) -> torch.Tensor:
+    """λ times the mean of the deltas that have the elected sign, entry by entry."""
+    import torch
+
+    weighted = [delta * weight for delta, weight in zip(deltas, weights, strict=True)]
+    signs = elect_signs(weighted if parameters.elect == "weighted" else deltas)
+    total, divisor = torch.zeros_like(signs), torch.zeros_like(signs)
+    for delta, weight in zip(weighted, weights, strict=True):
+        agreeing = (delta * signs).clamp_min_(0)  # |w·Δ| where the signs agree, else 0
+        total += agreeing
+        divisor.add_(agreeing.sign_(), alpha=weight if parameters.normalize == "weights" else 1.0)
+    if parameters.normalize != "none":
+        total /= divisor.masked_fill_(divisor == 0, 1.0)
+    return total.mul_(signs).mul_(parameters.scale)
+
+
+SPEC = MethodSpec(
+    name="ties",
+    title="TIES",
+    summary="Trim, elect signs, average the patches that agree",
+    source="arXiv:2306.01708",
+    function=ties,
+    parameters=Parameters,
+    laws=frozenset({"identity", "commutative", "neutral_zero", "idempotent"}),
+)

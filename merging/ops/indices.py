@@ -1,0 +1,53 @@
+"""Which entries of a tensor: packed bits and the three encodings of sparse indices, as flat row-major positions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+
+
+def unpack_bits(bits: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """Bits start..stop of packed uint8 (LSB first), as bool (stop - start,)."""
+    import torch
+
+    first = start // 8
+    window = bits[first : (stop + 7) // 8]
+    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    unpacked = (window[:, None] >> shifts) & 1  # (bytes, 8)
+    return unpacked.view(-1)[start - 8 * first : stop - 8 * first].bool()
+
+
+def flat_indices(fields: Mapping[str, torch.Tensor], index: str, shape: Sequence[int]) -> torch.Tensor:
+    """The encoded positions over a tensor of this shape, int64 (nnz,), in the stored order.
+
+    index: "flat" (idx (nnz,)), "csr16" (crow (rows + 1,), col (nnz,)) or "bitmap" (bits (ceil(n / 8),)).
+    Raises KeyError for another encoding or a missing field.
+    """
+    import torch
+
+    decoders = {"flat": _from_flat, "csr16": _from_csr, "bitmap": _from_bitmap}
+    return decoders[index](fields, shape).to(torch.int64)
+
+
+def _from_flat(fields: Mapping[str, torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
+    return fields["idx"]
+
+
+def _from_csr(fields: Mapping[str, torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
+    import torch
+
+    crow, col = fields["crow"].to(torch.int64), fields["col"].to(torch.int64)
+    rows = torch.repeat_interleave(torch.arange(crow.numel() - 1, device=crow.device), crow.diff())
+    columns = 1
+    for size in shape[1:]:
+        columns *= size
+    return rows * columns + col
+
+
+def _from_bitmap(fields: Mapping[str, torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
+    bits = fields["bits"]
+    return unpack_bits(bits, 0, 8 * bits.numel()).nonzero().flatten()

@@ -1,0 +1,149 @@
+"""What a patch is, as data: terms on sites, the base they were trained on, and what is known without reading weights.
+
+Nothing here reads a tensor: values are `TensorHandle`s, names and numbers. The arithmetic of a term is the file of that
+name in `terms/`; the file formats are the files in `patches/`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from adapterhub.merging.checkpoint import Checkpoint, Folder, TensorHandle
+
+Effect = Literal["additive", "affine", "replace", "runtime"]
+"""What the patch as a whole does to a base: adds a delta, acts on W, replaces values, or works only at run time."""
+
+
+@dataclass(frozen=True)
+class SiteTerm:
+    """One term on one site: what a patch does to one named parameter of its base.
+
+    site: the parameter's name in the base's checkpoint when the patch was read with a base, else the module path that
+    the patch itself names, with ".weight" or ".bias".
+    term: key of the term registry ("lowrank", "sparse", "mask", "dense", "replace", ...).
+    fields: the term's tensors by field name, as the term's docstring lists them.
+    scale: factor on the term's effect; 1.0 leaves it as stored.
+    options: whatever else the term's docstring asks for; JSON values only.
+    """
+
+    site: str
+    term: str
+    fields: Mapping[str, TensorHandle]
+    scale: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingBase:
+    """The base a patch was trained on, as far as its files tell.
+
+    name, revision: what the files declare, as found ("org/base", "main"); None where they are silent.
+    fingerprint: root digest of the base's tensors ("sha256:<hex>"), when the files carry it.
+    quantisation: "none", "nf4", "int8", "fp8", ... or "unknown".
+    """
+
+    name: str | None = None
+    revision: str | None = None
+    fingerprint: str | None = None
+    quantisation: str = "unknown"
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the touched parameters by name, when the files carry them."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a patch or model from names, configurations and headers alone.
+
+    kind: key of the patch-kind registry ("lora", "sparse", "mask", "model", ...); "unknown" where none recognised it.
+    reason: one sentence why it is that kind, naming the file and key that decided.
+    path: folder of the patch inside its repository, "" for the root.
+    files: the files that make the patch, by path inside the repository.
+    rank_min, rank_max: of its low-rank terms; None without any.
+    targets: module types it touches ("q_proj", "mlp.down_proj"), sorted.
+    layers: number of touched sites by layer index, "-" for sites outside layers.
+    parameter_count: numbers stored; dtypes: numbers stored by safetensors dtype; size_bytes: of the weight files.
+    problems: sentences, each naming file, tensor and cure; a patch with problems is not fit to merge.
+    """
+
+    kind: str
+    reason: str
+    path: str = ""
+    files: tuple[str, ...] = ()
+    effect: Effect = "additive"
+    base: TrainingBase = TrainingBase()
+    rank_min: int | None = None
+    rank_max: int | None = None
+    targets: tuple[str, ...] = ()
+    layers: Mapping[str, int] = field(default_factory=dict)
+    parameter_count: int = 0
+    dtypes: Mapping[str, int] = field(default_factory=dict)
+    size_bytes: int = 0
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    """More of the kind's own facts (alpha, density, architecture, ...), JSON values only, shown as they are."""
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A patch that was read: its facts and its terms, values still on disk.
+
+    digest: "sha256:<hex>" over the kind, the canonical configuration and the digests of the weight files.
+    """
+
+    facts: Facts
+    digest: str
+    terms: tuple[SiteTerm, ...]
+
+
+@dataclass(frozen=True)
+class ExportTensor:
+    """One tensor of a patch to be written: the concatenation of one field of several terms.
+
+    parts: (weight, term); the factor weight times the term's scale goes into the field when `is_scaled`, computed in
+    float32. axis: along which the parts are concatenated.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    field: str
+    parts: tuple[tuple[float, SiteTerm], ...]
+    axis: int
+    is_scaled: bool
+
+
+@dataclass(frozen=True)
+class Export:
+    """A sum of patches as one patch of some kind: what to write, values still to be computed.
+
+    weights: name of the safetensors file. tensors: in it. files: JSON files beside it, by name.
+    """
+
+    kind: str
+    weights: str
+    tensors: tuple[ExportTensor, ...]
+    files: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class PatchKind:
+    """One file format in which people store patches or models.
+
+    recognise: the facts of what lies in a folder of the repository, from names, configurations and headers alone; None
+    when it is not of this kind. What contradicts itself is recognised, with the contradiction among its problems.
+    read: the patch itself; with a base, sites carry the base's names and every shape is checked. Raises InvalidPatch,
+    NotFoldable, UnknownSite or ShapeMismatch. The folder's own path inside the repository is the second argument.
+    export: the weighted sum of patches that were read with one base, as one exact patch of this kind; the last argument
+    is the base's repository. Raises NotRepresentable. None where the kind has no such form.
+    rebase: the metadata files of a patch, by path, as they read once it belongs to another base; weights are not among
+    them. None where no file of the kind names a base.
+    """
+
+    name: str
+    title: str
+    summary: str
+    source: str
+    recognise: Callable[[Folder, str], Facts | None]
+    read: Callable[[Folder, str, Checkpoint | None], Patch]
+    export: Callable[[Sequence[tuple[float, Patch]], str], Export] | None = None
+    rebase: Callable[[Folder, str, TrainingBase], Mapping[str, bytes]] | None = None

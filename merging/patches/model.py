@@ -1,0 +1,96 @@
+"""model: the full weights of a model, in one safetensors file or in shards with their index.
+
+Files: `config.json` beside `model.safetensors` or `model.safetensors.index.json`, as `save_pretrained` of transformers
+writes them. As a patch, every parameter replaces the base's.
+"""
+
+from collections import Counter
+from typing import Any
+
+from adapterhub.merging.checkpoint import Checkpoint, Folder, find_weights
+from adapterhub.merging.errors import InvalidPatch, ShapeMismatch, UnknownSite
+from adapterhub.merging.folders import join, json_digest, read_json
+from adapterhub.merging.patch import Facts, Patch, PatchKind, SiteTerm, TrainingBase
+from adapterhub.merging.sites import layers_of, targets_of
+
+_SHOWN = ("architectures", "model_type", "hidden_size", "num_hidden_layers", "vocab_size", "torch_dtype", "dtype")
+"""Keys of config.json that are shown as they are."""
+
+_CODE = ("auto_map", "custom_pipelines", "trust_remote_code", "_attn_implementation_internal")
+"""Keys of config.json that ask a loader to run code of the repository."""
+
+
+def recognise(folder: Folder, path: str) -> Facts | None:
+    """Facts of a model: a config.json with `model_type` or `architectures`, and weights beside it."""
+    config_name, weights = join(path, "config.json"), find_weights(folder, path)
+    if config_name not in folder.names() or weights is None:
+        return None
+    try:
+        config = read_json(folder, config_name)
+    except InvalidPatch:
+        return None
+    if not config.get("model_type") and not config.get("architectures"):
+        return None
+    reason = f"{config_name} names model type {config.get('model_type')!r}, and {weights} lies beside it"
+    try:
+        model = Checkpoint.open(folder, path)
+    except InvalidPatch as error:
+        return Facts("model", reason, path, (config_name, weights), "replace", problems=(str(error),))
+    return _facts(folder, path, reason, config, model)
+
+
+def _facts(folder: Folder, path: str, reason: str, config: dict[str, Any], model: Checkpoint) -> Facts:
+    dtypes: Counter[str] = Counter()
+    for tensor in model.tensors.values():
+        dtypes[tensor.dtype] += tensor.numel
+    quantisation = config.get("quantization_config") or {}
+    return Facts(
+        kind="model",
+        reason=reason,
+        path=path,
+        files=(join(path, "config.json"), *model.files),
+        effect="replace",
+        base=TrainingBase(quantisation=str(quantisation.get("quant_method", "none"))),
+        targets=targets_of(model.tensors),
+        layers=layers_of(model.tensors),
+        parameter_count=sum(dtypes.values()),
+        dtypes=dict(dtypes),
+        size_bytes=sum(folder.size(name) for name in model.files),
+        detail={key: config[key] for key in _SHOWN if key in config}
+        | {"asks_for_code": [key for key in _CODE if config.get(key)]},
+    )
+
+
+def read(folder: Folder, path: str, base: Checkpoint | None) -> Patch:
+    """The model as a patch that replaces every parameter. Raises UnknownSite or ShapeMismatch where it does not fit."""
+    facts = recognise(folder, path)
+    if facts is None:
+        raise InvalidPatch(f"{path or '.'}: no config.json with weights beside it")
+    if facts.problems:
+        raise InvalidPatch(facts.problems[0])
+    model = Checkpoint.open(folder, path)
+    if base is not None:
+        check_fits(model, base)
+    digest = json_digest(
+        {"kind": "model", "config": model.config, "files": [folder.digest(one) for one in model.files]}
+    )
+    return Patch(facts, digest, tuple(SiteTerm(name, "replace", {"value": one}) for name, one in model.tensors.items()))
+
+
+def check_fits(model: Checkpoint, base: Checkpoint) -> None:
+    """Raises UnknownSite or ShapeMismatch unless every parameter of the model is one of the base, in its shape."""
+    for name, tensor in model.tensors.items():
+        if name not in base.tensors:
+            raise UnknownSite(name, base.name)
+        if base.tensors[name].shape != tensor.shape:
+            raise ShapeMismatch(name, tensor.shape, base.name, base.tensors[name].shape)
+
+
+SPEC = PatchKind(
+    name="model",
+    title="Full model",
+    summary="All weights of a model",
+    source="transformers save_pretrained",
+    recognise=recognise,
+    read=read,
+)

@@ -1,0 +1,393 @@
+"""From a recipe and its inputs to what each tensor of the result is made of; everything is checked before any work.
+
+A plan holds names, shapes and lazy handles, never values. `engine` runs it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from math import prod
+from typing import Any
+
+from adapterhub.merging import patches
+from adapterhub.merging.checkpoint import DTYPE_BITS, Checkpoint, TensorHandle, layout
+from adapterhub.merging.errors import (
+    BaseMismatch,
+    InvalidParameter,
+    NotRepresentable,
+    PlanTooLarge,
+    RecipeTooLarge,
+)
+from adapterhub.merging.folders import join
+from adapterhub.merging.patch import Export, Patch, SiteTerm
+from adapterhub.merging.recipes.canonical import (
+    MODEL,
+    Input,
+    Merged,
+    Normal,
+    Part,
+    Patched,
+    base_of,
+    canonical,
+    kind_of,
+    known,
+    normalise,
+    recipe_digest,
+)
+from adapterhub.merging.recipes.nodes import Delta, Recipe, Ref
+from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
+
+MAX_TOTAL_RANK = 8192
+"""Most columns that the low-rank terms of one site may have together."""
+
+FLOATS: Mapping[str, str] = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""Dtypes a result may have, and torch's names of them."""
+
+_COPIED = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.*",
+    "*processor_config.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+"""Files that a model needs beside weights and config.json: they go from the base into the result."""
+
+_NEVER_COPIED = ("*.py", "*.bin", "*.pkl", "*.pt", "*.pth")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a merge but its values.
+
+    inputs: what each name of the recipe was resolved to. base.name is the base input's name. outputs: every tensor of
+    the result, sorted by name; with `export` only the adapter is made, and there are none. config: the result's
+    config.json. copied_files: paths in base.folder. peak_bytes: memory of the largest step, for one worker; several
+    workers take as much each. notes: sentences on what is allowed and worth knowing.
+    """
+
+    recipe: Recipe
+    canonical: str
+    inputs: tuple[tuple[Ref, Input], ...]
+    base: Checkpoint
+    outputs: tuple[OutputTensor, ...]
+    export: Export | None
+    config: Mapping[str, Any]
+    metadata: Mapping[str, str]
+    copied_files: tuple[str, ...]
+    peak_bytes: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def recipe_digest(self) -> str:
+        return recipe_digest(self.canonical)
+
+    @property
+    def as_kind(self) -> str | None:
+        """The patch kind that is made instead of a model."""
+        return self.export.kind if self.export is not None else None
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """Bytes of the weights in one file; shards add a header each."""
+        tensors = self.outputs if self.export is None else self.export.tensors
+        return layout({one.name: (one.dtype, one.shape) for one in tensors}, self.metadata).size_bytes
+
+    @cached_property
+    def touched(self) -> frozenset[str]:
+        """Names of the tensors whose values differ from the base's tensor of that name."""
+        return frozenset(one.name for one in self.outputs if one.addends or one.name != one.base.name)
+
+    def describe(self) -> dict[str, Any]:
+        """The plan as JSON: what goes in, what comes out, how much of both, and what is worth knowing."""
+        return {
+            "recipe": str(self.recipe),
+            "recipe_digest": self.recipe_digest,
+            "as": self.as_kind or MODEL,
+            "base": self.base.name,
+            "inputs": [
+                {"ref": str(ref), "name": one.name, "path": one.path, "kind": one.kind} for ref, one in self.inputs
+            ],
+            "tensors": len(self.outputs) if self.export is None else len(self.export.tensors),
+            "tensors_touched": len(self.touched) if self.export is None else len(self.export.tensors),
+            "size_bytes": self.size_bytes,
+            "peak_bytes": self.peak_bytes,
+            "copied_files": list(self.copied_files),
+            "notes": list(self.notes),
+        }
+
+
+def plan(
+    recipe: Recipe,
+    inputs: Mapping[Ref, Input],
+    *,
+    as_kind: str | None = None,
+    dtype: str | None = None,
+    memory_bytes: int,
+) -> Plan:
+    """The plan of a recipe. Reads configurations, headers, and the indices of sparse patches.
+
+    as_kind: a patch kind to make instead of a model; None and "model" make one. dtype: of the result's floating-point
+    tensors, "bfloat16" or "BF16"; None keeps each tensor's. memory_bytes: what the largest step may take.
+    Raises UnknownName, UnknownMethod, InvalidParameter, BaseMismatch, UnknownSite, ShapeMismatch, InvalidPatch,
+    NotFoldable, NotRepresentable, RecipeTooLarge, PlanTooLarge.
+    """
+    as_kind = None if as_kind == MODEL else as_kind
+    references = known(recipe, inputs)
+    base_ref = base_of(recipe, inputs)
+    base = Checkpoint.open(inputs[base_ref].folder, inputs[base_ref].path, name=inputs[base_ref].name)
+    read = {ref: _read(inputs[ref], base) for ref in references}
+    digests = {ref: patch.digest for ref, patch in read.items()}
+    normal = normalise(recipe, inputs, digests)
+    dtype = None if dtype is None else _float_name(dtype)
+    sums = _Sums(base, read, inputs, normal)
+    outputs = () if as_kind is not None else tuple(sums.outputs(dtype))
+    export = None if as_kind is None else _export(as_kind, normal, read, inputs)
+    return Plan(
+        recipe=recipe,
+        canonical=canonical(recipe, inputs, digests=digests, dtype=dtype, as_kind=as_kind),
+        inputs=tuple((ref, inputs[ref]) for ref in references),
+        base=base,
+        outputs=outputs,
+        export=export,
+        config=_config(base, sums.is_untied, dtype),
+        metadata={"format": "pt"},
+        copied_files=_copied_files(base) if as_kind is None else (),
+        peak_bytes=_peak_bytes(outputs, export, memory_bytes),
+        notes=tuple(_notes(read, inputs, base_ref)),
+    )
+
+
+def _read(one: Input, base: Checkpoint) -> Patch:
+    patch = kind_of(one).read(one.folder, one.path, base)
+    missing = base.tensors.keys() - {term.site for term in patch.terms} if one.kind == MODEL else set()
+    if missing:
+        raise BaseMismatch(f"{one.name}: has no parameter {min(missing)}, which the base {base.name!r} has")
+    return patch
+
+
+def _float_name(dtype: str) -> str:
+    for name, torch_name in FLOATS.items():
+        if dtype in (name, torch_name):
+            return name
+    raise InvalidParameter(f"dtype is {dtype!r}; it must be one of {', '.join(FLOATS.values())}")
+
+
+# ---- tensors ---------------------------------------------------------------------------------------------------------
+
+
+class _Sums:
+    """What is added to each site: the recipe's flat sum, taken apart by site."""
+
+    def __init__(
+        self, base: Checkpoint, read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input], normal: Normal
+    ) -> None:
+        self._base = base
+        self._normal = normal
+        self._inputs = inputs
+        self._digests = {ref: patch.digest for ref, patch in read.items()}
+        self._terms = {ref: _by_site(patch.terms) for ref, patch in read.items()}
+        used = [term for ref in _refs(normal.parts) for terms in self._terms[ref].values() for term in terms]
+        self._created = _created(used, self._terms, _refs(normal.parts), inputs)
+        self._untied = {
+            term.options.get("tied_output", term.site): term.options.get("tied_source", term.site)
+            for term in used
+            if "tied_output" in term.options or "tied_source" in term.options
+        }
+
+    @property
+    def is_untied(self) -> bool:
+        """Whether input and output embedding, one tensor in the base, are two in the result."""
+        return bool(self._untied)
+
+    def outputs(self, dtype: str | None) -> Iterator[OutputTensor]:
+        """Every tensor of the result, sorted by name."""
+        stored = dict(self._base.tensors)
+        stored |= {output: stored[source] for output, source in self._untied.items()}
+        for name in sorted(stored.keys() | self._created.keys()):
+            handle = self._created[name] if name in self._created else stored[name]
+            addends = () if name in self._created else tuple(self._addends(name, self._normal.parts))
+            _check_rank(name, addends)
+            is_cast = dtype is not None and handle.dtype in FLOATS
+            yield OutputTensor(name, dtype if is_cast and dtype else handle.dtype, handle.shape, handle, addends)
+
+    def _addends(self, site: str, parts: Iterable[Part]) -> Iterator[Addend]:
+        for part in parts:
+            match part.leaf:
+                case Patched(ref=ref) if self._inputs[ref].kind == MODEL:
+                    yield from self._difference(site, part.weight, ref, None)
+                case Patched(ref=ref):
+                    for term in self._terms[ref].get(site, ()):
+                        yield Addend(part.weight, TermDelta(term, self._digests[ref]))
+                case Delta(model=model, base=base):
+                    yield from self._difference(site, part.weight, model, base)
+                case Merged():
+                    merged = self._merged(site, part.leaf)
+                    if merged is not None:
+                        yield Addend(part.weight, merged)
+
+    def _difference(self, site: str, weight: float, model: Ref, base: Ref | None) -> Iterator[Addend]:
+        """What one full model has more than another, or than the base; nothing for a parameter only the result has."""
+        if site not in self._terms[model]:
+            return
+        tuned = self._terms[model][site][0].fields["value"]
+        here = self._base.tensors[site] if base is None else self._terms[base][site][0].fields["value"]
+        is_number = tuned.dtype in FLOATS and here.dtype in FLOATS
+        # Counters and index buffers are no weights: they need no arithmetic as long as they agree.
+        if is_number or tuned.read() != here.read():
+            yield Addend(weight, ModelDelta(tuned, here))
+
+    def _merged(self, site: str, leaf: Merged) -> MethodDelta | None:
+        inputs = tuple(tuple(self._addends(site, parts)) for parts in leaf.inputs)
+        return MethodDelta(leaf.method, leaf.parameters, leaf.weights, inputs) if any(inputs) else None
+
+
+def _by_site(terms: Iterable[SiteTerm]) -> Mapping[str, tuple[SiteTerm, ...]]:
+    found: dict[str, tuple[SiteTerm, ...]] = {}
+    for term in terms:
+        found[term.site] = (*found.get(term.site, ()), term)
+    return found
+
+
+def _refs(parts: Iterable[Part]) -> list[Ref]:
+    """Every patch or model of the sum but the base, nested ones too."""
+    found: dict[Ref, None] = {}
+    for part in parts:
+        match part.leaf:
+            case Patched(ref=ref):
+                found[ref] = None
+            case Delta(model=model, base=base):
+                found |= {model: None, base: None}
+            case Merged(inputs=inputs):
+                found |= dict.fromkeys(ref for one in inputs for ref in _refs(one))
+    return list(found)
+
+
+def _created(
+    used: Iterable[SiteTerm],
+    terms: Mapping[Ref, Mapping[str, tuple[SiteTerm, ...]]],
+    refs: Iterable[Ref],
+    inputs: Mapping[Ref, Input],
+) -> Mapping[str, TensorHandle]:
+    """Parameters that the base lacks and one patch brings, such as a new head."""
+    refs = list(refs)
+    found: dict[str, TensorHandle] = {}
+    for term in used:
+        if not term.options.get("create"):
+            continue
+        if term.site in found:
+            owners = " and ".join(inputs[ref].name for ref in refs if term.site in terms[ref])
+            raise BaseMismatch(f"{term.site}: {owners} each bring their own, and the base has none to merge them on")
+        found[term.site] = term.fields["value"]
+    return found
+
+
+def _check_rank(name: str, addends: Iterable[Addend]) -> None:
+    deltas = [addend.delta for addend in addends]
+    terms = [delta.term for delta in deltas if isinstance(delta, TermDelta) and delta.term.term == "lowrank"]
+    rank = sum(term.fields["A"].shape[0] for term in terms)
+    if rank > MAX_TOTAL_RANK:
+        raise RecipeTooLarge(f"{name}: the ranks add up to {rank}; at most {MAX_TOTAL_RANK} are folded at once")
+
+
+# ---- patches ---------------------------------------------------------------------------------------------------------
+
+
+def _export(kind: str, normal: Normal, read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input]) -> Export:
+    spec = patches.kinds().get(kind)
+    if spec is None or spec.export is None:
+        able = ", ".join(name for name, one in patches.kinds().items() if one.export)
+        raise NotRepresentable(f"--as {kind}: a sum of patches can be written as {able}")
+    addends = []
+    for part in normal.parts:
+        if not isinstance(part.leaf, Patched):
+            what = part.leaf.method if isinstance(part.leaf, Merged) else str(part.leaf)
+            raise NotRepresentable(f"--as {kind}: {what} is no weighted sum of patches; leave out --as to get a model")
+        addends.append((part.weight, read[part.leaf.ref]))
+    if not addends:
+        raise NotRepresentable(f"--as {kind}: the recipe adds nothing to its base")
+    return spec.export(addends, inputs[normal.base].name.partition("@")[0])
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def _config(base: Checkpoint, is_untied: bool, dtype: str | None) -> Mapping[str, Any]:
+    config = dict(base.config)
+    if is_untied:
+        config["tie_word_embeddings"] = False
+    if dtype is not None:
+        config.pop("torch_dtype", None)
+        config["dtype"] = FLOATS[dtype]
+    return config
+
+
+def _copied_files(base: Checkpoint) -> tuple[str, ...]:
+    if base.folder is None:
+        return ()
+    start = join(base.prefix, "")
+    names = (name.removeprefix(start) for name in base.folder.names() if name.startswith(start))
+    return tuple(start + name for name in names if "/" not in name and _is_copied(name))
+
+
+def _is_copied(name: str) -> bool:
+    is_wanted = any(fnmatchcase(name, pattern) for pattern in _COPIED)
+    return is_wanted and not any(fnmatchcase(name, pattern) for pattern in _NEVER_COPIED)
+
+
+def _notes(read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input], base: Ref) -> Iterator[str]:
+    """Sentences on patches that say they were trained on another base, or on a quantised one."""
+    base_name = inputs[base].name.partition("@")[0]
+    for ref, patch in read.items():
+        trained_on = patch.facts.base
+        if trained_on.name is not None and trained_on.name != base_name:
+            yield f"{ref} says it was trained on {trained_on.name}, not on {base_name}; port it if they differ"
+        if trained_on.quantisation not in ("none", "unknown"):
+            yield f"{ref} was trained on a base quantised as {trained_on.quantisation}"
+
+
+# ---- size ------------------------------------------------------------------------------------------------------------
+
+
+def _peak_bytes(outputs: Iterable[OutputTensor], export: Export | None, memory_bytes: int) -> int:
+    """Memory of the largest step. Raises PlanTooLarge, which names its tensor."""
+    steps = {one.name: _step_bytes(one) for one in outputs if not one.is_copy}
+    if export is not None:
+        steps = {one.name: 2 * _bytes(one.dtype, one.shape) for one in export.tensors}
+    largest = max(steps, key=lambda name: steps[name], default=None)
+    if largest is None:
+        return 0
+    if steps[largest] > memory_bytes:
+        raise PlanTooLarge(f"{largest}: needs {steps[largest]} bytes of memory, {memory_bytes} are allowed")
+    return steps[largest]
+
+
+def _step_bytes(output: OutputTensor) -> int:
+    """Memory to compute one tensor: the result, the tensors of its terms, and for methods whole deltas in float32."""
+    return 2 * _bytes(output.dtype, output.shape) + sum(
+        _addend_bytes(addend, prod(output.shape)) for addend in output.addends
+    )
+
+
+def _addend_bytes(addend: Addend, numel: int) -> int:
+    match addend.delta:
+        case TermDelta(term=term):
+            # Factors and values are widened to float32, positions to int64, beside what is stored.
+            return sum(handle.nbytes + 8 * handle.numel for handle in term.fields.values())
+        case MethodDelta(inputs=inputs):
+            inner = sum(_addend_bytes(one, numel) for parts in inputs for one in parts)
+            return inner + 4 * numel * (len(inputs) + 3)
+        case ModelDelta():
+            return 0
+
+
+def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return prod(shape) * DTYPE_BITS[dtype] // 8

@@ -1,0 +1,180 @@
+"""Expressions: text like "demo/base + 0.7*demo/code" read into a recipe. `expression.lark` is the grammar."""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from lark import Lark, Token, Transformer, UnexpectedInput, UnexpectedToken
+
+from adapterhub.merging.errors import ExpressionError, RecipeTooLarge
+from adapterhub.merging.recipes.nodes import (
+    Call,
+    Delta,
+    Node,
+    Recipe,
+    Ref,
+    Weighted,
+    children,
+    total,
+    unquoted,
+    weighted,
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much text is read. characters of the whole; depth of brackets; terms: names and calls together."""
+
+    characters: int = 20_000
+    depth: int = 64
+    terms: int = 512
+
+
+DEFAULT_LIMITS = Limits()
+
+_WORDS = {
+    "NAME": "a name",
+    "QUOTED": "a name",
+    "NUMBER": "a number",
+    "SIGN": "' + ' or ' - '",
+    "STAR": "'*'",
+    "LPAR": "'('",
+    "RPAR": "')'",
+    "COMMA": "','",
+    "COLON": "':'",
+    "SEMICOLON": "';'",
+    "EQUAL": "'='",
+    "$END": "the end",
+}
+"""Terminals of the grammar in the words of messages."""
+
+
+def parse(text: str, *, limits: Limits = DEFAULT_LIMITS) -> Recipe:
+    """The recipe that an expression means. Names are not looked up.
+
+    Raises ExpressionError, which says where and what was expected, and RecipeTooLarge past the limits.
+    """
+    if len(text) > limits.characters:
+        raise RecipeTooLarge(f"the expression has {len(text)} characters; at most {limits.characters} are read")
+    _check_depth(text, limits)
+    try:
+        root: Node = _grammar().parse(text)  # type: ignore[assignment]  # the embedded builder gives nodes, no tree
+    except UnexpectedInput as error:
+        raise _explained(text, error) from error
+    except _Problem as error:
+        raise ExpressionError(text, error.position, error.sentence) from error
+    count = sum(1 for _ in _leaves(root))
+    if count > limits.terms:
+        raise RecipeTooLarge(f"the expression has {count} terms; at most {limits.terms} are computed")
+    return Recipe(root, text)
+
+
+def _check_depth(text: str, limits: Limits) -> None:
+    depth = 0
+    for character in re.sub(r'"(\\.|[^"\\])*"', "", text):
+        depth += (character == "(") - (character == ")")
+        if depth > limits.depth:
+            raise RecipeTooLarge(f"brackets are nested deeper than {limits.depth}")
+
+
+def _leaves(node: Node) -> Iterable[Node]:
+    if isinstance(node, Ref | Call):
+        yield node
+    for child in children(node):
+        yield from _leaves(child)
+
+
+@cache
+def _grammar() -> Lark:
+    text = resources.files(__package__).joinpath("expression.lark").read_text(encoding="utf-8")
+    return Lark(text, parser="lalr", maybe_placeholders=True, transformer=_Builder())
+
+
+class _Problem(Exception):
+    """What is wrong with a part of the text that the grammar allows, and where."""
+
+    def __init__(self, token: Token, sentence: str) -> None:
+        super().__init__(sentence)
+        self.position = token.start_pos or 0
+        self.sentence = sentence
+
+
+class _Builder(Transformer[Token, Node]):
+    """Makes nodes while the parser runs, so depth costs no stack. Its methods are named as the grammar's rules."""
+
+    def sum(self, found: list[Any]) -> Node:
+        signed = zip(found[1::2], found[2::2], strict=True)
+        return total([found[0], *(weighted(-1.0, node) if sign == "-" else node for sign, node in signed)])
+
+    def weighted(self, found: list[Any]) -> Node:
+        *tokens, node = found
+        for token in reversed(tokens):
+            node = weighted(_number(token), node)
+            if isinstance(node, Weighted) and not math.isfinite(node.weight):
+                raise _Problem(token, "the factors multiply to more than a number holds")
+        result: Node = node
+        return result
+
+    def chain(self, found: list[Any]) -> Node:
+        return total(found)
+
+    def reference(self, found: list[Any]) -> Node:
+        (token,) = found
+        name = unquoted(token) if token.type == "QUOTED" else str(token)
+        try:
+            return Ref.of(name)
+        except ExpressionError as error:
+            raise _Problem(token, error.problem) from error
+
+    def parameter(self, found: list[Any]) -> tuple[Token, Any]:
+        name, value = found
+        if value.type == "NUMBER":
+            return name, _number(value)
+        if value.type == "QUOTED":
+            return name, unquoted(value)
+        return name, {"true": True, "false": False}.get(value, str(value))
+
+    def call(self, found: list[Any]) -> Node:
+        method, base, *arguments = found
+        if "/" in method or "@" in method:
+            raise _Problem(method, f"{method} is no merge method; a plain name is expected")
+        inputs = tuple(one for one in arguments if not isinstance(one, tuple))
+        parameters: dict[str, Any] = {}
+        for name, value in (one for one in arguments if isinstance(one, tuple)):
+            if name in parameters:
+                raise _Problem(name, f"{name} is given twice")
+            parameters[str(name)] = value
+        if not inputs:
+            raise _Problem(method, f"{method} needs at least one input")
+        if method == "delta":
+            return self._delta(method, base, inputs, parameters)
+        return Call(str(method), base, inputs, tuple(sorted(parameters.items())))
+
+    def _delta(self, method: Token, base: Node | None, inputs: tuple[Node, ...], parameters: dict[str, Any]) -> Node:
+        names = [one for one in inputs if isinstance(one, Ref)]
+        if base is not None or parameters or len(inputs) != 2 or len(names) != 2:
+            raise _Problem(method, "delta takes the names of two models: delta(M, B)")
+        return Delta(*names)
+
+
+def _number(token: Token) -> float:
+    value = float(token)
+    if not math.isfinite(value):
+        raise _Problem(token, f"{token} is too large for a number")
+    return value
+
+
+def _explained(text: str, error: UnexpectedInput) -> ExpressionError:
+    """The parser's error in words: what was found, and what could have stood there."""
+    is_at_end = isinstance(error, UnexpectedToken) and error.token.type == "$END"
+    position = len(text) if is_at_end else error.pos_in_stream or 0
+    found = "the end" if is_at_end else repr(text[position : position + 1])
+    if found in ("'+'", "'-'"):
+        return ExpressionError(text, position, f"{found} needs a space on both sides")
+    expected = error.expected if isinstance(error, UnexpectedToken) else getattr(error, "allowed", None)
+    words = sorted({_WORDS.get(name, name) for name in expected or ()})
+    return ExpressionError(text, position, f"found {found}, expected {' or '.join(words)}")

@@ -1,0 +1,189 @@
+"""The parts of a recipe: frozen values that print as the expression they were read from.
+
+`weighted` and `total` build them in the one form that text also gives: sums are flat, factors are multiplied out, a
+factor of 1 is no factor.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from adapterhub.merging.errors import ExpressionError
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)*(@[A-Za-z0-9._/-]+)?")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+@dataclass(frozen=True, order=True)
+class Ref:
+    """An input by name. name: "ns/name"; revision: branch, tag or commit; path: sub-folder of the repository."""
+
+    name: str
+    revision: str | None = None
+    path: str = ""
+
+    @classmethod
+    def of(cls, text: str) -> "Ref":
+        """The reference that "ns/name", "ns/name@revision" or "ns/name/sub/folder@revision" means.
+
+        A name without "/" stands for itself. Raises ExpressionError where a part is empty or leaves the repository.
+        """
+        address, at, revision = text.partition("@")
+        parts = address.split("/")
+        if at and not revision:
+            raise ExpressionError(text, len(text), "a revision is expected after '@'")
+        if any(part in ("", ".", "..") for part in parts) or not text.isprintable():
+            raise ExpressionError(text, 0, f"{text!r} is no name; expected namespace/name")
+        return cls("/".join(parts[:2]), revision or None, "/".join(parts[2:]))
+
+    def __str__(self) -> str:
+        text = self.address
+        is_bare = NAME.fullmatch(text) and not NUMBER.fullmatch(text)
+        return text if is_bare else quoted(text)
+
+    @property
+    def address(self) -> str:
+        """Name, sub-folder and revision as one text, without quotes."""
+        text = f"{self.name}/{self.path}" if self.path else self.name
+        return text if self.revision is None else f"{text}@{self.revision}"
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """weight times a part. Built by `weighted`."""
+
+    weight: float
+    node: "Node"
+
+    def __str__(self) -> str:
+        inner = f"({self.node})" if isinstance(self.node, Sum) else str(self.node)
+        return f"{number_text(self.weight)}*{inner}"
+
+
+@dataclass(frozen=True)
+class Sum:
+    """The sum of two parts or more. Built by `total`."""
+
+    terms: tuple["Node", ...]
+
+    def __str__(self) -> str:
+        text = str(self.terms[0])
+        for term in self.terms[1:]:
+            if isinstance(term, Weighted) and term.weight < 0:
+                positive = weighted(-term.weight, term.node)
+                text += f" - ({positive})" if isinstance(positive, Sum) else f" - {positive}"
+            else:
+                text += f" + {term}"
+        return text
+
+
+@dataclass(frozen=True)
+class Call:
+    """A merge method on inputs. base: the model it starts from, None for the base of the whole recipe.
+
+    parameters: (name, value) sorted by name; values are float, bool or str.
+    """
+
+    method: str
+    base: "Node | None"
+    inputs: tuple["Node", ...]
+    parameters: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        arguments = [str(one) for one in self.inputs]
+        arguments += [f"{name}={value_text(value)}" for name, value in self.parameters]
+        start = f"{self.base}; " if self.base is not None else ""
+        return f"{self.method}({start}{', '.join(arguments)})"
+
+
+@dataclass(frozen=True)
+class Delta:
+    """model - base: what one full model has more than another."""
+
+    model: Ref
+    base: Ref
+
+    def __str__(self) -> str:
+        return f"delta({self.model}, {self.base})"
+
+
+Node: TypeAlias = Ref | Weighted | Sum | Call | Delta
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole expression. `str` gives text that parses to an equal recipe. text: as it was written, not compared."""
+
+    root: Node
+    text: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def references(self) -> tuple[Ref, ...]:
+        """Every input named, each once, in the order of the text."""
+        return tuple(dict.fromkeys(_references(self.root)))
+
+
+def weighted(weight: float, node: Node) -> Node:
+    """weight times node; no factor where it is 1, one factor where the node has one already."""
+    if isinstance(node, Weighted):
+        return weighted(weight * node.weight, node.node)
+    return node if weight == 1.0 else Weighted(weight, node)
+
+
+def total(terms: Iterable[Node]) -> Node:
+    """The sum of one node or more; sums among them are taken apart."""
+    flat: list[Node] = []
+    for term in terms:
+        flat += term.terms if isinstance(term, Sum) else (term,)
+    return flat[0] if len(flat) == 1 else Sum(tuple(flat))
+
+
+def children(node: Node) -> Sequence[Node]:
+    """The nodes right below one."""
+    match node:
+        case Weighted(node=inner):
+            return (inner,)
+        case Sum(terms=terms):
+            return terms
+        case Call(base=base, inputs=inputs):
+            return inputs if base is None else (base, *inputs)
+        case Delta(model=model, base=base_ref):
+            return (model, base_ref)
+        case Ref():
+            return ()
+
+
+def _references(node: Node) -> Iterator[Ref]:
+    if isinstance(node, Ref):
+        yield node
+    for child in children(node):
+        yield from _references(child)
+
+
+def number_text(value: float) -> str:
+    """The shortest text that reads back as the same number: "2", "0.1", "1e-05"."""
+    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
+
+
+def value_text(value: Any) -> str:
+    """A parameter's value as it is written: true, 0.2, count, "two words"."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        is_bare = NAME.fullmatch(value) and not NUMBER.fullmatch(value) and value not in ("true", "false")
+        return value if is_bare else quoted(value)
+    return number_text(value)
+
+
+def quoted(text: str) -> str:
+    """`text` in double quotes, quotes and backslashes in it escaped."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def unquoted(token: str) -> str:
+    """What stands between the quotes of a token."""
+    return re.sub(r"\\(.)", r"\1", token[1:-1], flags=re.DOTALL)

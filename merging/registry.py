@@ -1,0 +1,259 @@
+"""Registries of variants: what a merge method, term, strategy or analysis says of itself, and the scan that finds them.
+
+A variant is one file of its package, which holds its spec as a module-level value. The package's own `__init__` calls
+`scan`, lazily, so nothing is imported before somebody asks; other people's packages join through entry points.
+Nothing here imports a variant, nor torch: specs are listed without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+from adapterhub.merging.errors import InvalidParameter, UnknownMethod
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Named(Protocol):
+    """What every spec has: the key of its registry, as written in expressions, on the command line and in files."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Spec = TypeVar("Spec", bound=Named)
+
+
+def scan(package: str, spec_type: type[Spec]) -> Mapping[str, Spec]:
+    """All specs of one type in the modules of `package` and in other people's, sorted by name.
+
+    Others name their modules by entry points of the group "adapterhub.<last part of package>".
+    """
+    names = [one.name for one in pkgutil.iter_modules(importlib.import_module(package).__path__, package + ".")]
+    modules = [importlib.import_module(name) for name in sorted(names)]
+    modules += [one.load() for one in entry_points(group="adapterhub." + package.rpartition(".")[2])]
+    found: dict[str, Spec] = {}
+    for module in modules:
+        for spec in vars(module).values():
+            if isinstance(spec, spec_type):
+                assert found.setdefault(spec.name, spec) is spec, f"{spec.name} is registered twice"
+    return MappingProxyType(dict(sorted(found.items())))
+
+
+# ---- parameters ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter as forms, help texts and schemas show it. low, high: the range; choices: instead of a range."""
+
+    name: str
+    type: Literal["float", "int", "bool", "str"]
+    default: float | bool | str
+    help: str
+    low: float | None = None
+    high: float | None = None
+    is_low_open: bool = False
+    is_high_open: bool = False
+    choices: tuple[str, ...] = ()
+
+    @property
+    def range(self) -> str:
+        """The allowed values in words: "(0, 1]", "weights or count", "any number"."""
+        if self.choices:
+            return " or ".join(self.choices)
+        if self.type == "bool":
+            return "true or false"
+        left = "(" if self.is_low_open or self.low is None else "["
+        right = ")" if self.is_high_open or self.high is None else "]"
+        low, high = ("-∞" if self.low is None else f"{self.low:g}"), ("∞" if self.high is None else f"{self.high:g}")
+        return f"{left}{low}, {high}{right}"
+
+    def check(self, value: Any, owner: str) -> float | bool | str:
+        """`value` in the parameter's type. Raises InvalidParameter when it is of another type or outside the range."""
+        converted = self._convert(value)
+        if converted is None or (self.choices and converted not in self.choices) or not self._is_in_range(converted):
+            raise InvalidParameter(f"{owner}: {self.name} is {value!r}; expected {self.type} in {self.range}")
+        return converted
+
+    def _convert(self, value: Any) -> float | bool | str | None:
+        if self.type == "bool" or isinstance(value, bool):
+            return value if self.type == "bool" and isinstance(value, bool) else None
+        if self.type == "str":
+            return value if isinstance(value, str) else None
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return None
+        if self.type == "int":
+            return int(value) if value == int(value) else None
+        return float(value)
+
+    def _is_in_range(self, value: float | bool | str) -> bool:
+        if isinstance(value, str | bool):
+            return True
+        is_above = self.low is None or value > self.low or (value == self.low and not self.is_low_open)
+        return is_above and (self.high is None or value < self.high or (value == self.high and not self.is_high_open))
+
+
+def parameter(
+    default: float | bool | str,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    is_low_open: bool = False,
+    is_high_open: bool = False,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A field of a parameters dataclass that carries its default, range and help.
+
+    The field's annotation must be float, int, bool or str, as a plain name. Example:
+    `density: float = parameter(1.0, "fraction of entries kept", low=0, high=1, is_low_open=True)`.
+    """
+    return field(
+        default=default,
+        metadata={
+            "help": help,
+            "low": low,
+            "high": high,
+            "is_low_open": is_low_open,
+            "is_high_open": is_high_open,
+            "choices": choices,
+        },
+    )
+
+
+def parameters_of(owner: type) -> tuple[Parameter, ...]:
+    """The parameters of a dataclass whose fields were made by `parameter`, in order."""
+    found = []
+    for one in fields(owner):
+        type_name = one.type if isinstance(one.type, str) else getattr(one.type, "__name__", "")
+        assert type_name in ("float", "int", "bool", "str"), f"{owner.__name__}.{one.name} is a {type_name}"
+        assert one.default is not MISSING, f"{owner.__name__}.{one.name} has no default"
+        found.append(Parameter(one.name, type_name, one.default, **one.metadata))  # type: ignore[arg-type]
+    return tuple(found)
+
+
+def make_parameters(owner: type, values: Mapping[str, Any], called: str) -> Any:
+    """An instance of the dataclass `owner` from values by name, each checked; what is not given has its default.
+
+    called: what messages call it, such as the method's name. Raises InvalidParameter, naming a near parameter.
+    """
+    known = {one.name: one for one in parameters_of(owner)}
+    for name in values:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known) or 'none'}"
+            raise InvalidParameter(f"{called} has no parameter {name!r}; {hint}")
+    return owner(**{name: known[name].check(value, called) for name, value in values.items()})
+
+
+# ---- specs -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NoParameters:
+    """The parameters of what has none."""
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """One merge method.
+
+    function: `(deltas, weights, parameters) -> delta`: deltas and result float32 (float64 for float64 bases) of one
+    shape, the base not included; weights one number a delta. parameters: a frozen dataclass whose fields `parameter`
+    made. coefficients: `(weights, parameters)` of a method whose result is a weighted sum of the deltas whatever they
+    are: that sum's factors, so it can stay in patch space. Raises InvalidParameter where the two do not go together.
+    laws: names of the laws it obeys besides those of all methods.
+    """
+
+    name: str
+    title: str
+    summary: str
+    source: str
+    function: Callable[[Sequence[torch.Tensor], Sequence[float], Any], torch.Tensor]
+    parameters: type = NoParameters
+    laws: frozenset[str] = frozenset()
+    coefficients: Callable[[Sequence[float], Any], list[float]] | None = None
+
+    @property
+    def is_linear(self) -> bool:
+        return self.coefficients is not None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One term of one site with its tensors read: what a term's file computes with.
+
+    weight: its factor in the whole recipe times the term's own scale.
+    """
+
+    fields: Mapping[str, torch.Tensor]
+    weight: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Apply(Protocol):
+    """Adds (or puts) the prepared terms to rows [start, stop) of a site seen as a matrix; changes `tile` in place."""
+
+    def __call__(self, tile: torch.Tensor, start: int, stop: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class TermSpec:
+    """One term: what a patch may do to one site.
+
+    fields: names of its tensors, the optional ones among them; the file's docstring has shapes and options.
+    is_additive: it adds a delta that does not depend on W. order: terms of a smaller order act first on a site.
+    prepare: `(parts, shape of W)` gives the function that folds all terms of this kind on one site at once.
+    norm: `(part, shape of W)` gives the Frobenius norm of the delta; None where it depends on W.
+    """
+
+    name: str
+    summary: str
+    fields: tuple[str, ...]
+    is_additive: bool
+    order: int
+    prepare: Callable[[Sequence[Part], Sequence[int]], Apply]
+    norm: Callable[[Part, Sequence[int]], float | None]
+
+
+@dataclass(frozen=True)
+class StrategySpec:
+    """One way to carry a patch to another base. function: as the transfer package documents it."""
+
+    name: str
+    title: str
+    summary: str
+    source: str
+    function: Callable[..., Any]
+    parameters: type = NoParameters
+    laws: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class AnalysisSpec:
+    """One analysis of tensors. function: as the analysis package documents it."""
+
+    name: str
+    title: str
+    summary: str
+    source: str
+    function: Callable[..., Any]
+    parameters: type = NoParameters
+
+
+def find_method(name: str, known: Mapping[str, MethodSpec]) -> MethodSpec:
+    """The method `name` of `known`. Raises UnknownMethod, which names a near one."""
+    if name not in known:
+        near = get_close_matches(name, known, 1)
+        raise UnknownMethod(name, sorted(known), near[0] if near else None)
+    return known[name]

@@ -1,0 +1,69 @@
+"""What is to be computed for each tensor of a result: frozen values over lazy handles. Never imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from adapterhub.merging.checkpoint import TensorHandle
+from adapterhub.merging.patch import SiteTerm
+
+
+@dataclass(frozen=True)
+class TermDelta:
+    """What one term of a patch does to its site. digest: the patch's, which orders sums and keys random numbers."""
+
+    term: SiteTerm
+    digest: str
+
+
+@dataclass(frozen=True)
+class ModelDelta:
+    """The difference of two models at one tensor: tuned - base. Both handles have the output's shape."""
+
+    tuned: TensorHandle
+    base: TensorHandle
+
+
+@dataclass(frozen=True)
+class MethodDelta:
+    """The delta that a merge method makes of others.
+
+    inputs: for each input the addends whose sum is its delta at this tensor, () for none: a zero delta. weights: one an
+    input. parameters: an instance of the method's dataclass.
+    """
+
+    method: str
+    parameters: Any
+    weights: tuple[float, ...]
+    inputs: tuple[tuple[Addend, ...], ...]
+
+
+Delta: TypeAlias = TermDelta | ModelDelta | MethodDelta
+
+
+@dataclass(frozen=True)
+class Addend:
+    """weight times a delta; the term's own scale comes on top."""
+
+    weight: float
+    delta: Delta
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """One tensor of the result: the base's values plus the addends, in the given order, rounded once to dtype.
+
+    base: the tensor to start from, under whatever name it is stored. Without addends and in the base's dtype its bytes
+    are copied.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    base: TensorHandle
+    addends: tuple[Addend, ...] = ()
+
+    @property
+    def is_copy(self) -> bool:
+        return not self.addends and self.dtype == self.base.dtype

@@ -1,0 +1,49 @@
+"""sparse: W with weight · val added at some entries.
+
+Fields: val (nnz,) in any float dtype, and where they go, counted row-major over W as stored, ascending and unique.
+Options: index, "flat" (field idx), "csr16" (crow, col) or "bitmap" (bits, LSB first).
+Source: PEFT's SHiRA (arXiv:2406.13175) and Supertuning store the same numbers; the encodings are the native format's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adapterhub.merging.ops.indices import flat_indices
+from adapterhub.merging.registry import Apply, Part, TermSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+
+def _prepare(parts: Sequence[Part], shape: Sequence[int]) -> Apply:
+    """The effect of adding weight · val at the indexed entries."""
+    entries = [(flat_indices(part.fields, part.options["index"], shape), part) for part in parts]
+
+    def apply(tile: torch.Tensor, start: int, stop: int) -> None:
+        import torch
+
+        first, last = start * tile.shape[1], stop * tile.shape[1]
+        for idx, part in entries:
+            a, b = torch.searchsorted(idx, torch.tensor([first, last], device=idx.device)).tolist()
+            values = part.fields["val"][a:b].to(tile.dtype) * part.weight
+            tile.view(-1).index_add_(0, idx[a:b] - first, values)  # unique indices: no order to depend on
+
+    return apply
+
+
+def _norm(part: Part, shape: Sequence[int]) -> float:
+    return float(part.fields["val"].double().norm()) * abs(part.weight)
+
+
+SPEC = TermSpec(
+    name="sparse",
+    summary="Values added at some entries of W",
+    fields=("val", "idx", "crow", "col", "bits"),
+    is_additive=True,
+    order=20,
+    prepare=_prepare,
+    norm=_norm,
+)
