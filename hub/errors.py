@@ -1,0 +1,217 @@
+"""Errors of the service; `api/errors.py` says what each becomes on the wire.
+
+HubError
+├── Refused               the caller may not do that
+│   ├── NotAuthenticated  no token, and one is needed
+│   ├── InvalidToken      a token that is unknown, expired or revoked
+│   ├── Forbidden         a known caller without the right
+│   └── GatedRepo         a repository whose owner wants to be asked first
+├── NotFound              the thing does not exist, or not for this caller
+│   ├── RepoNotFound  RevisionNotFound  EntryNotFound  AccountNotFound
+│   └── JobNotFound   RecipeNotFound    AliasNotFound  ModelNotFound   UploadNotFound
+├── Conflict              the thing exists already or moved meanwhile
+│   ├── RepoExists  RefExists  AccountExists  NameReserved
+│   ├── HeadMoved         the branch is no longer where the caller thinks
+│   ├── LeaseLost         a worker whose job was given to another
+│   └── OffsetMismatch    a resumed upload that does not start where the last one ended
+├── Invalid               the request does not hold together
+│   ├── InvalidName  InvalidPath  InvalidCommit  InvalidRange  InvalidCard  InvalidRequest
+│   ├── UnsupportedRepoType
+│   └── UnfitPatch        the patch does not fit the base, or contradicts itself
+├── TooLarge              more bytes, files or characters than the limit
+└── Unavailable           trying again later may help
+    ├── EngineUnavailable the engine process is down or restarting
+    ├── Overloaded        queues are full
+    └── DatabaseBusy      the database stayed locked
+"""
+
+import re
+
+from adapterhub.errors import AdapterHubError
+
+
+def code_of(error: AdapterHubError) -> str:
+    """The error's name in snake_case, as problem+json and jobs show it: RepoNotFound is "repo_not_found"."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(error).__name__).lower()
+
+
+class HubError(AdapterHubError):
+    """Anything the service refuses or cannot do."""
+
+
+class Refused(HubError):
+    """The caller may not do that."""
+
+
+class NotAuthenticated(Refused):
+    """No token was sent, and one is needed."""
+
+
+class InvalidToken(Refused):
+    """The token is unknown, expired or revoked."""
+
+
+class Forbidden(Refused):
+    """The caller is known and lacks the right."""
+
+
+class GatedRepo(Refused):
+    """The owner of the repository wants to be asked first."""
+
+
+class NotFound(HubError):
+    """The thing does not exist, or not for this caller: the two look the same."""
+
+
+class RepoNotFound(NotFound):
+    def __init__(self, repo_id: str) -> None:
+        super().__init__(f"{repo_id}: no such repository, or it is private and your token may not see it")
+        self.repo_id = repo_id
+
+
+class RevisionNotFound(NotFound):
+    def __init__(self, repo_id: str, revision: str) -> None:
+        super().__init__(f"{repo_id}: no branch, tag or commit {revision!r}")
+        self.repo_id = repo_id
+        self.revision = revision
+
+
+class EntryNotFound(NotFound):
+    """commit: the 40-hex commit that was looked into; clients remember the absence under it."""
+
+    def __init__(self, repo_id: str, path: str, commit: str) -> None:
+        super().__init__(f"{repo_id}: no file {path!r} at commit {commit[:12]}")
+        self.repo_id = repo_id
+        self.path = path
+        self.commit = commit
+
+
+class AccountNotFound(NotFound):
+    """No user or organisation of that name."""
+
+
+class JobNotFound(NotFound):
+    """No job of that id, or it is somebody else's."""
+
+
+class RecipeNotFound(NotFound):
+    """No recipe of that digest."""
+
+
+class AliasNotFound(NotFound):
+    """No alias of that name."""
+
+
+class ModelNotFound(NotFound):
+    """`model` names nothing that can be served; the text names near ones."""
+
+
+class UploadNotFound(NotFound):
+    """No unfinished upload of that file by this caller."""
+
+
+class Conflict(HubError):
+    """The thing exists already, or moved meanwhile."""
+
+
+class RepoExists(Conflict):
+    def __init__(self, repo_id: str) -> None:
+        super().__init__(f"{repo_id}: a repository of that name exists already")
+        self.repo_id = repo_id
+
+
+class RefExists(Conflict):
+    """A branch or tag of that name exists already."""
+
+
+class AccountExists(Conflict):
+    """A user or organisation of that name, or of one that looks like it, exists already."""
+
+
+class NameReserved(Conflict):
+    """The name belongs to a page or route of the service."""
+
+
+class HeadMoved(Conflict):
+    """The branch is no longer at the commit the caller named."""
+
+
+class LeaseLost(Conflict):
+    """The job is no longer this worker's: its lease ran out, or it ended. What it made must not be published."""
+
+    def __init__(self, job_id: str, fence: int) -> None:
+        super().__init__(f"job {job_id}: lease {fence} is no longer the newest; stop working on it")
+        self.job_id = job_id
+        self.fence = fence
+
+
+class OffsetMismatch(Conflict):
+    """A resumed upload must start at `expected`, the number of bytes that arrived."""
+
+    def __init__(self, path: str, expected: int, found: int) -> None:
+        super().__init__(f"{path}: upload stands at byte {expected}, this part starts at {found}; send from {expected}")
+        self.expected = expected
+
+
+class Invalid(HubError):
+    """The request does not hold together."""
+
+
+class InvalidName(Invalid):
+    """A name of a repository, account, branch or tag that is not allowed."""
+
+
+class InvalidPath(Invalid):
+    """A path that leaves the repository or could be read in two ways."""
+
+
+class InvalidCommit(Invalid):
+    """A commit whose operations contradict each other or name bytes that are not here."""
+
+
+class InvalidRange(Invalid):
+    """A byte range that lies outside the file. size_bytes: the file's size."""
+
+    def __init__(self, text: str, size_bytes: int) -> None:
+        super().__init__(f"range {text!r} lies outside the {size_bytes} bytes of the file")
+        self.size_bytes = size_bytes
+
+
+class InvalidCard(Invalid):
+    """A card (README.md) whose front matter does not parse."""
+
+
+class InvalidRequest(Invalid):
+    """A field that is missing, of the wrong type, or out of range."""
+
+
+class UnsupportedRepoType(Invalid):
+    """Only model repositories live here."""
+
+
+class UnfitPatch(Invalid):
+    """The patch does not fit the base it is asked onto, or contradicts itself."""
+
+
+class TooLarge(HubError):
+    """More bytes, files or characters than the limit."""
+
+
+class Unavailable(HubError):
+    """Trying again later may help. retry_after_s: a hint in seconds."""
+
+    def __init__(self, message: str, retry_after_s: int = 5) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineUnavailable(Unavailable):
+    """The engine process is down or restarting."""
+
+
+class Overloaded(Unavailable):
+    """Queues are full."""
+
+
+class DatabaseBusy(Unavailable):
+    """The database stayed locked past the patience of the one write helper."""

@@ -1,0 +1,87 @@
+"""The service's one Settings class: read once from ADAPTERHUB_* variables and passed down."""
+
+import os
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_PREFIX = "ADAPTERHUB_"
+
+CLIENT_VARIABLES = frozenset({"ADAPTERHUB_ENDPOINT", "ADAPTERHUB_TOKEN", "ADAPTERHUB_DEBUG"})
+"""Variables of the command line client, which the service does not read and does not refuse."""
+
+
+class Settings(BaseSettings):
+    """Each field's default, unit and help; an ADAPTERHUB_ variable that is none of these is an error.
+
+    Raises pydantic.ValidationError naming the variable when one is unknown, malformed or out of range.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid")
+
+    data: Path = Field(
+        default=Path.home() / ".local" / "share" / "adapterhub",
+        description="Folder for the database, the blobs and the secrets.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    public_url: str | None = Field(
+        default=None, description="URL that clients use, as in HF_ENDPOINT; default: the request's own Host."
+    )
+    database_url: str | None = Field(
+        default=None, description="sqlite:///PATH or postgresql+psycopg://…; default: adapterhub.db in the data folder."
+    )
+    storage_url: str | None = Field(
+        default=None, description="file:///PATH or s3://BUCKET/PREFIX; default: blobs in the data folder."
+    )
+    secret: SecretStr | None = Field(
+        default=None,
+        min_length=32,
+        description="Key that signs upload links and Xet tokens; default: made at first start and kept in the data "
+        "folder. Required to listen on a public address.",
+    )
+    admin_name: str = Field(default="admin", description="Name of the first administrator.")
+    admin_token: SecretStr | None = Field(
+        default=None, min_length=20, description="Token of the first administrator, for unattended starts."
+    )
+    device: str = Field(default="auto", description="Where the engine computes: auto, cpu, cuda, cuda:0, …")
+    engine: Literal["embedded", "none"] = Field(default="embedded", description="Which engine serves models.")
+    workers: int = Field(default=1, ge=0, le=64, description="Job processes.")
+    threads: int = Field(default=0, ge=0, description="torch threads of a process; 0 follows the cgroup's quota.")
+    pool_bytes: int = Field(
+        default=8 << 30, ge=1 << 20, description="Bytes of bases and variants the engine may keep resident."
+    )
+    merge_memory_bytes: int = Field(default=2 << 30, ge=1 << 24, description="Bytes of memory one merge may use.")
+    regular_max_bytes: int = Field(
+        default=1 << 20, ge=1024, description="Largest file that a commit may carry inside its own body."
+    )
+    file_max_bytes: int = Field(default=1 << 40, ge=1, description="Largest file accepted, in bytes.")
+    commit_max_bytes: int = Field(default=512 << 20, ge=1 << 20, description="Largest commit request body, in bytes.")
+    commit_max_files: int = Field(default=25_000, ge=1, description="Most operations in one commit.")
+    cache_bytes: int = Field(
+        default=64 << 30, ge=1 << 20, description="Bytes of local copies kept when blobs rest in S3."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+    log_format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="auto: console on a terminal, else JSON, one object a line."
+    )
+
+    @model_validator(mode="after")
+    def _refuse_unknown_variables(self) -> Self:
+        known = {_PREFIX + name.upper() for name in type(self).model_fields} | CLIENT_VARIABLES
+        unknown = sorted(name for name in os.environ if name.startswith(_PREFIX) and name not in known)
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: no such setting; `adapterhub serve --help` lists them")
+        return self
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """URL of the metadata database."""
+        return self.database_url or f"sqlite:///{(self.data / 'adapterhub.db').absolute()}"
+
+    @property
+    def blob_url(self) -> str:
+        """URL of the byte store."""
+        return self.storage_url or f"file://{(self.data / 'blobs').absolute()}"

@@ -1,0 +1,86 @@
+"""A hub on a fresh SQLite file and a folder of blobs, with accounts to act as."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlmodel import Session
+
+from adapterhub.hub.context import Hub
+from adapterhub.hub.db.engine import Database, migrate
+from adapterhub.hub.jobs.queue import JobQueue
+from adapterhub.hub.services import accounts
+from adapterhub.hub.services.access import Caller, authenticate
+from adapterhub.hub.settings import Settings
+from adapterhub.storage.backends.local import LocalStore
+
+SECRET = b"a secret for tests only, 32 bytes"
+
+
+def make_hub(url: str, folder: Path) -> Hub:
+    """A hub on that migrated database, its blobs in `folder`."""
+    db = Database(url)
+    settings = Settings(data=folder, regular_max_bytes=1024)
+    return Hub(settings=settings, db=db, store=LocalStore(folder / "blobs"), secret=SECRET, jobs=JobQueue(db))
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty SQLite database of the newest schema, to be copied."""
+    path = tmp_path_factory.mktemp("migrated") / "empty.db"
+    migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def hub(migrated: Path, tmp_path: Path) -> Iterator[Hub]:
+    """A hub on SQLite. Files above 1024 bytes count as large."""
+    path = shutil.copy(migrated, tmp_path / "hub.db")
+    hub = make_hub(f"sqlite:///{path}", tmp_path)
+    yield hub
+    hub.db.close()
+
+
+@pytest.fixture
+def postgres_hub(postgres_url: str, tmp_path: Path) -> Iterator[Hub]:
+    """The same on PostgreSQL."""
+    migrate(postgres_url)
+    hub = make_hub(postgres_url, tmp_path)
+    yield hub
+    hub.db.close()
+
+
+@pytest.fixture
+def admin(hub: Hub) -> Caller:
+    """The first administrator."""
+    return make_admin(hub)
+
+
+def make_admin(hub: Hub) -> Caller:
+    """The first administrator of a fresh hub."""
+    text = hub.db.transact(lambda session: accounts.first_admin(session, "root-admin"))
+    with hub.db.read() as session:
+        return authenticate(session, f"Bearer {text}")
+
+
+@pytest.fixture
+def user(hub: Hub, admin: Caller) -> Callable[..., Caller]:
+    """Makes a user of that name, who comes with a token of that role."""
+
+    def make(name: str, role: str = "write") -> Caller:
+        def work(session: Session) -> str:
+            account = accounts.create_user(session, admin, name)
+            return accounts.issue_token(session, admin, account, "test", role)[1]
+
+        text = hub.db.transact(work)
+        with hub.db.read() as session:
+            return authenticate(session, f"Bearer {text}")
+
+    return make
+
+
+@pytest.fixture
+def ann(user: Callable[..., Caller]) -> Caller:
+    """A user with a token that may write."""
+    return user("ann")
