@@ -1,0 +1,244 @@
+"""The embedded engine: one process that holds models on one device and answers over an inherited socket.
+
+Run by `adapterhub.hub.serving.client` as `python -m adapterhub.hub.serving.engines.embedded --fd N …`; it ends when the
+socket is closed. One thread reads requests, a few prepare them (weights from disk, merging, tokens), one computes.
+Imports torch: no other process loads this.
+"""
+
+import argparse
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import torch
+
+from adapterhub.errors import AdapterHubError
+from adapterhub.hub.errors import EngineUnavailable, Overloaded
+from adapterhub.hub.serving import frames, tasks
+from adapterhub.hub.serving.generation import Generation, Prompt
+from adapterhub.hub.serving.protocol import (
+    Generate,
+    Json,
+    Started,
+    Task,
+    VariantSpec,
+    error_to_json,
+    event_to_json,
+)
+from adapterhub.hub.serving.residents import Lease, Residents
+from adapterhub.hub.serving.scheduler import Scheduler
+
+PREPARING_THREADS = 4
+"""Requests that are prepared at once."""
+
+Pieces = Iterator[Sequence[Json]]
+"""The answers to a request, those of one piece of work at a time."""
+
+_log = logging.getLogger("adapterhub.engine")
+
+
+class _Request:
+    """One request in flight: where its answers go, and whether anybody waits for them. It is the scheduler's Work."""
+
+    def __init__(self, send: Callable[[Json], None], number: int, done: Callable[[int], object]) -> None:
+        self._send = send
+        self._number = number
+        self._done = done
+        self._pieces: Pieces = iter(())
+        self._lease: Lease | None = None
+        self.is_cancelled = False
+        self.began = time.monotonic()
+
+    def hold(self, lease: Lease) -> None:
+        """Keep the lease until the request is closed."""
+        self._lease = lease
+
+    def compute(self, pieces: Pieces) -> None:
+        """Take the answers, each computed when it is asked for."""
+        self._pieces = pieces
+
+    def answer(self, message: Json) -> None:
+        self._send({"id": self._number, **message})
+
+    def steps(self) -> Iterator[None]:
+        with self.refusing():
+            for piece in self._pieces:
+                for message in piece:
+                    self.answer(message)
+                yield
+
+    def refusing(self) -> "_Refusing":
+        """Answers whatever is raised inside."""
+        return _Refusing(self)
+
+    def close(self) -> None:
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
+        self._done(self._number)
+
+
+class _Refusing:
+    """The outermost edge of a request: an error becomes its answer, and the process goes on."""
+
+    def __init__(self, request: _Request) -> None:
+        self._request = request
+        self.has_refused = False
+
+    def __enter__(self) -> "_Refusing":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self.has_refused = True
+        self._request.answer(error_to_json(_refusal(error)))
+        return True
+
+
+def _refusal(error: Exception) -> AdapterHubError:
+    if isinstance(error, AdapterHubError):
+        return error
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return Overloaded("the device has no memory left for this request; try again later or ask for less")
+    _log.error("request failed", exc_info=error)
+    return EngineUnavailable(f"the engine failed on this request: {type(error).__name__}; the server's log says more")
+
+
+class EmbeddedEngine:
+    """Answers requests; `serve` returns when the other side has closed the socket."""
+
+    def __init__(self, connection: socket.socket, residents: Residents) -> None:
+        self._connection = connection
+        self._residents = residents
+        self._scheduler = Scheduler()
+        self._preparing = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="prepare")
+        self._requests: dict[int, _Request] = {}
+        self._sending = threading.Lock()
+
+    def serve(self) -> None:
+        """Say that the engine is ready, then read requests until the end."""
+        self._scheduler.start()
+        self._send({"event": "ready", "pid": os.getpid(), "device": str(self._residents.device)})
+        with self._connection.makefile("rb") as stream:
+            while (frame := frames.read(stream)) is not None:
+                self._take(*frame)
+        self._preparing.shutdown(wait=False, cancel_futures=True)
+
+    def _take(self, message: Json, attachment: bytes) -> None:
+        number, op = message["id"], message["op"]
+        if op == "cancel":
+            if number in self._requests:
+                self._requests[number].is_cancelled = True
+            return
+        request = _Request(self._send, number, lambda done: self._requests.pop(done, None))
+        self._requests[number] = request
+        if op == "state":
+            request.answer({"event": "state", **self._state()})
+            request.close()
+        else:
+            self._preparing.submit(self._prepare, request, message, attachment)
+
+    def _prepare(self, request: _Request, message: Json, attachment: bytes) -> None:
+        """Make the weights resident, read the inputs, and hand the rest to the scheduler."""
+        with request.refusing() as refusing:
+            if not request.is_cancelled:
+                lease = self._residents.lease(VariantSpec.from_json(message["spec"]))
+                request.hold(lease)
+                request.compute(_OPERATIONS[message["op"]](request, lease, message, attachment))
+                self._scheduler.submit(lease.base, lease.variant, request)
+                return
+        if refusing.has_refused or request.is_cancelled:
+            request.close()
+
+    def _state(self) -> Json:
+        return {
+            "pid": os.getpid(),
+            "threads": torch.get_num_threads(),
+            "in_flight": len(self._requests) - 1,
+            **self._residents.state(),
+        }
+
+    def _send(self, message: Json) -> None:
+        try:
+            with self._sending:
+                self._connection.sendall(frames.pack(message))
+        except OSError:
+            # the web process is gone; the reading thread learns it at the same time and ends this process
+            _log.debug("nobody reads the answers any more")
+
+
+def _load(request: _Request, lease: Lease, message: Json, attachment: bytes) -> Pieces:
+    size_bytes = lease.base.size_bytes if lease.variant is None else lease.variant.size_bytes
+    return iter([[{"event": "loaded", "execution_id": lease.execution_id, "size_bytes": size_bytes}]])
+
+
+def _generate(request: _Request, lease: Lease, message: Json, attachment: bytes) -> Pieces:
+    asked = Generate.from_json(message["request"])
+    prompt = Prompt(lease.base.loaded, asked)
+    started = Started(len(prompt.tokens), lease.execution_id, 1000 * (time.monotonic() - request.began))
+    generation = Generation(lease.base.loaded, asked, prompt)
+
+    def pieces() -> Pieces:
+        yield [event_to_json(started)]
+        for events in generation.steps():
+            yield [event_to_json(event) for event in events]
+
+    return pieces()
+
+
+def _task(request: _Request, lease: Lease, message: Json, attachment: bytes) -> Pieces:
+    asked = replace(Task(**message["request"]), image=attachment or None)
+
+    def pieces() -> Pieces:
+        output = tasks.run(lease.base.loaded, asked)
+        yield [{"event": "answer", "output": output, "execution_id": lease.execution_id}]
+
+    return pieces()
+
+
+_OPERATIONS: dict[str, Callable[[_Request, Lease, Json, bytes], Pieces]] = {
+    "generate": _generate,
+    "load": _load,
+    "task": _task,
+}
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device that a setting names; for "auto" CUDA where there is one, else the CPU.
+
+    Raises SystemExit for a device that this machine does not have.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=wanted).device
+    except (RuntimeError, AssertionError) as error:
+        raise SystemExit(f"ADAPTERHUB_DEVICE={wanted}: {str(error).splitlines()[0]}") from None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Serve over the socket that the command line names."""
+    parser = argparse.ArgumentParser(description="The embedded engine; started by the server.")
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--pool-bytes", type=int, required=True)
+    parser.add_argument("--log-level", default="info")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=given.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    torch.set_num_threads(given.threads)
+    with socket.socket(fileno=given.fd) as connection:
+        residents = Residents(choose_device(given.device), given.pool_bytes)
+        EmbeddedEngine(connection, residents).serve()
+    # threads that still compute are left behind: nobody waits for their answers
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

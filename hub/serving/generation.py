@@ -1,0 +1,195 @@
+"""Generates text token by token, so that other requests can take turns between tokens.
+
+Each answer has its own key-value cache, made under the weights it is continued with: whoever swaps weights between two
+steps of different variants mixes nothing. Imports torch: only an engine's process loads this.
+"""
+
+import copy
+import inspect
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jinja2
+import torch
+from torch import Tensor
+
+from adapterhub.hub.errors import InvalidRequest, TooLarge
+from adapterhub.hub.serving.loading import Loaded
+from adapterhub.hub.serving.protocol import Delta, Event, Finished, Generate, TokenLogprob
+from adapterhub.hub.serving.sampling import Sampler
+from adapterhub.hub.serving.text import Detokeniser, StopTexts
+
+MAX_TOKENS = 8192
+"""Longest answer of a model that does not say how long its context is."""
+
+
+class Prompt:
+    """The tokens of a request, checked against the model that is to continue them."""
+
+    def __init__(self, loaded: Loaded, request: Generate) -> None:
+        """Raises InvalidRequest for a model without a tokenizer or a head, TooLarge for a prompt beyond its context."""
+        if not callable(getattr(loaded.model, "generate", None)) or not loaded.model.can_generate():
+            raise InvalidRequest(f"{type(loaded.model).__name__} does not generate text")
+        if loaded.tokenizer is None:
+            raise InvalidRequest("this model has no tokenizer files (tokenizer.json), so it cannot read text")
+        self.tokens = _tokens(loaded.tokenizer, request)
+        embeddings: Any = loaded.model.get_input_embeddings()
+        vocabulary = embeddings.num_embeddings
+        if not self.tokens:
+            raise InvalidRequest("the prompt has no tokens")
+        if not 0 <= min(self.tokens) <= max(self.tokens) < vocabulary:
+            raise InvalidRequest(f"a token of the prompt is not among the model's {vocabulary}")
+        context = getattr(loaded.model.config, "max_position_embeddings", None) or len(self.tokens) + MAX_TOKENS
+        self.max_tokens = context - len(self.tokens) if request.max_tokens is None else request.max_tokens
+        if self.max_tokens < (request.max_tokens is None) or len(self.tokens) + self.max_tokens > context:
+            raise TooLarge(
+                f"the model's context is {context} tokens; the prompt has {len(self.tokens)} and "
+                f"{request.max_tokens or 'some'} more are asked for"
+            )
+
+
+def _tokens(tokenizer: Any, request: Generate) -> list[int]:
+    if request.messages is not None:
+        return _chat_tokens(tokenizer, request.messages)
+    if not isinstance(request.prompt, str):
+        return list(request.prompt or ())
+    found = list(tokenizer(request.prompt)["input_ids"])
+    return found or [tokenizer.bos_token_id] * (tokenizer.bos_token_id is not None)
+
+
+def _chat_tokens(tokenizer: Any, messages: Sequence[Any]) -> list[int]:
+    """By the model's chat template. A model without one is no chat model: it continues the messages' text, joined by
+    blank lines."""
+    if not tokenizer.chat_template:
+        return list(tokenizer("\n\n".join(str(message["content"]) for message in messages))["input_ids"])
+    try:
+        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        raise InvalidRequest(f"the model's chat template refuses these messages: {error}") from error
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+class _Answer:
+    """One of the n answers: its cache, sampler and text so far."""
+
+    def __init__(self, index: int, sampler: Sampler, detokeniser: Detokeniser, stops: StopTexts) -> None:
+        self.index = index
+        self.sampler = sampler
+        self.detokeniser = detokeniser
+        self.stops = stops
+        self.logits: Tensor | None = None
+        self.cache: Any = None
+        self.tokens: list[int] = []
+
+
+class Generation:
+    """The computation of one request. `steps` yields after each piece of work; between two of them the model may
+    compute for others, and must hold the weights of this request's variant again before the next."""
+
+    def __init__(self, loaded: Loaded, request: Generate, prompt: Prompt) -> None:
+        assert loaded.tokenizer is not None
+        self._model: Any = loaded.model
+        self._tokenizer: Any = loaded.tokenizer
+        self._request = request
+        self._prompt = prompt
+        self._ends = _end_tokens(loaded)
+        self._has_logits_to_keep = "logits_to_keep" in inspect.signature(self._model.forward).parameters
+
+    def steps(self) -> Iterator[Sequence[Event]]:
+        """The events that each step brings, possibly none. Raises what torch raises."""
+        first, echoed = self._read_prompt()
+        answers = [self._answer(index, first) for index in range(self._request.n)]
+        if echoed:
+            yield [Delta(answer.index, *echoed) for answer in answers]
+        while answers:
+            for answer in list(answers):
+                events = self._advance(answer)
+                if events and isinstance(events[-1], Finished):
+                    answers.remove(answer)
+                yield events
+
+    def _read_prompt(self) -> tuple[tuple[Tensor, Any], tuple[str, tuple[TokenLogprob, ...]] | None]:
+        tokens = self._prompt.tokens
+        wants_logprobs = self._request.echo and self._request.logprobs is not None
+        logits, cache = self._forward(tokens, None, keep=len(tokens) if wants_logprobs else 1)
+        if not self._request.echo:
+            return (logits[-1], cache), None
+        text = self._decode(tokens)
+        if not wants_logprobs:
+            return (logits[-1], cache), (text, ())
+        first = TokenLogprob(self._decode(tokens[:1]), None)
+        rest = (self._logprob(logits[at], token) for at, token in enumerate(tokens[1:]))
+        return (logits[-1], cache), (text, (first, *rest))
+
+    def _answer(self, index: int, first: tuple[Tensor, Any]) -> _Answer:
+        sampling = self._request.sampling
+        seed = secrets.randbits(63) if sampling.seed is None else (sampling.seed + index) % (1 << 63)
+        logits, cache = first
+        sampler = Sampler(sampling, seed, logits.device, logits.shape[-1])
+        answer = _Answer(index, sampler, Detokeniser(self._decode), StopTexts(self._request.stop))
+        answer.logits = logits
+        answer.cache = copy.deepcopy(cache) if index + 1 < self._request.n else cache
+        return answer
+
+    def _advance(self, answer: _Answer) -> list[Event]:
+        """One token more for `answer`."""
+        if len(answer.tokens) >= self._prompt.max_tokens:
+            return self._finish(answer, "length")
+        logits = self._next_logits(answer)
+        token = answer.sampler.choose(logits)
+        answer.tokens.append(token)
+        if token in self._ends:
+            return self._finish(answer, "stop")
+        text = answer.stops.push(answer.detokeniser.push(token))
+        logprobs = () if self._request.logprobs is None else (self._logprob(logits, token),)
+        events: list[Event] = [Delta(answer.index, text, logprobs)] if text or logprobs else []
+        if answer.stops.is_found:
+            events.append(Finished(answer.index, "stop", len(answer.tokens)))
+        elif len(answer.tokens) == self._prompt.max_tokens:
+            events += self._finish(answer, "length")
+        return events
+
+    def _finish(self, answer: _Answer, reason: str) -> list[Event]:
+        """The rest of the text, which may still hold a stop text, and the end."""
+        text = answer.stops.push(answer.detokeniser.flush())
+        reason = "stop" if answer.stops.is_found else reason
+        text += answer.stops.flush()
+        rest: list[Event] = [Delta(answer.index, text)] if text else []
+        return [*rest, Finished(answer.index, reason, len(answer.tokens))]
+
+    def _next_logits(self, answer: _Answer) -> Tensor:
+        if answer.logits is None:
+            # a model without a cache reads everything again
+            unread = answer.tokens[-1:] if answer.cache is not None else self._prompt.tokens + answer.tokens
+            logits, answer.cache = self._forward(unread, answer.cache, keep=1)
+            return logits[-1]
+        logits, answer.logits = answer.logits, None
+        return logits
+
+    def _forward(self, tokens: Sequence[int], cache: Any, keep: int) -> tuple[Tensor, Any]:
+        """Logits of the last `keep` tokens or more, (kept, vocabulary), and the cache to go on with."""
+        options = {"logits_to_keep": keep} if self._has_logits_to_keep else {}
+        ids = torch.tensor([tokens], device=self._model.device)  # (1, T)
+        output = self._model(input_ids=ids, past_key_values=cache, use_cache=True, **options)
+        return output.logits[0], getattr(output, "past_key_values", None)
+
+    def _logprob(self, logits: Tensor, token: int) -> TokenLogprob:
+        logprobs = torch.log_softmax(logits.float(), dim=-1)
+        count = min(self._request.logprobs or 0, logprobs.shape[-1])
+        values, tokens = logprobs.topk(count)
+        top = [(self._decode([int(one)]), float(value)) for one, value in zip(tokens, values, strict=True)]
+        return TokenLogprob(self._decode([token]), float(logprobs[token]), top)
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+
+def _end_tokens(loaded: Loaded) -> frozenset[int]:
+    """Tokens that end an answer, as the generation configuration and the tokenizer say."""
+    configured = getattr(loaded.model.generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    own = getattr(loaded.tokenizer, "eos_token_id", None)
+    return frozenset(token for token in (*listed, own) if isinstance(token, int))

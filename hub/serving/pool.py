@@ -1,0 +1,134 @@
+"""Keeps what is expensive to make in a bounded number of bytes: made once for all who wait, evicted by cost and size.
+
+Who uses an entry pins it; nothing pinned is evicted. Safe to call from any thread. Never imports torch.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from adapterhub.hub.errors import Overloaded, TooLarge
+
+T = TypeVar("T")
+
+Key = tuple[str, str]
+"""What sort of thing, and its digest."""
+
+
+@dataclass
+class _Entry(Generic[T]):
+    made: "Future[T]" = field(default_factory=Future)
+    size_bytes: int = 0
+    pins: int = 1
+    priority: float = 0.0
+    cost_s: float = 0.0
+    on_evict: Callable[[], None] = lambda: None
+
+
+@dataclass
+class Counts:
+    """What the pool did so far."""
+
+    hits: int = 0
+    loads: int = 0
+    evictions: int = 0
+
+
+class Pool:
+    """Entries by key, together at most `limit_bytes`.
+
+    Eviction is GreedyDual-Size: the unpinned entry goes whose seconds to make it again, per byte, plus the pool's age
+    when it was last used, are least. Source: Cao & Irani, "Cost-aware WWW proxy caching algorithms" (1997), sec. 4.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.counts = Counts()
+        self._lock = threading.Lock()
+        self._entries: dict[Key, _Entry[Any]] = {}
+        self._age = 0.0
+
+    @property
+    def used_bytes(self) -> int:
+        with self._lock:
+            return self._used_bytes()
+
+    def sizes(self) -> dict[Key, int]:
+        """Bytes by key, of entries that are complete."""
+        with self._lock:
+            return {key: entry.size_bytes for key, entry in self._entries.items() if entry.made.done()}
+
+    def acquire(
+        self,
+        key: Key,
+        measure: Callable[[], int],
+        make: Callable[[], T],
+        on_evict: Callable[[], None] = lambda: None,
+    ) -> T:
+        """The entry of `key`, pinned until `release`; made by the first who asks, while the others wait.
+
+        measure: bytes that `make` will need, asked before. on_evict: called after the entry is gone. Raises Overloaded
+        when what is pinned leaves no room, TooLarge when no eviction could make room, and what `make` raises, to all
+        who wait; the next who asks tries again.
+        """
+        with self._lock:
+            entry: _Entry[T] | None = self._entries.get(key)
+            if is_mine := entry is None:
+                entry = self._entries[key] = _Entry(on_evict=on_evict)
+                self.counts.loads += 1
+            else:
+                entry.pins += 1
+                self.counts.hits += 1
+        if is_mine:
+            self._fill(key, entry, measure, make)
+        return entry.made.result()
+
+    def release(self, key: Key) -> None:
+        """Give back one pin of `acquire`."""
+        with self._lock:
+            entry = self._entries[key]
+            entry.pins -= 1
+            entry.priority = self._age + entry.cost_s / max(entry.size_bytes, 1)
+
+    def _fill(self, key: Key, entry: _Entry[T], measure: Callable[[], int], make: Callable[[], T]) -> None:
+        began = time.monotonic()
+        try:
+            self._reserve(entry, measure())
+            made = make()
+        except BaseException as error:
+            with self._lock:
+                del self._entries[key]
+            entry.made.set_exception(error)
+            raise
+        entry.cost_s = time.monotonic() - began
+        entry.made.set_result(made)
+
+    def _reserve(self, entry: _Entry[T], size_bytes: int) -> None:
+        if size_bytes > self.limit_bytes:
+            raise TooLarge(
+                f"this needs {size_bytes} bytes in memory; the server keeps at most {self.limit_bytes} "
+                "(ADAPTERHUB_POOL_BYTES)"
+            )
+        while True:
+            with self._lock:
+                if self._used_bytes() + size_bytes <= self.limit_bytes:
+                    entry.size_bytes = size_bytes
+                    return
+                evicted = self._evict()
+            # outside the lock: it releases a pin of another entry
+            evicted.on_evict()
+
+    def _evict(self) -> _Entry[Any]:
+        idle = {key: entry for key, entry in self._entries.items() if not entry.pins}
+        if not idle:
+            raise Overloaded("every model in memory is in use and leaves no room for this one; try again later")
+        key = min(idle, key=lambda key: idle[key].priority)
+        self._age = idle[key].priority
+        self.counts.evictions += 1
+        return self._entries.pop(key)
+
+    def _used_bytes(self) -> int:
+        return sum(entry.size_bytes for entry in self._entries.values())

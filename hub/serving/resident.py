@@ -1,0 +1,129 @@
+"""A base that stays in memory untouched, and the variants that borrow its model for a while.
+
+A variant owns only the tensors that differ. To compute with it, the model's parameters are pointed at its tensors; to
+leave it, they are pointed back at the base's own, which nobody ever wrote to: the base is restored bit for bit.
+Imports torch: only an engine's process loads this.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adapterhub.hub.errors import UnfitPatch
+from adapterhub.hub.serving.loading import Loaded
+from adapterhub.merging.sites import live_name
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The tensors in which a variant differs from its base, by the model's own names; on the base's device."""
+
+    vid: str
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the variant occupies beyond its base; a tensor under two names counts once."""
+        return _size_bytes(self.tensors.values())
+
+
+class Base:
+    """A resident model. `apply` is for the one thread that computes; the rest may be called from any."""
+
+    def __init__(self, digest: str, loaded: Loaded, shapes: Mapping[str, Sequence[int]]) -> None:
+        """shapes: of the tensors in the weight files, by their names there."""
+        self.digest = digest
+        self.loaded = loaded
+        self._ties = _ties(loaded.model)
+        _untie(loaded.model)
+        self._slots: Mapping[str, Tensor] = loaded.model.state_dict(keep_vars=True)
+        self._pristine = {own: slot.detach() for own, slot in self._slots.items()}
+        self._own_names = {
+            name: own
+            for name, shape in shapes.items()
+            if (own := self._own_name(name)) and tuple(self._pristine[own].shape) == tuple(shape)
+        }
+        self._applied: Variant | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all weights; tied ones count once."""
+        return _size_bytes(self._pristine.values())
+
+    @property
+    def device(self) -> torch.device:
+        return self.loaded.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.loaded.model.dtype
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The base's own tensors by their names in the weight files; never to be written to."""
+        return {name: self._pristine[own] for name, own in self._own_names.items()}
+
+    def variant(self, vid: str, tensors: Mapping[str, Tensor]) -> Variant:
+        """A variant from tensors by their names in the weight files, each of the shape that the base has.
+
+        A stored tensor that the model ties to another changes both, unless `tensors` holds the other under its own
+        name too. One that is not stored, as a tied head, changes alone: a recipe that names it unties it. Raises
+        UnfitPatch for one that the model does not hold under that name and shape.
+        """
+        placed = {name: self._placed(name, tensor) for name, tensor in tensors.items()}
+        named = {self._own_name(name) or "": tensor for name, tensor in placed.items()}
+        for name in placed.keys() & self._own_names.keys():
+            for tied in self._ties[self._own_names[name]]:
+                named.setdefault(tied, placed[name])
+        return Variant(vid, named)
+
+    def apply(self, variant: Variant | None) -> None:
+        """Make the model compute as `variant`, or as the base itself for None."""
+        if variant is self._applied:
+            return
+        for own in self._applied.tensors if self._applied else ():
+            self._slots[own].data = self._pristine[own]
+        for own, tensor in variant.tensors.items() if variant else ():
+            self._slots[own].data = tensor
+        self._applied = variant
+
+    def _placed(self, name: str, tensor: Tensor) -> Tensor:
+        own = self._own_name(name)
+        if own is None or self._pristine[own].shape != tensor.shape:
+            raise UnfitPatch(
+                f"{name}: the model in memory has no parameter of that name and shape {tuple(tensor.shape)}"
+            )
+        return tensor.detach().to(device=self._pristine[own].device, dtype=self._pristine[own].dtype)
+
+    def _own_name(self, name: str) -> str | None:
+        """The model's name of a tensor in the weight files.
+
+        There, the prefix of the model in a head may be missing, and modules may have names that loading changes.
+        """
+        prefix = f"{self.loaded.model.base_model_prefix}."
+        live = live_name(name, getattr(self.loaded.model.config, "model_type", None))
+        candidates = (name, prefix + name, name.removeprefix(prefix), live, prefix + live, live.removeprefix(prefix))
+        return next((own for own in candidates if own in self._slots), None)
+
+
+def _ties(model: nn.Module) -> Mapping[str, tuple[str, ...]]:
+    """All names of each tensor of the model, by each of its names."""
+    names: defaultdict[int, list[str]] = defaultdict(list)
+    tensors = model.state_dict(keep_vars=True)
+    for name, tensor in tensors.items():
+        names[id(tensor)].append(name)
+    return {name: tuple(names[id(tensor)]) for name, tensor in tensors.items()}
+
+
+def _untie(model: nn.Module) -> None:
+    """Give each place of a tied parameter a parameter of its own over the same memory: no bytes are copied."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(parameter.detach(), requires_grad=False)
+
+
+def _size_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())

@@ -1,0 +1,112 @@
+"""What an engine holds in memory, by digest: bases, and the variants that were made of them.
+
+Imports torch: only an engine's process loads this.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from adapterhub import __version__
+from adapterhub.hub.serving import loading, variants
+from adapterhub.hub.serving.pool import Pool
+from adapterhub.hub.serving.protocol import Json, VariantSpec
+from adapterhub.hub.serving.resident import Base, Variant
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A base and perhaps a variant of it, both in memory until `release`, which is called once."""
+
+    base: Base
+    variant: Variant | None
+    execution_id: str
+    release: Callable[[], None]
+
+
+class Residents:
+    """The bases and variants on one device, within a number of bytes. Safe to call from any thread."""
+
+    def __init__(self, device: torch.device, limit_bytes: int) -> None:
+        self.device = device
+        self._pool = Pool(limit_bytes)
+
+    def lease(self, spec: VariantSpec) -> Lease:
+        """What `spec` describes, made where it is not there yet: once, however many ask at the same time.
+
+        Raises InvalidRequest for a model that cannot be loaded, UnfitPatch for a patch that does not fit it, TooLarge
+        and Overloaded as the pool.
+        """
+        base = self._base(spec)
+        try:
+            variant = None if spec.is_base_alone else self._variant(spec, base)
+        except BaseException:
+            self._pool.release(_base_key(spec))
+            raise
+
+        def release() -> None:
+            if variant is not None:
+                self._pool.release(_variant_key(spec))
+            self._pool.release(_base_key(spec))
+
+        return Lease(base, variant, execution_id(spec.vid, base), release)
+
+    def state(self) -> Json:
+        """Device, bytes, what is in memory, and what the pool did so far."""
+        entries = [
+            {"kind": kind, "digest": digest, "size_bytes": size_bytes}
+            for (kind, digest), size_bytes in self._pool.sizes().items()
+        ]
+        return {
+            "device": str(self.device),
+            "limit_bytes": self._pool.limit_bytes,
+            "used_bytes": self._pool.used_bytes,
+            "resident": entries,
+            **vars(self._pool.counts),
+        }
+
+    def _base(self, spec: VariantSpec) -> Base:
+        """Pinned."""
+
+        weights = loading.checkpoint(spec.base)
+
+        def make() -> Base:
+            shapes = {name: handle.shape for name, handle in weights.tensors.items()}
+            return Base(spec.base_digest, loading.load(spec.base, self.device), shapes)
+
+        def measure() -> int:
+            return sum(handle.nbytes for handle in weights.tensors.values())
+
+        return self._pool.acquire(_base_key(spec), measure, make)
+
+    def _variant(self, spec: VariantSpec, base: Base) -> Variant:
+        """Pinned; as long as it is in memory, its base is."""
+        plan = variants.planned(spec, self._pool.limit_bytes)
+
+        def make() -> Variant:
+            variant = base.variant(spec.vid, variants.tensors(plan, base))
+            self._base(spec)
+            return variant
+
+        return self._pool.acquire(
+            _variant_key(spec),
+            measure=lambda: variants.size_bytes(plan),
+            make=make,
+            on_evict=lambda: self._pool.release(_base_key(spec)),
+        )
+
+
+def _base_key(spec: VariantSpec) -> tuple[str, str]:
+    return "base", spec.base_digest
+
+
+def _variant_key(spec: VariantSpec) -> tuple[str, str]:
+    return "variant", spec.vid
+
+
+def execution_id(vid: str, base: Base) -> str:
+    """Names what computed what: equal ones answer alike. Shown as OpenAI's `system_fingerprint`."""
+    parts = (vid, __version__, torch.__version__, str(base.device), str(base.dtype), "merged")
+    return "ah-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,107 @@
+"""Shares one model between requests of many variants: one variant at a time, for a short while each.
+
+Between two turns the weights change hands by pointer, so a turn costs next to nothing. Requests of one variant advance
+together. Nothing computed under one variant's weights is ever continued under another's: caches belong to requests.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Protocol
+
+import torch
+
+from adapterhub.hub.serving.resident import Base, Variant
+
+TURN_S = 0.25
+"""Seconds that a variant computes while another waits."""
+
+
+class Work(Protocol):
+    """One request that is being computed."""
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits for it any more."""
+
+    def steps(self) -> Iterator[None]:
+        """Computes a piece at each step, under the weights of its variant. Must not raise."""
+
+    def close(self) -> None:
+        """Called once, after the last step: gives back what it holds."""
+
+
+@dataclass
+class _Group:
+    """The requests of one variant: `waiting` have not begun."""
+
+    base: Base
+    variant: Variant | None
+    waiting: deque[Work] = field(default_factory=deque)
+
+
+class Scheduler:
+    """One thread that computes, the only one that may change which weights a model points at."""
+
+    def __init__(self, turn_s: float = TURN_S) -> None:
+        self._turn_s = turn_s
+        self._groups: dict[Hashable, _Group] = {}
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, base: Base, variant: Variant | None, work: Work) -> None:
+        """Compute `work` when its variant's turn comes. base and variant stay pinned until its `close`."""
+        key = (base.digest, variant.vid if variant else None)
+        with self._changed:
+            self._groups.setdefault(key, _Group(base, variant)).waiting.append(work)
+            self._changed.notify()
+
+    def _run(self) -> None:
+        running: dict[Hashable, list[tuple[Work, Iterator[None]]]] = {}
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._groups))
+                key = next(iter(self._groups))
+                group = self._groups[key]
+            begun = running.setdefault(key, [])
+            group.base.apply(group.variant)
+            self._turn(group, begun)
+            with self._changed:
+                # to the end of the row, behind everybody who waited meanwhile
+                del self._groups[key]
+                if begun or group.waiting:
+                    self._groups[key] = group
+                    continue
+            del running[key]
+            group.base.apply(None)
+
+    def _turn(self, group: _Group, begun: list[tuple[Work, Iterator[None]]]) -> None:
+        ends = monotonic() + self._turn_s
+        with torch.inference_mode():
+            while True:
+                while group.waiting:
+                    work = group.waiting.popleft()
+                    begun.append((work, work.steps()))
+                if not begun:
+                    return
+                for one in list(begun):
+                    if not _step(*one):
+                        begun.remove(one)
+                if monotonic() >= ends and len(self._groups) > 1:
+                    return
+
+
+def _step(work: Work, steps: Iterator[None]) -> bool:
+    """Whether there is more to do."""
+    if not work.is_cancelled and next(steps, _END) is not _END:
+        return True
+    work.close()
+    return False
+
+
+_END = object()

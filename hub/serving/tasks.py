@@ -1,0 +1,146 @@
+"""Answers that are not text: vectors and classes, as the Hugging Face inference API shapes them.
+
+Imports torch: only an engine's process loads this.
+"""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from adapterhub.hub.errors import InvalidRequest
+from adapterhub.hub.serving.loading import Loaded
+from adapterhub.hub.serving.protocol import Task
+
+MAX_TEXTS = 256
+"""Texts in one request."""
+MAX_PIXELS = 64 << 20
+"""Pixels of an image that is decoded."""
+TOP_K = 5
+"""Classes that are told where the request does not say how many."""
+
+
+def run(loaded: Loaded, request: Task) -> Any:
+    """The output of a task, JSON values only. Raises InvalidRequest for what the model or the inputs do not allow."""
+    task = _TASKS.get(request.task)
+    if task is None:
+        raise InvalidRequest(f"{request.task}: no such task here; there are {', '.join(sorted(_TASKS))}")
+    return task(loaded, request)
+
+
+def feature_extraction(loaded: Loaded, request: Task) -> Any:
+    """A sentence encoder's vector (d) of each text; of any other model the vectors of its tokens, (1, tokens, d).
+
+    Parameters: normalize scales vectors to length 1. A list of texts gives a list of the same.
+    Source: huggingface_hub InferenceClient.feature_extraction; transformers' pipeline of that name.
+    """
+    texts, is_list = _texts(request)
+    normalize = bool(request.parameters.get("normalize")) or loaded.is_normalized
+    vectors = [_vectors(loaded, text, normalize=normalize).tolist() for text in texts]
+    return vectors if is_list else vectors[0]
+
+
+def _vectors(loaded: Loaded, text: str, *, normalize: bool) -> Tensor:
+    inputs = _encoded(loaded, text)
+    encoder = getattr(loaded.model, "base_model", loaded.model)
+    hidden = encoder(**inputs).last_hidden_state.float()  # (1, tokens, d)
+    if loaded.pooling == "cls":
+        hidden = hidden[0, 0]
+    elif loaded.pooling == "mean":
+        hidden = hidden[0].mean(0)
+    return torch.nn.functional.normalize(hidden, dim=-1) if normalize else hidden
+
+
+def text_classification(loaded: Loaded, request: Task) -> Any:
+    """The likeliest classes of each text, a list of {label, score} for each.
+
+    Parameters: top_k, function_to_apply. Source: huggingface_hub InferenceClient.text_classification.
+    """
+    _need_head(loaded, "ForSequenceClassification", request.task)
+    texts, _ = _texts(request)
+    return [_classes(loaded, loaded.model(**_encoded(loaded, text)).logits[0], request.parameters) for text in texts]
+
+
+def image_classification(loaded: Loaded, request: Task) -> Any:
+    """The likeliest classes of an image, a list of {label, score}.
+
+    Parameters: top_k, function_to_apply. Source: huggingface_hub InferenceClient.image_classification.
+    """
+    _need_head(loaded, "ForImageClassification", request.task)
+    if loaded.image_processor is None:
+        raise InvalidRequest("this model has no preprocessor_config.json, so it is not known how it sees an image")
+    channels = getattr(loaded.model.config, "num_channels", 3)
+    image = _image(request.image, "L" if channels == 1 else "RGB")
+    pixels = loaded.image_processor(image, return_tensors="pt")["pixel_values"]  # (1, channels, height, width)
+    logits = loaded.model(pixel_values=pixels.to(loaded.model.device, loaded.model.dtype)).logits[0]
+    return _classes(loaded, logits, request.parameters)
+
+
+def _image(data: bytes | None, mode: str) -> Image.Image:
+    if not data:
+        raise InvalidRequest("inputs: an image is expected")
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            raise InvalidRequest(f"inputs: {image.width}×{image.height} pixels; at most {MAX_PIXELS} are read")
+        return image.convert(mode)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise InvalidRequest(f"inputs: not an image that can be read: {error}") from error
+
+
+def _need_head(loaded: Loaded, head: str, task: str) -> None:
+    found = type(loaded.model).__name__
+    if not found.endswith(head):
+        raise InvalidRequest(f"{task} needs a model with a classifier; this one is {found}")
+
+
+def _texts(request: Task) -> tuple[Sequence[str], bool]:
+    inputs = request.inputs
+    texts = [inputs] if isinstance(inputs, str) else list(inputs or ())
+    if not texts or len(texts) > MAX_TEXTS:
+        raise InvalidRequest(f"inputs: a text or 1 to {MAX_TEXTS} texts are expected, {len(texts)} were sent")
+    return texts, not isinstance(inputs, str)
+
+
+def _encoded(loaded: Loaded, text: str) -> dict[str, Any]:
+    if loaded.tokenizer is None:
+        raise InvalidRequest("this model has no tokenizer files (tokenizer.json), so it cannot read text")
+    context = getattr(loaded.model.config, "max_position_embeddings", None)
+    encoded = loaded.tokenizer(text, return_tensors="pt", truncation=context is not None, max_length=context)
+    if encoded["input_ids"].shape[1] == 0:
+        raise InvalidRequest("inputs: a text without any token")
+    return {name: tensor.to(loaded.model.device) for name, tensor in encoded.items()}
+
+
+def _classes(loaded: Loaded, logits: Tensor, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The top_k classes by score, each {label, score}. logits: (classes,)."""
+    scores = _scores(loaded, logits.float(), parameters.get("function_to_apply"))
+    top_k = parameters.get("top_k") or TOP_K
+    if not isinstance(top_k, int) or top_k < 1:
+        raise InvalidRequest(f"top_k: {top_k!r}; a whole number from 1 is expected")
+    values, classes = scores.topk(min(top_k, scores.shape[0]))
+    labels = loaded.model.config.id2label or {}
+    return [
+        {"label": labels.get(one, f"LABEL_{one}"), "score": value}
+        for one, value in zip(classes.tolist(), values.tolist(), strict=True)
+    ]
+
+
+def _scores(loaded: Loaded, logits: Tensor, function: str | None) -> Tensor:
+    is_multi = getattr(loaded.model.config, "problem_type", None) == "multi_label_classification"
+    chosen = function or ("sigmoid" if is_multi or logits.shape[0] == 1 else "softmax")
+    if chosen not in ("softmax", "sigmoid", "none"):
+        raise InvalidRequest(f"function_to_apply: {chosen!r}; softmax, sigmoid or none are expected")
+    if chosen == "none":
+        return logits
+    return logits.softmax(-1) if chosen == "softmax" else logits.sigmoid()
+
+
+_TASKS: Mapping[str, Callable[[Loaded, Task], Any]] = {
+    "feature-extraction": feature_extraction,
+    "image-classification": image_classification,
+    "text-classification": text_classification,
+}

@@ -1,0 +1,66 @@
+"""Makes of a recipe the tensors in which its result differs from the base in memory.
+
+Imports torch: only an engine's process loads this.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+
+from torch import Tensor
+
+from adapterhub.hub.errors import HubError, InvalidRequest, TooLarge, UnfitPatch
+from adapterhub.hub.serving.protocol import VariantSpec
+from adapterhub.hub.serving.resident import Base
+from adapterhub.merging import engine, errors
+from adapterhub.merging.checkpoint import DTYPE_BITS
+from adapterhub.merging.plan import Plan, plan
+from adapterhub.merging.recipes.canonical import Input
+from adapterhub.merging.recipes.expression import parse
+
+_REFUSALS: dict[type[errors.MergingError], type[HubError]] = {
+    errors.ExpressionError: InvalidRequest,
+    errors.InvalidParameter: InvalidRequest,
+    errors.PlanTooLarge: TooLarge,
+    errors.RecipeTooLarge: TooLarge,
+    errors.UnknownMethod: InvalidRequest,
+    errors.UnknownName: InvalidRequest,
+}
+"""What the service calls a refusal of the algebra; any other is a patch that does not fit."""
+
+
+def planned(spec: VariantSpec, memory_bytes: int) -> Plan:
+    """The plan of a recipe, from configurations and headers. memory_bytes: what its largest step may take.
+
+    Raises UnfitPatch, InvalidRequest, TooLarge.
+    """
+    with _refusals():
+        recipe = parse(spec.expression)
+        given = {source.reference: source for source in spec.sources}
+        sources = {ref: given[str(ref)] for ref in recipe.references() if str(ref) in given}
+        inputs = {ref: Input(one.name, one.folder, one.path, one.kind) for ref, one in sources.items()}
+        return plan(recipe, inputs, memory_bytes=memory_bytes)
+
+
+def size_bytes(plan: Plan) -> int:
+    """Bytes of the tensors that `tensors` makes."""
+    touched = (output for output in plan.outputs if output.name in plan.touched)
+    return sum(prod(output.shape) * DTYPE_BITS[output.dtype] // 8 for output in touched)
+
+
+def tensors(plan: Plan, base: Base) -> dict[str, Tensor]:
+    """The tensors that differ from the base's, by their names in the weight files, on the base's device.
+
+    The base's are not modified. Raises UnfitPatch.
+    """
+    with _refusals():
+        return engine.variant(plan, device=str(base.device), base=base.tensors())
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except errors.MergingError as error:
+        kinds = (_REFUSALS[kind] for kind in type(error).__mro__ if kind in _REFUSALS)
+        raise next(kinds, UnfitPatch)(str(error)) from error

@@ -1,0 +1,130 @@
+"""Tiny models and patches as their libraries save them, with a byte-level tokenizer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from adapterhub.hub.serving.protocol import Source, VariantSpec
+from adapterhub.merging.folders import LocalFolder, MappedFolder
+
+VOCABULARY = 258
+"""256 bytes, a beginning and an end."""
+BEGIN, END = 256, 257
+
+
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """One token a byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE(vocab={char: number for number, char in enumerate(alphabet)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(["<begin>", "<end>"])
+    made: Any = transformers.PreTrainedTokenizerFast
+    wrapped: transformers.PreTrainedTokenizerFast = made(tokenizer_object=inner, bos_token="<begin>", eos_token="<end>")
+    return wrapped
+
+
+def llama(folder: Path, *, seed: int = 0, tied: bool = False, with_tokenizer: bool = True) -> Path:
+    """A causal model of two layers. Its weights are large enough for answers to depend on them."""
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        bos_token_id=BEGIN,
+        eos_token_id=END,
+        initializer_range=0.3,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    if with_tokenizer:
+        tokenizer().save_pretrained(folder)
+    return folder
+
+
+def gpt2(folder: Path) -> Path:
+    """A causal model with Conv1D layers and tied embeddings, its names without the prefix that the library uses."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=BEGIN, eos_token_id=END
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def bert_classifier(folder: Path) -> Path:
+    """A classifier of texts into three classes."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        id2label={0: "no", 1: "maybe", 2: "yes"},
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def vit_classifier(folder: Path) -> Path:
+    """A classifier of 8×8 images of one channel into ten classes."""
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        image_size=8,
+        patch_size=2,
+        num_channels=1,
+        id2label={digit: str(digit) for digit in range(10)},
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5]).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def lora(base: Path, folder: Path, *, seed: int, targets: Sequence[str] = ("q_proj", "v_proj")) -> Path:
+    """A LoRA of rank 2 that changes the base's answers; B is random, as after training."""
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    config = peft.LoraConfig(
+        r=2,
+        lora_alpha=8,
+        target_modules=list(targets),
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=model.config.model_type == "gpt2",
+    )
+    tuned = peft.get_peft_model(model, config)
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    tuned.save_pretrained(str(folder))
+    return folder
+
+
+def source(reference: str, folder: Path, kind: str = "model") -> Source:
+    """The files of a local folder, as an input of a recipe."""
+    local = LocalFolder(folder)
+    files = {name: (folder / name, local.digest(name), local.size(name)) for name in local.names()}
+    return Source(reference, f"{reference}@{'0' * 40}", kind, MappedFolder(files))
+
+
+def spec(expression: str, base: Source, *patches: Source) -> VariantSpec:
+    """A recipe on a base, under the expression itself in the place of its digest."""
+    return VariantSpec(f"sha256:{expression}", expression, (base, *patches))
