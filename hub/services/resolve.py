@@ -1,0 +1,145 @@
+"""From an expression's text to commits that the caller may read, and their files as the algebra takes them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cached_property
+
+from sqlalchemy import select
+from sqlmodel import Session, col
+
+from adapterhub.hub.context import Hub
+from adapterhub.hub.db.tables import Patch, Repository, RevisionFacts
+from adapterhub.hub.errors import InvalidRequest, RepoNotFound
+from adapterhub.hub.services import refs, repos, trees
+from adapterhub.hub.services.access import Caller, readable, require_content
+from adapterhub.hub.services.folders import RepositoryFolder
+from adapterhub.merging.checkpoint import MappedFolder
+from adapterhub.merging.errors import UnknownName
+from adapterhub.merging.recipes.canonical import Input, canonical, recipe_digest
+from adapterhub.merging.recipes.expression import parse
+from adapterhub.merging.recipes.nodes import Recipe, Ref, total
+
+MODEL = "model"
+NAMES_COMPARED = 5000
+"""Most names among which a near one is looked for."""
+
+
+@dataclass(frozen=True)
+class Revision:
+    """What a name was resolved to: one model or patch of one commit. licence: as its card declares, None without."""
+
+    repo: Repository
+    commit: str
+    path: str
+    kind: str
+    licence: str | None
+    patch: Patch
+
+    @property
+    def name(self) -> str:
+        """ "ns/name@<commit>", which names these bytes for good."""
+        return f"{self.repo.full_name}@{self.commit}"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe with every name pinned to a commit. Its base is named even where the text left it to the patches."""
+
+    recipe: Recipe
+    inputs: Mapping[Ref, Input]
+    revisions: Mapping[Ref, Revision]
+
+    @property
+    def pins(self) -> dict[str, str]:
+        """The commit of each name, by the name as the recipe has it."""
+        return {ref.address: revision.commit for ref, revision in self.revisions.items()}
+
+    @cached_property
+    def canonical(self) -> str:
+        """The canonical recipe of the model that it means; reads configurations and headers."""
+        return canonical(self.recipe, self.inputs)
+
+    @property
+    def digest(self) -> str:
+        """The recipe digest of the model that it means."""
+        return recipe_digest(self.canonical)
+
+
+def resolve_expression(hub: Hub, caller: Caller, text: str, pins: Mapping[str, str] | None = None) -> Resolved:
+    """The recipe of `text` and what its names mean now, or meant when `pins` were taken.
+
+    Patches alone stand for the one base on this hub that all were trained on, plus each of them. Raises
+    ExpressionError, RecipeTooLarge; UnknownName for a repository that is not there or not for this caller, naming a
+    near one; GatedRepo; RevisionNotFound; InvalidRequest where a repository holds no or several patches, or the bases
+    differ.
+    """
+    recipe = parse(text)
+    with hub.db.read() as session:
+        found = {ref: find(session, caller, ref, (pins or {}).get(ref.address)) for ref in recipe.references()}
+        if not any(revision.kind == MODEL for revision in found.values()):
+            base = _common_base(session, caller, found)
+            base_ref = Ref(base.repo.full_name, base.commit, base.path)
+            recipe = replace(recipe, root=total([base_ref, recipe.root]))
+            found = {base_ref: base, **found}
+        inputs = {ref: as_input(session, hub, revision) for ref, revision in found.items()}
+    return Resolved(recipe, inputs, found)
+
+
+def find(session: Session, caller: Caller, ref: Ref, commit: str | None = None) -> Revision:
+    """What one name means; commit: in place of its revision. Raises as `resolve_expression`."""
+    try:
+        repo = repos.find(session, caller, ref.name)
+    except RepoNotFound:
+        raise UnknownName(_unknown(session, caller, ref)) from None
+    require_content(session, caller, repo)
+    oid = refs.resolve(session, repo, commit or ref.revision)
+    patch = _patch_at(session, repo, oid, ref)
+    facts = session.get(RevisionFacts, (repo.id, oid))
+    licence = patch.licence or (facts.licence if facts else None)
+    return Revision(repo, oid, patch.path, patch.kind, licence, patch)
+
+
+def as_input(session: Session, hub: Hub, revision: Revision) -> Input:
+    """The revision as the algebra takes it: its files read lazily from the store."""
+    files = trees.files(session, revision.repo, revision.commit)
+    return Input(revision.name, RepositoryFolder(hub.store, files), revision.path, revision.kind)
+
+
+def mapped(one: Input) -> Input:
+    """The same input with its files as plain paths of this machine, fit to be sent to another process."""
+    folder = one.folder
+    files = {name: (folder.path(name), folder.digest(name), folder.size(name)) for name in folder.names()}
+    return replace(one, folder=MappedFolder(files))
+
+
+def _patch_at(session: Session, repo: Repository, commit: str, ref: Ref) -> Patch:
+    here = select(Patch).where(col(Patch.repository_id) == repo.id, col(Patch.commit_oid) == commit)
+    rows = session.scalars(here.order_by(col(Patch.path))).all()
+    at_path = [row for row in rows if row.path == ref.path]
+    if at_path or (len(rows) == 1 and not ref.path):
+        return (at_path or rows)[0]
+    if not rows:
+        raise InvalidRequest(f"{ref.address}: holds no model and no patch that is known here")
+    folders = ", ".join(f"{ref.name}/{row.path}" if row.path else ref.name for row in rows[:10])
+    raise InvalidRequest(f"{ref.address}: no patch lies there; name one of {folders}")
+
+
+def _common_base(session: Session, caller: Caller, found: Mapping[Ref, Revision]) -> Revision:
+    named = {(one.patch.base_repository_id, one.patch.base_commit) for one in found.values()}
+    if len(named) > 1:
+        raise InvalidRequest("the patches were trained on different bases; begin the expression with the one to use")
+    [(repository_id, commit)] = named
+    readable_one = (col(Repository.id) == repository_id, readable(caller))
+    repo = session.scalars(select(Repository).where(*readable_one)).first()
+    if repo is None or commit is None:
+        name = next(iter(found.values())).patch.base_name or "the base"
+        raise InvalidRequest(f"{name} is not on this hub; begin the expression with a full model")
+    return find(session, caller, Ref(repo.full_name, commit))
+
+
+def _unknown(session: Session, caller: Caller, ref: Ref) -> str:
+    names = session.scalars(select(col(Repository.full_name)).where(readable(caller)).limit(NAMES_COMPARED)).all()
+    near = get_close_matches(ref.name, names, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{ref.name}: no such repository, or it is private and your token may not see it{hint}"

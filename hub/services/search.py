@@ -1,0 +1,195 @@
+"""The catalogue: repositories that a caller may see, searched, filtered, sorted, a page at a time."""
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, and_, exists, false, func, or_, select
+from sqlmodel import Session, col
+
+from adapterhub.hub.db.tables import Patch, Ref, Repository, RepositoryName, RepositoryTag, RevisionFacts
+from adapterhub.hub.errors import InvalidRequest
+from adapterhub.hub.services import describe, search_index
+from adapterhub.hub.services.access import Caller, readable
+from adapterhub.hub.services.names import is_storable
+from adapterhub.hub.services.refs import BRANCH
+
+MAX_LIMIT = 1000
+
+_COLUMNS = {
+    "updated": col(Repository.updated_at),
+    "created": col(Repository.created_at),
+    "downloads": col(Repository.downloads),
+    "size": col(RevisionFacts.size_bytes),
+    "name": col(Repository.name_key),
+}
+SORTS = tuple(_COLUMNS)
+"""All descend but name."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What to show. Every field that is not empty narrows; `tags` must all be there.
+
+    query: words, each of which must occur in name, tags or card. base: a repository or declared name. author: a
+    namespace. task: a pipeline tag. kind: of the whole or of any patch in it.
+    """
+
+    query: str = ""
+    kind: str = ""
+    base: str = ""
+    licence: str = ""
+    task: str = ""
+    author: str = ""
+    tags: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """One repository with what is known of the head of its default branch."""
+
+    repo: Repository
+    commit: str
+    facts: RevisionFacts
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some of what was found. total: number of all of it. cursor: where the next page begins, None on the last."""
+
+    rows: list[Found]
+    total: int
+    cursor: str | None
+
+
+def search(
+    session: Session,
+    caller: Caller,
+    query: str = "",
+    *,
+    kind: str = "",
+    base: str = "",
+    licence: str = "",
+    task: str = "",
+    author: str = "",
+    tags: Sequence[str] = (),
+    sort: str = "updated",
+    limit: int = 30,
+    cursor: str | None = None,
+) -> dict[str, Any]:
+    """The JSON of GET /api/patches: {"items": summaries, "total", "cursor", "kinds": all there are to choose from}.
+
+    Raises InvalidRequest for an unknown sort, a cursor that is none of ours, or a query that is too long.
+    """
+    filters = Filters(query, kind, base, licence, task, author, tags)
+    page = listing(session, caller, filters, sort=sort, limit=limit, cursor=cursor)
+    kinds = session.scalars(_heads(caller, col(RevisionFacts.kind)).distinct().order_by(col(RevisionFacts.kind)))
+    return {
+        "items": describe.summaries(session, caller, [(f.repo, f.facts) for f in page.rows]),
+        "total": page.total,
+        "cursor": page.cursor,
+        "kinds": list(kinds),
+    }
+
+
+def listing(
+    session: Session,
+    caller: Caller,
+    filters: Filters,
+    *,
+    sort: str = "updated",
+    limit: int = 30,
+    cursor: str | None = None,
+) -> Page:
+    """The rows that `search` words. limit: clamped to 1 to 1000. Raises as `search`."""
+    if sort not in _COLUMNS:
+        raise InvalidRequest(f"sort {sort!r}: one of {', '.join(SORTS)}")
+    limit = max(1, min(limit, MAX_LIMIT))
+    conditions = _conditions(session, caller, filters)
+    total = session.scalar(_heads(caller, func.count()).where(*conditions)) or 0
+    by, key = _COLUMNS[sort], col(Repository.id)
+    after = [_after(sort, cursor)] if cursor else []
+    order = (by.asc(), key.asc()) if sort == "name" else (by.desc(), key.desc())
+    rows = session.execute(
+        _heads(caller, Repository, col(Ref.target_oid), RevisionFacts)
+        .where(*conditions, *after)
+        .order_by(*order)
+        .limit(limit + 1)
+    ).all()
+    found = [Found(repo, commit, facts) for repo, commit, facts in rows[:limit]]
+    return Page(found, total, _cursor(sort, found[-1]) if len(rows) > limit else None)
+
+
+def _heads(caller: Caller, *what: Any) -> Select[Any]:
+    """SELECT `what` of the readable repositories, each joined with the facts of the head of its default branch."""
+    head = and_(col(Ref.repository_id) == col(Repository.id), col(Ref.name) == BRANCH + col(Repository.default_branch))
+    facts = and_(
+        col(RevisionFacts.repository_id) == col(Repository.id), col(RevisionFacts.commit_oid) == col(Ref.target_oid)
+    )
+    statement: Select[Any] = select(*what).select_from(Repository).join(Ref, head).join(RevisionFacts, facts)
+    return statement.where(readable(caller))
+
+
+def _conditions(session: Session, caller: Caller, filters: Filters) -> list[ColumnElement[bool]]:
+    asked = (filters.kind, filters.base, filters.licence, filters.task, filters.author, *filters.tags)
+    if not all(map(is_storable, asked)):
+        return [false()]
+    wanted = [search_index.matches(session, filters.query)]
+    if filters.kind:
+        wanted.append(or_(col(RevisionFacts.kind) == filters.kind, _has_patch(col(Patch.kind) == filters.kind)))
+    if filters.base:
+        wanted.append(or_(_has_tag(f"base_model:{filters.base}"), _has_patch(_is_base(filters.base))))
+    if filters.licence:
+        wanted.append(col(RevisionFacts.licence) == filters.licence)
+    if filters.task:
+        wanted.append(or_(col(RevisionFacts.pipeline_tag) == filters.task, _has_tag(filters.task)))
+    if filters.author:
+        wanted.append(col(Repository.name_key).startswith(filters.author.casefold() + "/", autoescape=True))
+    return [condition for condition in (*wanted, *map(_has_tag, filters.tags)) if condition is not None]
+
+
+def _has_tag(tag: str) -> ColumnElement[bool]:
+    return exists().where(col(RepositoryTag.repository_id) == col(Repository.id), col(RepositoryTag.tag) == tag)
+
+
+def _has_patch(condition: ColumnElement[bool]) -> ColumnElement[bool]:
+    here = col(Patch.repository_id) == col(Repository.id), col(Patch.commit_oid) == col(Ref.target_oid)
+    return exists().where(*here, condition)
+
+
+def _is_base(name: str) -> ColumnElement[bool]:
+    """Whether the patch's base is the repository of that name, under whichever name the patch declares it."""
+    base = select(col(RepositoryName.repository_id)).where(col(RepositoryName.name_key) == name.casefold())
+    return or_(col(Patch.base_name) == name, col(Patch.base_repository_id).in_(base))
+
+
+def _after(sort: str, cursor: str) -> ColumnElement[bool]:
+    """The condition under which a row comes after `cursor` in that order."""
+    try:
+        kind, written, last = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        value = datetime.fromisoformat(written) if sort in ("updated", "created") else written
+        right = kind == sort and isinstance(last, str) and isinstance(value, str if sort == "name" else int | datetime)
+    except (ValueError, TypeError, binascii.Error):
+        right = False
+    if not right:
+        raise InvalidRequest("cursor: not one that this list gave for this sort; begin without one")
+    by, key = _COLUMNS[sort], col(Repository.id)
+    if sort == "name":
+        return or_(by > value, and_(by == value, key > last))
+    return or_(by < value, and_(by == value, key < last))
+
+
+def _cursor(sort: str, last: Found) -> str:
+    values: dict[str, Any] = {
+        "updated": last.repo.updated_at.isoformat(),
+        "created": last.repo.created_at.isoformat(),
+        "downloads": last.repo.downloads,
+        "size": last.facts.size_bytes,
+        "name": last.repo.name_key,
+    }
+    written = json.dumps([sort, values[sort], last.repo.id], separators=(",", ":"))
+    return base64.urlsafe_b64encode(written.encode()).rstrip(b"=").decode()

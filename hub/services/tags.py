@@ -1,0 +1,99 @@
+"""Tags, library and task of a revision, as the Hugging Face API shows and filters them.
+
+Source: what huggingface.co answers for models and adapters; list_models filters on these exact words.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub.hub.services.cards import Card
+from adapterhub.merging.patch import Facts
+
+TRAINING_METHODS = ("sft", "dpo", "orpo", "kto", "ppo", "grpo", "rlhf", "reward-trainer", "cpt")
+"""Words among a card's tags that say how a patch was trained; trl and its like write them."""
+
+_TASK_OF_PEFT = {
+    "CAUSAL_LM": "text-generation",
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
+    "FEATURE_EXTRACTION": "feature-extraction",
+    "SEQ_2_SEQ_LM": "text2text-generation",
+}
+_TASK_OF_HEAD = {
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMaskedLM": "fill-mask",
+    "ForImageClassification": "image-classification",
+    "ForConditionalGeneration": "text2text-generation",
+    "Model": "feature-extraction",
+}
+
+
+@dataclass(frozen=True)
+class Configs:
+    """The configurations at a revision's root, {} where there is none."""
+
+    model: Mapping[str, Any]
+    adapter: Mapping[str, Any]
+
+    def shown(self) -> dict[str, Any]:
+        """What of them the API shows."""
+        found: dict[str, Any] = {k: self.model[k] for k in ("architectures", "model_type") if k in self.model}
+        if self.adapter:
+            keys = ("base_model_name_or_path", "task_type", "peft_type")
+            found["peft"] = {k: self.adapter[k] for k in keys if isinstance(self.adapter.get(k), str)}
+        return found
+
+
+def library(card: Card, configs: Configs) -> str | None:
+    """The library that loads the revision: as the card says, else by the configuration at the root."""
+    if named := card.text_of("library_name"):
+        return named
+    if configs.adapter.get("peft_type"):
+        return "peft"
+    return "transformers" if configs.model.get("model_type") else None
+
+
+def pipeline_tag(card: Card, configs: Configs) -> str | None:
+    """The task: as the card says, else by PEFT's task type or the head of the architecture."""
+    if named := card.text_of("pipeline_tag"):
+        return named
+    if task := _TASK_OF_PEFT.get(str(configs.adapter.get("task_type"))):
+        return task
+    architectures = configs.model.get("architectures")
+    name = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+    return next((task for head, task in _TASK_OF_HEAD.items() if name.endswith(head)), None)
+
+
+def training_method(card: Card) -> str | None:
+    """How the patch was trained: as the card says, or by a known word among its tags."""
+    named = card.text_of("training_method")
+    return named or next((tag.lower() for tag in card.texts("tags") if tag.lower() in TRAINING_METHODS), None)
+
+
+def base_models(card: Card, facts: Sequence[Facts]) -> list[dict[str, str]]:
+    """The declared bases as [{"name", "relation"}], those of the card first, each once."""
+    is_patch = any(one.kind != "model" for one in facts)
+    relation = card.text_of("base_model_relation") or ("adapter" if is_patch else "finetune")
+    names = [*card.texts("base_model"), *(f.base.name for f in facts if f.base.name)]
+    return [{"name": name, "relation": relation} for name in dict.fromkeys(names)]
+
+
+def derive(card: Card, configs: Configs, bases: Iterable[Mapping[str, str]], paths: Iterable[str]) -> list[str]:
+    """Every tag of the revision, each once: library and formats, the card's own, then what it declares."""
+    found = [
+        library(card, configs),
+        "safetensors" if any(path.endswith(".safetensors") for path in paths) else None,
+        *card.texts("tags"),
+        pipeline_tag(card, configs),
+        *card.texts("language"),
+        *(f"dataset:{name}" for name in card.texts("datasets")),
+        *(tag for b in bases for tag in (f"base_model:{b['name']}", f"base_model:{b['relation']}:{b['name']}")),
+        *(f"license:{name}" for name in card.texts("license")),
+    ]
+    return [tag for tag in dict.fromkeys(found) if tag]

@@ -1,0 +1,191 @@
+"""Uploads in Xet's form: chunks gathered in xorbs, then a shard that says how files are put together from them.
+
+Files are rebuilt at once into ordinary blobs, checked against their sha256, and given to the repository; xorbs are kept
+so that a client may refer to them later, and serve nothing else. A client remembers for weeks what it has sent, by the
+address it sent it to. That address therefore names the repository, so that nobody reaches another's chunks by hash, and
+an epoch, which is raised when xorbs are dropped.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from sqlmodel import Session, col, select
+
+from adapterhub.hub.context import Hub
+from adapterhub.hub.db import tables
+from adapterhub.hub.db.queries import chunks, insert_missing
+from adapterhub.hub.db.tables import Repository, XetScope
+from adapterhub.hub.errors import InvalidToken, TooLarge
+from adapterhub.hub.services import blobs
+from adapterhub.hub.services.access import Caller, require_write
+from adapterhub.hub.services.signing import seal, unseal
+from adapterhub.storage.blobs import BlobStat
+from adapterhub.storage.errors import InvalidXet
+from adapterhub.storage.xet.rebuild import OpenXorb, Xorb, checked_size, rebuild
+from adapterhub.storage.xet.shard import FileRecord, parse_shard
+from adapterhub.storage.xet.xorb import ChunkTable, check_xorb
+
+TOKEN_TTL_S = 3600
+
+EXPANSION_LIMIT = 1000
+"""How many times larger than the xorbs it names the files of a shard may be."""
+EXPANSION_FREE_BYTES = 4 << 30
+"""What a shard may make without asking for EXPANSION_LIMIT: a large file of one repeated chunk is no attack."""
+
+_PURPOSE = "Xet token"
+_PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where a client's xorbs lie: in one repository, in one epoch."""
+
+    repository_id: str
+    epoch: int
+
+    def __str__(self) -> str:
+        return f"{self.repository_id}.{self.epoch}"
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A token and the scope it opens. expires_at: in seconds since the epoch."""
+
+    scope: Scope
+    token: str
+    expires_at: int
+
+
+def grant_upload(session: Session, hub: Hub, caller: Caller, repo: Repository) -> Grant:
+    """A token to upload to `repo`. Raises RepoNotFound, NotAuthenticated or Forbidden."""
+    require_write(session, caller, repo)
+    insert_missing(session, XetScope, [{"repository_id": repo.id, "epoch": 1}])
+    scope = Scope(repo.id, session.get_one(XetScope, repo.id).epoch)
+    token = seal(hub.secret, _PURPOSE, {"scope": str(scope)}, TOKEN_TTL_S)
+    return Grant(scope, token, int(time.time()) + TOKEN_TTL_S)
+
+
+def open_scope(hub: Hub, scope: str, token: str) -> Scope:
+    """The scope named in an address, when `token` opens it. Raises InvalidToken."""
+    if unseal(hub.secret, _PURPOSE, token)["scope"] != scope:
+        raise InvalidToken("this Xet token is for another repository; ask for another")
+    repository_id, _, epoch = scope.partition(".")
+    return Scope(repository_id, int(epoch))
+
+
+def put_xorb(hub: Hub, scope: Scope, xorb_hash: str, content: bytes | memoryview, file: Path) -> bool:
+    """Whether the xorb is new here; it is checked to the last chunk, stored and remembered when it returns.
+
+    content: the whole of `file`. Raises InvalidXet.
+    """
+    rows = check_xorb(content, xorb_hash)
+    with hub.db.read() as session:
+        if session.get(tables.Xorb, (scope.repository_id, scope.epoch, xorb_hash)):
+            return False
+    stat = hub.store.put_file(file)
+
+    def write(session: Session) -> None:
+        insert_missing(session, tables.Blob, [{"digest": stat.digest, "size_bytes": stat.size_bytes}])
+        row = tables.Xorb(
+            repository_id=scope.repository_id, epoch=scope.epoch, xorb_hash=xorb_hash, digest=stat.digest, chunks=rows
+        )
+        insert_missing(session, tables.Xorb, [row.model_dump()])
+
+    hub.db.transact(write)
+    return True
+
+
+def put_shard(hub: Hub, scope: Scope, content: bytes | memoryview) -> list[BlobStat]:
+    """Those files of a shard that the repository lacked: rebuilt, durable, and the repository's.
+
+    All of them are measured from the chunk tables before one is rebuilt. Raises InvalidXet for a shard that does not
+    hold together or names xorbs that were not sent here, DigestMismatch for a file that is not what it says, TooLarge.
+    """
+    files = parse_shard(content)
+    stored = _xorbs(hub, scope, files)
+    open_xorb = _opener(hub, stored)
+    sizes = [checked_size(file, open_xorb) for file in files]
+    _check_sizes(hub, sizes, sum(row.size_bytes for row in stored.values()))
+    present = _present(hub, scope, files)
+    stats = [
+        _rebuild(hub, file, size, open_xorb)
+        for file, size in zip(files, sizes, strict=True)
+        if (file.digest, size) not in present
+    ]
+    hub.db.transact(lambda session: blobs.record(session, scope.repository_id, stats))
+    return stats
+
+
+def _present(hub: Hub, scope: Scope, files: Sequence[FileRecord]) -> set[tuple[str | None, int]]:
+    """(digest, size) of those announced files that the repository has the right to already."""
+    with hub.db.read() as session:
+        found = [blobs.owned(session, scope.repository_id, file.digest) for file in files if file.digest]
+    return {(blob.digest, blob.size_bytes) for blob in found if blob}
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A xorb of this scope: its chunk table as kept, the blob it rests in, and that blob's size."""
+
+    rows: bytes
+    digest: str
+    size_bytes: int
+
+
+def _xorbs(hub: Hub, scope: Scope, files: Sequence[FileRecord]) -> dict[str, _Stored]:
+    """The xorbs of `scope` that the files name, by hash; those it does not have are left out."""
+    wanted = {term.xorb_hash for file in files for term in file.terms()}
+    found: dict[str, _Stored] = {}
+    with hub.db.read() as session:
+        for some in chunks(wanted):
+            query = (
+                select(tables.Xorb, tables.Blob.size_bytes)
+                .join(tables.Blob, col(tables.Blob.digest) == col(tables.Xorb.digest))
+                .where(
+                    tables.Xorb.repository_id == scope.repository_id,
+                    tables.Xorb.epoch == scope.epoch,
+                    col(tables.Xorb.xorb_hash).in_(some),
+                )
+            )
+            for row, size_bytes in session.exec(query):
+                found[row.xorb_hash] = _Stored(row.chunks, row.digest, size_bytes)
+    return found
+
+
+def _opener(hub: Hub, stored: dict[str, _Stored]) -> OpenXorb:
+    @cache
+    def open_xorb(xorb_hash: str) -> Xorb:
+        row = stored.get(xorb_hash)
+        if row is None:
+            raise InvalidXet(f"xorb {xorb_hash} was never sent to this address, or is gone; upload again")
+
+        def read(start: int, end: int) -> Iterator[bytes]:
+            return hub.store.read(row.digest, start, end)
+
+        return Xorb(ChunkTable(row.rows), read)
+
+    return open_xorb
+
+
+def _check_sizes(hub: Hub, sizes: Sequence[int], xorb_bytes: int) -> None:
+    limit = hub.settings.file_max_bytes
+    if any(size > limit for size in sizes):
+        raise TooLarge(f"a file of {max(sizes)} bytes; at most {limit} are taken")
+    allowed = max(EXPANSION_FREE_BYTES, EXPANSION_LIMIT * xorb_bytes)
+    if sum(sizes) > allowed:
+        raise TooLarge(f"{xorb_bytes} bytes of xorbs would become {sum(sizes)}; at most {allowed} are made of them")
+
+
+def _rebuild(hub: Hub, file: FileRecord, size_bytes: int, open_xorb: OpenXorb) -> BlobStat:
+    with hub.store.writer(limit_bytes=size_bytes) as writer:
+        gathered = bytearray()
+        for piece in rebuild(file, open_xorb):
+            gathered += piece
+            if len(gathered) >= _PIECE_BYTES:
+                writer.write(bytes(gathered))
+                gathered.clear()
+        writer.write(bytes(gathered))
+        return writer.commit(file.digest)

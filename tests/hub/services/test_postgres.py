@@ -1,0 +1,112 @@
+"""The services on PostgreSQL: what could differ from SQLite is tried on both."""
+
+import threading
+
+import pytest
+from sqlmodel import Session
+
+from adapterhub.hub.context import Hub
+from adapterhub.hub.errors import (
+    AccountNotFound,
+    EntryNotFound,
+    HeadMoved,
+    InvalidCommit,
+    RepoNotFound,
+    RevisionNotFound,
+)
+from adapterhub.hub.services import accounts, refs, repos, revisions, trees
+from adapterhub.hub.services.access import ANONYMOUS, Caller, authenticate
+from adapterhub.hub.services.commits import AddRegular, DeleteFolder, commit
+from adapterhub.hub.services.describe import repo_view
+from adapterhub.hub.services.search import SORTS, Filters, listing, search
+from tests.hub.services.samples import lora, stock
+
+
+@pytest.fixture
+def hub(postgres_hub: Hub) -> Hub:
+    return postgres_hub
+
+
+@pytest.fixture
+def ann(hub: Hub) -> Caller:
+    def work(session: Session) -> str:
+        accounts.first_admin(session, "ann", "the token of ann, an administrator")
+        return "the token of ann, an administrator"
+
+    text = hub.db.transact(work)
+    with hub.db.read() as session:
+        return authenticate(session, f"Bearer {text}")
+
+
+def test_the_catalogue_finds_and_pages_the_same(hub: Hub, ann: Caller) -> None:
+    stock(hub, ann)
+    with hub.db.read() as session:
+        for query in ("python", "pyth", "cafe", "ann/code-lora", "writes python"):
+            assert [i["id"] for i in search(session, ANONYMOUS, query)["items"]] == ["ann/code-lora"]
+        for query in ('"', "* OR NEAR(", "python & secret", "'; --", "a:b", "python <-> x"):
+            assert search(session, ANONYMOUS, query)["total"] in (0, 3)
+        assert search(session, ANONYMOUS, base="ann/base", tags=["peft"])["total"] == 1
+        for sort in SORTS:
+            first = listing(session, ann, Filters(), sort=sort, limit=3)
+            rest = listing(session, ann, Filters(), sort=sort, limit=3, cursor=first.cursor)
+            assert len({row.repo.id for row in first.rows + rest.rows}) == 4
+    hub.db.transact(lambda session: repos.move(session, ann, "ann/code-lora", "ann/snakes"))
+    with hub.db.read() as session:
+        assert search(session, ANONYMOUS, "snakes python")["total"] == 1
+
+
+def test_a_patch_is_known_the_same(hub: Hub, ann: Caller) -> None:
+    stock(hub, ann)
+    view = repo_view(hub, ANONYMOUS, "ann/code-lora")
+    assert (view["kind"], view["base"]["fits"], view["patches"][0]["rank_max"]) == ("lora", "exact", 2)
+    assert repo_view(hub, ANONYMOUS, "ann/base")["lineage"]["children"][0]["name"] == "ann/code-lora"
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\ud800b"])
+def test_text_that_no_database_takes_names_nothing(hub: Hub, ann: Caller, text: str) -> None:
+    repo = repos.create(hub, ann, "ann/patch")
+    with hub.db.read() as session:
+        with pytest.raises(RepoNotFound):
+            repos.find(session, ann, f"ann/{text}")
+        with pytest.raises(RevisionNotFound):
+            refs.resolve(session, repo, text)
+        with pytest.raises(EntryNotFound):
+            trees.entry(session, repo, refs.branch_head(session, repo, "main"), text)
+        assert search(session, ann, author=text)["total"] == 0
+        assert search(session, ann, text)["total"] in (0, 1)
+        with pytest.raises(AccountNotFound):
+            accounts.find(session, text)
+    operations = [AddRegular("a", b"1")]
+    with pytest.raises(RevisionNotFound):
+        commit(hub, ann, "ann/patch", text, operations, "push")
+    with pytest.raises(InvalidCommit, match="message"):
+        commit(hub, ann, "ann/patch", "main", operations, text)
+    commit(hub, ann, "ann/patch", "main", lora(text), "push")
+    view = repo_view(hub, ann, "ann/patch")
+    assert view["base"] is None
+    assert view["kind"] == "unknown" or view["patches"][0]["problems"]
+
+
+def test_four_writers_of_one_branch_lose_nothing(hub: Hub, ann: Caller) -> None:
+    repo = repos.create(hub, ann, "ann/patch")
+    failures: list[BaseException] = []
+
+    def write(writer: int) -> None:
+        try:
+            for n in range(4):
+                commit(hub, ann, "ann/patch", "main", [AddRegular(f"w{writer}/f{n}", b"%d" % n)], "push")
+        except BaseException as error:  # noqa: BLE001  shown by the assertion below
+            failures.append(error)
+
+    writers = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+    for thread in writers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    assert failures == []
+    with hub.db.read() as session:
+        head = refs.branch_head(session, repo, "main")
+        assert len(trees.files(session, repo, head)) == 1 + 16
+        assert len(revisions.history(session, repo, head)) == 1 + 16
+    with pytest.raises(HeadMoved):
+        commit(hub, ann, "ann/patch", "main", [DeleteFolder("w0")], "push", parent="0" * 40)
