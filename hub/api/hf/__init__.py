@@ -1,0 +1,9 @@
+"""The Hugging Face dialect: what unmodified huggingface_hub, transformers, peft and `hf` send and expect."""
+
+from fastapi import APIRouter
+
+from adapterhub.hub.api.hf import cards, commits, lfs, lists, refs, repos, resolve, tree, users, xet
+
+router = APIRouter(include_in_schema=False)
+for _part in (users, cards, lists, repos, refs, tree, commits, lfs, xet, resolve):
+    router.include_router(_part.router)

@@ -1,0 +1,177 @@
+"""Preupload, commit and history. Source: huggingface_hub/_commit_api.py; the body of a commit is one object a line."""
+
+import base64
+import binascii
+from typing import Any
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field
+from sqlmodel import Session
+
+from adapterhub.hub.api import threads
+from adapterhub.hub.api.bodies import spooled
+from adapterhub.hub.api.deps import CallerDep, HubDep, PublicUrl
+from adapterhub.hub.api.hf.addressing import RepoId, find, find_commit, read
+from adapterhub.hub.api.hf.ndjson import read_commit
+from adapterhub.hub.api.hf.times import timestamp
+from adapterhub.hub.api.pages import next_link
+from adapterhub.hub.api.raw import RawRoute
+from adapterhub.hub.db.tables import Commit
+from adapterhub.hub.errors import InvalidRequest
+from adapterhub.hub.services import commits, refs, revisions, trees
+from adapterhub.hub.services.access import require_write
+from adapterhub.hub.services.names import check_path
+from adapterhub.hub.services.trees import Entry
+from adapterhub.hub.services.wiring import SPOOL_FOLDER
+
+router = APIRouter(prefix="/api/models/{namespace}/{name}", route_class=RawRoute)
+
+PREUPLOAD_FILES = 1000
+HISTORY_PAGE = 50
+
+
+class UploadFile(BaseModel):
+    """A file that is about to be committed. sample: its first 512 bytes in base64."""
+
+    path: str
+    size: int = Field(ge=0)
+    sample: str = ""
+
+
+class Preupload(BaseModel):
+    """The files that are about to be committed."""
+
+    files: list[UploadFile] = Field(max_length=PREUPLOAD_FILES)
+
+
+@router.post("/preupload/{revision}")
+async def preupload(
+    hub: HubDep, caller: CallerDep, repo_id: RepoId, revision: str, wanted: Preupload, create_pr: bool = False
+) -> dict[str, Any]:
+    """How each file should travel: "regular" inside the commit, "lfs" beforehand through Xet or LFS.
+
+    Rights and paths are checked here already: the upload itself would fail in words that the client does not show.
+    """
+    _refuse_pull_requests(create_pr)
+
+    def work(session: Session) -> dict[str, Entry]:
+        repo = find(session, caller, repo_id)
+        require_write(session, caller, repo)
+        head = refs.branch_head(session, repo, revision)
+        return {e.path: e for e in trees.paths_info(session, repo, head, [f.path for f in wanted.files])}
+
+    for file in wanted.files:
+        check_path(file.path)
+    present = await read(hub, work)
+    modes = {file.path: upload_mode(file, hub.settings.regular_max_bytes) for file in wanted.files}
+    return {
+        "files": [
+            {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": _known_oid(present.get(path), mode)}
+            for path, mode in modes.items()
+        ]
+    }
+
+
+def upload_mode(file: UploadFile, regular_max_bytes: int) -> str:
+    """ "regular" for text up to the limit, else "lfs"."""
+    return "regular" if file.size <= regular_max_bytes and _is_text(file.sample) else "lfs"
+
+
+def _is_text(sample: str) -> bool:
+    """Whether the sampled bytes are UTF-8 without NUL; a character cut at the sample's end is no fault."""
+    try:
+        content = base64.b64decode(sample, validate=True)
+        content.decode()
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data" and b"\0" not in content
+    except binascii.Error:
+        return False
+    return b"\0" not in content
+
+
+def _known_oid(entry: Entry | None, mode: str) -> str | None:
+    """The name of the present content as the client computes it for that mode, so that it leaves out equal files."""
+    if entry is None or entry.is_folder:
+        return None
+    if mode == "lfs":
+        return entry.digest.removeprefix("sha256:")
+    return None if entry.is_lfs else entry.oid
+
+
+@router.post("/commit/{revision}")
+async def commit(
+    request: Request,
+    hub: HubDep,
+    caller: CallerDep,
+    public_url: PublicUrl,
+    repo_id: RepoId,
+    revision: str,
+    create_pr: bool = False,
+) -> dict[str, Any]:
+    """The commit made of the body's operations. Raises what `commits.commit` raises, and TooLarge.
+
+    The body is spooled to disk and read line by line, so one line is in memory at a time.
+    """
+    _refuse_pull_requests(create_pr)
+    await read(hub, lambda session: require_write(session, caller, find(session, caller, repo_id)))
+    async with spooled(request, hub.settings.data / SPOOL_FOLDER, hub.settings.commit_max_bytes) as body:
+        header, operations = await threads.run(read_commit, body, hub.settings.regular_max_bytes)
+        result = await threads.run(
+            commits.commit,
+            hub,
+            caller,
+            repo_id,
+            revision,
+            operations,
+            header.summary,
+            header.description,
+            header.parentCommit,
+        )
+    return {
+        "success": True,
+        "commitOid": result.oid,
+        "commitUrl": f"{public_url}/{result.repo_id}/commit/{result.oid}",
+        "hookOutput": "",
+    }
+
+
+@router.get("/commits/{revision}")
+async def history(
+    request: Request,
+    response: Response,
+    hub: HubDep,
+    caller: CallerDep,
+    public_url: PublicUrl,
+    repo_id: RepoId,
+    revision: str,
+    cursor: int = Query(0, ge=0),
+    limit: int = Query(HISTORY_PAGE, ge=1, le=1000),
+) -> list[dict[str, Any]]:
+    """The commits before and at `revision`, newest first, a page at a time."""
+
+    def work(session: Session) -> list[Commit]:
+        repo, oid = find_commit(session, caller, repo_id, revision)
+        return revisions.history(session, repo, oid, limit=limit + 1, skip=cursor)
+
+    found = await read(hub, work)
+    if len(found) > limit:
+        response.headers["Link"] = next_link(request, public_url, str(cursor + limit))
+    is_formatted = "formatted" in request.query_params.getlist("expand[]") + request.query_params.getlist("expand")
+    return [_commit_json(row, is_formatted=is_formatted) for row in found[:limit]]
+
+
+def _commit_json(row: Commit, *, is_formatted: bool) -> dict[str, Any]:
+    title, _, message = row.message.partition("\n\n")
+    shape: dict[str, Any] = {
+        "id": row.oid,
+        "title": title,
+        "message": message,
+        "date": timestamp(row.committed_at),
+        "authors": [{"user": row.author_name}],
+    }
+    return {**shape, "formatted": {"title": title, "message": message}} if is_formatted else shape
+
+
+def _refuse_pull_requests(create_pr: bool) -> None:
+    if create_pr:
+        raise InvalidRequest("this hub has no pull requests; commit to a branch of its own and merge it there")

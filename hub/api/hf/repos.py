@@ -1,0 +1,167 @@
+"""Repositories: made, deleted, moved, configured, described. Source: huggingface_hub/hf_api.py."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel
+from sqlmodel import Session
+from starlette.responses import JSONResponse
+
+from adapterhub.hub.api import threads
+from adapterhub.hub.api.deps import CallerDep, HubDep, PublicUrl
+from adapterhub.hub.api.errors import domain_response
+from adapterhub.hub.api.hf.addressing import RepoId, find, find_commit, read, write
+from adapterhub.hub.api.hf.shapes import model_json
+from adapterhub.hub.api.raw import RawRoute
+from adapterhub.hub.errors import RepoExists, UnsupportedRepoType
+from adapterhub.hub.services import repos, trees
+from adapterhub.hub.services.access import Caller, require_write, require_writing_token
+
+router = APIRouter(route_class=RawRoute)
+
+
+Expand = Annotated[Sequence[str], Query()]
+"""The names of the fields wanted, each a parameter of its own."""
+
+
+class RepoName(BaseModel):
+    """A repository as create and delete name it. organization: the namespace, by default the caller's own."""
+
+    name: str
+    organization: str | None = None
+    type: str | None = None
+
+    def repo_id(self, caller: Caller) -> str:
+        """The name in full, where no namespace is said in the caller's own. Raises UnsupportedRepoType."""
+        refuse_other_types(self.type)
+        if "/" in self.name:
+            return self.name
+        return f"{self.organization or caller.name or ''}/{self.name}"
+
+
+class NewRepo(RepoName):
+    """A repository to make; older clients say `private`, newer ones `visibility`."""
+
+    private: bool = False
+    visibility: Literal["public", "private"] | None = None
+
+
+class Move(BaseModel):
+    """A repository's names before and after."""
+
+    fromRepo: str  # noqa: N815  the client's spelling
+    toRepo: str  # noqa: N815
+    type: str | None = None
+
+
+class RepoSettings(BaseModel):
+    """What to change; absent fields stay."""
+
+    private: bool | None = None
+    visibility: Literal["public", "private"] | None = None
+    gated: Literal["auto", "manual", False] | None = None
+
+
+def refuse_other_types(repo_type: str | None) -> None:
+    """Pass for models. Raises UnsupportedRepoType for a dataset or space."""
+    if repo_type not in (None, "model"):
+        raise UnsupportedRepoType(f"{repo_type}s are not kept here; this hub holds models and patches only")
+
+
+@router.post("/api/repos/create")
+async def create(hub: HubDep, caller: CallerDep, public_url: PublicUrl, new: NewRepo) -> Response:
+    """Make a repository. When it is there already, a 409 whose body names it too, which `exist_ok=True` reads."""
+    require_writing_token(caller)
+    repo_id = new.repo_id(caller)
+    private = new.private if new.visibility is None else new.visibility == "private"
+    try:
+        repo = await threads.run(lambda: repos.create(hub, caller, repo_id, private=private))
+    except RepoExists as error:
+        told = domain_response("/api/repos/create", error)
+        body = {"error": str(error), "url": f"{public_url}/{error.repo_id}", "name": error.repo_id}
+        headers = {name: told.headers[name] for name in ("X-Error-Code", "X-Error-Message")}
+        return JSONResponse(body, told.status_code, headers)
+    return JSONResponse({"url": f"{public_url}/{repo.full_name}", "name": repo.full_name, "id": repo.id})
+
+
+@router.delete("/api/repos/delete")
+async def delete(hub: HubDep, caller: CallerDep, named: RepoName) -> None:
+    """Delete a repository; its name is not given again."""
+    repo_id = named.repo_id(caller)
+    await write(hub, lambda session: repos.delete(session, caller, repo_id))
+
+
+@router.post("/api/repos/move")
+async def move(hub: HubDep, caller: CallerDep, public_url: PublicUrl, names: Move) -> dict[str, str]:
+    """Give a repository another name; requests for the old one are redirected."""
+    refuse_other_types(names.type)
+    repo = await write(hub, lambda session: repos.move(session, caller, names.fromRepo, names.toRepo))
+    return {"url": f"{public_url}/{repo.full_name}"}
+
+
+@router.put("/api/models/{namespace}/{name}/settings")
+async def update_settings(hub: HubDep, caller: CallerDep, repo_id: RepoId, wanted: RepoSettings) -> dict[str, Any]:
+    """Change who may see the repository."""
+    private = wanted.private if wanted.visibility is None else wanted.visibility == "private"
+
+    def work(session: Session) -> dict[str, Any]:
+        find(session, caller, repo_id)
+        repo = repos.update_settings(session, caller, repo_id, private=private, gated=wanted.gated)
+        return {"private": repo.is_private, "gated": repo.gated or False}
+
+    return await write(hub, work)
+
+
+@router.get("/api/models/{namespace}/{name}/auth-check")
+async def check_read(hub: HubDep, caller: CallerDep, repo_id: RepoId) -> None:
+    """200 when the caller may read the repository. Raises RepoNotFound."""
+    await read(hub, lambda session: find(session, caller, repo_id))
+
+
+@router.get("/api/models/{namespace}/{name}/auth-check/write")
+async def check_write(hub: HubDep, caller: CallerDep, repo_id: RepoId) -> None:
+    """200 when the caller may write to the repository. Raises RepoNotFound, NotAuthenticated, Forbidden."""
+    await read(hub, lambda session: require_write(session, caller, find(session, caller, repo_id)))
+
+
+@router.get("/api/models/{namespace}/{name}")
+@router.get("/api/models/{namespace}/{name}/revision/{revision}")
+async def info(
+    response: Response,
+    hub: HubDep,
+    caller: CallerDep,
+    repo_id: RepoId,
+    revision: str | None = None,
+    blobs: bool = False,
+    expand: Expand = (),
+) -> dict[str, Any]:
+    """The repository at a revision. expand: only these fields, besides the id. Raises RevisionNotFound."""
+
+    def work(session: Session) -> dict[str, Any]:
+        repo, commit = find_commit(session, caller, repo_id, revision)
+        response.headers["X-Repo-Commit"] = commit
+        files = trees.files(session, repo, commit)
+        return model_json(session, repo, commit, files, with_blobs=blobs)
+
+    return only_expanded(await read(hub, work), expand)
+
+
+def only_expanded(model: dict[str, Any], expand: Sequence[str]) -> dict[str, Any]:
+    """`model` with its ids and the fields in `expand`; all of it when nothing is asked for."""
+    return model if not expand else {k: v for k, v in model.items() if k in ("_id", "id", *expand)}
+
+
+_METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE"]
+
+
+@router.api_route("/api/datasets/{rest:path}", methods=_METHODS)
+@router.api_route("/api/spaces/{rest:path}", methods=_METHODS)
+@router.api_route("/api/kernels/{rest:path}", methods=_METHODS)
+@router.api_route("/api/buckets/{rest:path}", methods=_METHODS)
+@router.api_route("/datasets/{rest:path}", methods=_METHODS)
+@router.api_route("/spaces/{rest:path}", methods=_METHODS)
+async def other_types(request: Request, rest: str) -> None:
+    """Refuses what belongs to a dataset or space. Raises UnsupportedRepoType."""
+    kind = request.url.path.removeprefix("/api").split("/")[1]
+    refuse_other_types(kind.removesuffix("s"))

@@ -1,0 +1,10 @@
+"""The OpenAI dialect under /v1, and the tasks of Hugging Face's inference API under /models."""
+
+from fastapi import APIRouter
+
+from adapterhub.hub.api.openai import chat, completions, models, tasks
+
+router = APIRouter()
+# a model's name may hold slashes, so tasks, which end in a name, come last
+for part in (models, chat, completions, tasks):
+    router.include_router(part.router)

@@ -1,0 +1,133 @@
+"""Takes an engine's events and words them as OpenAI does: gathered into one answer, or one by one as they come."""
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from time import time
+from typing import Any
+
+import structlog
+from starlette.responses import StreamingResponse
+
+from adapterhub.errors import AdapterHubError
+from adapterhub.hub.api.errors import openai_error
+from adapterhub.hub.db.tables import new_id
+from adapterhub.hub.serving.protocol import Delta, Engine, Event, Finished, Generate, Started, TokenLogprob, VariantSpec
+
+_log = structlog.get_logger()
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Gathered:
+    """One complete answer."""
+
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    reason: str = "stop"
+
+
+@dataclass
+class Usage:
+    """Numbers of tokens so far."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def count(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self.prompt_tokens += event.prompt_tokens
+        elif isinstance(event, Finished):
+            self.completion_tokens += event.completion_tokens
+
+    def as_json(self) -> Json:
+        total = self.prompt_tokens + self.completion_tokens
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": total,
+        }
+
+
+def envelope(prefix: str, kind: str, model: str) -> Json:
+    """What every reply and every chunk of it begins with. model: as the request spelled it."""
+    return {"id": f"{prefix}-{new_id()}", "object": kind, "created": int(time()), "model": model}
+
+
+async def events_of(engine: Engine, spec: VariantSpec, asked: Iterable[Generate]) -> AsyncGenerator[Event, None]:
+    """The events of several requests one after the other; answers are numbered through."""
+    offset = 0
+    for request in asked:
+        events = engine.generate(spec, request)
+        assert isinstance(events, AsyncGenerator)
+        async with aclosing(events):
+            async for event in events:
+                yield event if isinstance(event, Started) else replace(event, index=event.index + offset)
+        offset += request.n
+
+
+async def gathered(events: AsyncIterator[Event], count: int) -> tuple[list[Gathered], Usage, str]:
+    """All answers, their usage, and the execution id."""
+    answers = [Gathered() for _ in range(count)]
+    usage, execution_id = Usage(), ""
+    async for event in events:
+        usage.count(event)
+        match event:
+            case Started():
+                execution_id = event.execution_id
+            case Delta():
+                answers[event.index].text += event.text
+                answers[event.index].logprobs += event.logprobs
+            case Finished():
+                answers[event.index].reason = event.reason
+    return answers, usage, execution_id
+
+
+class EventStream(StreamingResponse):
+    """Chunks as server-sent events, "[DONE]" at the end; an error after the start is an event of its own."""
+
+    def __init__(self, chunks: AsyncIterator[Json]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(_told(chunks), headers=headers, media_type="text/event-stream")
+
+
+async def _told(chunks: AsyncIterator[Json]) -> AsyncIterator[str]:
+    try:
+        async for chunk in chunks:
+            yield f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+    except AdapterHubError as error:
+        _log.warning("stream.broken", error=str(error))
+        yield f"data: {json.dumps(openai_error(error))}\n\n"
+        return
+    yield "data: [DONE]\n\n"
+
+
+def utf8(text: str) -> list[int]:
+    """The bytes of a token's text, as OpenAI lists them."""
+    return list(text.encode("utf-8", "replace"))
+
+
+def chat_logprobs(tokens: Sequence[TokenLogprob]) -> Json:
+    """Log probabilities as a chat's answer shows them."""
+
+    def shown(text: str, logprob: float | None) -> Json:
+        return {"token": text, "logprob": logprob, "bytes": utf8(text)}
+
+    content = [{**shown(one.text, one.logprob), "top_logprobs": [shown(*top) for top in one.top]} for one in tokens]
+    return {"content": content, "refusal": None}
+
+
+def completion_logprobs(tokens: Sequence[TokenLogprob], offset: int = 0) -> Json:
+    """Log probabilities as a completion shows them; offset: characters of the answer before the first token."""
+    offsets = []
+    for one in tokens:
+        offsets.append(offset)
+        offset += len(one.text)
+    return {
+        "tokens": [one.text for one in tokens],
+        "token_logprobs": [one.logprob for one in tokens],
+        "top_logprobs": [dict(one.top) if one.logprob is not None else None for one in tokens],
+        "text_offset": offsets,
+    }

@@ -1,0 +1,86 @@
+"""POST /v1/chat/completions. Source: platform.openai.com/docs/api-reference/chat, as the openai client reads it."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import JSONResponse
+
+from adapterhub.hub.api.deps import CallerDep, HubDep
+from adapterhub.hub.api.openai import answers
+from adapterhub.hub.api.openai.requests import EngineDep, begun, unless_gone, variant
+from adapterhub.hub.api.openai.schemas import ChatRequest
+from adapterhub.hub.serving.protocol import Delta, Event, Finished, Started
+
+router = APIRouter(tags=["openai"])
+
+
+@router.post("/v1/chat/completions")
+async def create_chat_completion(
+    body: ChatRequest, request: Request, hub: HubDep, caller: CallerDep, engine: EngineDep
+) -> Response:
+    """Answer a conversation, in one piece or, with `stream`, as server-sent events.
+
+    A model without a chat template continues the text of the messages, joined by blank lines.
+    """
+    spec = await variant(hub, caller, body.model)
+    events = answers.events_of(engine, spec, [body.asked()])
+    if not body.stream:
+        return JSONResponse(await unless_gone(request, _whole(body, events)))
+    return answers.EventStream(_chunks(body, await unless_gone(request, begun(events)), events))
+
+
+@router.post("/models/{model:path}/v1/chat/completions")
+async def create_chat_completion_at_model(
+    model: str, body: ChatRequest, request: Request, hub: HubDep, caller: CallerDep, engine: EngineDep
+) -> Response:
+    """The same at a model's own URL, where InferenceClient asks; the `model` of the body does not count."""
+    named = body.model_copy(update={"model": model})
+    return await create_chat_completion(named, request, hub, caller, engine)
+
+
+async def _whole(body: ChatRequest, events: AsyncGenerator[Event, None]) -> dict[str, Any]:
+    async with aclosing(events):
+        found, usage, execution_id = await answers.gathered(events, body.n)
+    return {
+        **answers.envelope("chatcmpl", "chat.completion", body.model),
+        "choices": [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": one.text, "refusal": None},
+                "logprobs": answers.chat_logprobs(one.logprobs) if body.logprobs else None,
+                "finish_reason": one.reason,
+            }
+            for index, one in enumerate(found)
+        ],
+        "usage": usage.as_json(),
+        "system_fingerprint": execution_id,
+    }
+
+
+async def _chunks(
+    body: ChatRequest, started: Started, events: AsyncGenerator[Event, None]
+) -> AsyncGenerator[dict[str, Any], None]:
+    head = answers.envelope("chatcmpl", "chat.completion.chunk", body.model)
+    head |= {"system_fingerprint": started.execution_id} | ({"usage": None} if body.includes_usage else {})
+    usage = answers.Usage()
+    usage.count(started)
+    async with aclosing(events):
+        for index in range(body.n):
+            yield head | {"choices": [_choice(index, {"role": "assistant", "content": ""})]}
+        async for event in events:
+            usage.count(event)
+            if isinstance(event, Delta):
+                logprobs = answers.chat_logprobs(event.logprobs) if event.logprobs else None
+                yield head | {"choices": [_choice(event.index, {"content": event.text}, logprobs)]}
+            elif isinstance(event, Finished):
+                yield head | {"choices": [_choice(event.index, {}, reason=event.reason)]}
+    if body.includes_usage:
+        yield head | {"choices": [], "usage": usage.as_json()}
+
+
+def _choice(
+    index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, reason: str | None = None
+) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}

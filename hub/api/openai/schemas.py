@@ -1,0 +1,157 @@
+"""What the OpenAI dialect takes. A field that would change the answer and is not known here is refused, not ignored."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from adapterhub.hub.serving.protocol import Generate, Sampling
+
+MAX_ANSWERS = 8
+MAX_STOPS = 4
+MAX_ALTERNATIVES = 20
+
+_WITHOUT_EFFECT = frozenset(
+    {"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
+    | {"parallel_tool_calls", "tool_prompt", "adapter_id"}
+)
+"""Fields that clients send and that do not change an answer."""
+
+Count = Annotated[int, Field(ge=0, le=1 << 20)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]]
+
+
+class StreamOptions(BaseModel):
+    """include_usage: send the numbers of tokens in a last chunk."""
+
+    include_usage: bool = False
+
+
+class _Request(BaseModel):
+    """What both kinds of completion take."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str = Field(min_length=1, max_length=4096, description="A repository, base:patch, or an expression.")
+    n: int = Field(default=1, ge=1, le=MAX_ANSWERS)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    stop: str | list[str] | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: Bias | None = None
+    seed: int | None = Field(default=None, ge=-(1 << 63), lt=1 << 63)
+
+    @model_validator(mode="after")
+    def _refuse_unknown_wishes(self) -> Self:
+        wishes = {name for name, value in (self.model_extra or {}).items() if value not in (None, [], {})}
+        unknown = sorted(wishes - _WITHOUT_EFFECT)
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: not supported by this server")
+        if len(self.stops) > MAX_STOPS:
+            raise ValueError(f"stop: at most {MAX_STOPS} texts, {len(self.stops)} were sent")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def includes_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def sampling(self) -> Sampling:
+        """How tokens are chosen; OpenAI's defaults where nothing is said."""
+        return Sampling(
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias=self.logit_bias or {},
+            seed=self.seed,
+        )
+
+
+class TextPart(BaseModel):
+    """A part of a message; only text is read."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One message; its other fields are handed to the model's chat template."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: str = Field(max_length=64)
+    content: str | list[TextPart] | None = None
+
+    def plain(self) -> Mapping[str, Any]:
+        """The message with its content as one text."""
+        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
+        return {"role": self.role, "content": content, **(self.model_extra or {})}
+
+
+class TextFormat(BaseModel):
+    """The only format of answers that is made here."""
+
+    type: Literal["text"]
+
+
+class ChatRequest(_Request):
+    """POST /v1/chat/completions. Without max_tokens an answer may fill the model's context."""
+
+    messages: list[Message] = Field(min_length=1, max_length=1000)
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_ALTERNATIVES)
+    response_format: TextFormat | None = None
+
+    def asked(self) -> Generate:
+        """The request as an engine takes it."""
+        most = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        return Generate(
+            messages=[message.plain() for message in self.messages],
+            max_tokens=most,
+            n=self.n,
+            stop=self.stops,
+            sampling=self.sampling(),
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+        )
+
+
+Tokens = Annotated[list[int], Field(min_length=1)]
+
+
+class CompletionRequest(_Request):
+    """POST /v1/completions. prompt: a text, token ids, or a list of either."""
+
+    prompt: str | Tokens | Annotated[list[str] | list[Tokens], Field(min_length=1, max_length=256)]
+    max_tokens: Count | None = 16
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_ALTERNATIVES)
+    echo: bool = False
+
+    def asked(self) -> list[Generate]:
+        """The request as an engine takes it, one for each prompt."""
+        return [
+            Generate(
+                prompt=prompt,
+                max_tokens=self.max_tokens,
+                n=self.n,
+                stop=self.stops,
+                sampling=self.sampling(),
+                logprobs=self.logprobs,
+                echo=self.echo,
+            )
+            for prompt in self._prompts()
+        ]
+
+    def _prompts(self) -> list[str | list[int]]:
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)

@@ -1,0 +1,66 @@
+"""Users and organisations."""
+
+from fastapi import APIRouter
+from sqlmodel import Session
+
+from adapterhub.hub.api import threads
+from adapterhub.hub.api.deps import CallerDep, HubDep
+from adapterhub.hub.api.rest.schemas import (
+    CreatedUser,
+    NewOrganisation,
+    NewRole,
+    NewUser,
+    OrganisationView,
+    UserList,
+    UserView,
+)
+from adapterhub.hub.context import Hub
+from adapterhub.hub.services import accounts
+from adapterhub.hub.services.access import Caller
+
+router = APIRouter(prefix="/api", tags=["administration"])
+
+
+@router.post("/admin/users", status_code=201)
+async def create_user(new: NewUser, hub: HubDep, caller: CallerDep) -> CreatedUser:
+    """Create a user and a first token, which is shown this once. For administrators."""
+
+    def work(session: Session) -> CreatedUser:
+        account = accounts.create_user(
+            session, caller, new.name, fullname=new.fullname, email=new.email, is_admin=new.is_admin
+        )
+        role = "admin" if new.is_admin else "write"
+        return CreatedUser(name=account.name, token=accounts.issue_token(session, caller, account, "first", role)[1])
+
+    return await threads.run(hub.db.transact, work)
+
+
+@router.get("/admin/users")
+async def list_users(hub: HubDep, caller: CallerDep) -> UserList:
+    """List every user. For administrators."""
+    return await threads.run(_users, hub, caller)
+
+
+@router.post("/organisations", status_code=201)
+async def create_organisation(new: NewOrganisation, hub: HubDep, caller: CallerDep) -> OrganisationView:
+    """Create an organisation; you become its administrator."""
+
+    def work(session: Session) -> OrganisationView:
+        account = accounts.create_organisation(session, caller, new.name, fullname=new.fullname)
+        return OrganisationView(name=account.name, fullname=account.fullname)
+
+    return await threads.run(hub.db.transact, work)
+
+
+@router.put("/organisations/{organisation}/members/{user}", status_code=204)
+async def set_member(organisation: str, user: str, new: NewRole, hub: HubDep, caller: CallerDep) -> None:
+    """Give a user a role in an organisation, or take it away. For the organisation's administrators."""
+    await threads.run(
+        hub.db.transact, lambda session: accounts.set_member(session, caller, organisation, user, new.role)
+    )
+
+
+def _users(hub: Hub, caller: Caller) -> UserList:
+    with hub.db.read() as session:
+        found = accounts.list_users(session, caller)
+        return UserList(items=[UserView.model_validate(account, from_attributes=True) for account in found])

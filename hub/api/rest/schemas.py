@@ -1,0 +1,220 @@
+"""What our own REST takes and gives, as /docs shows it. Times are ISO 8601 in UTC; digests are "sha256:<hex>"."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+REPO_ID = r"^[^/]{1,96}/[^/]{1,96}$"
+
+
+class Strict(BaseModel):
+    """A request body: a field that is not known is an error and not a silent wish."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457), sent as application/problem+json; `code` names the kind of error."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+
+
+class Progress(BaseModel):
+    """How far a job is; empty before it starts."""
+
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+    message: str = ""
+
+
+class JobError(BaseModel):
+    code: str
+    message: str
+
+
+class JobView(BaseModel):
+    """Work that runs beside the web process. `result` depends on the kind of job."""
+
+    id: str
+    kind: str = Field(examples=["merge", "port"])
+    state: State
+    progress: Progress
+    result: dict[str, Any] | None = None
+    error: JobError | None = None
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    attempts: int = Field(description="How often a worker began it.")
+
+
+class JobList(BaseModel):
+    items: list[JobView]
+
+
+class MergeRequest(Strict):
+    """What to merge and where to put it."""
+
+    expression: str = Field(examples=["demo/base + 0.7*demo/code + 0.5*demo/licences"], max_length=4096)
+    push: str | None = Field(
+        default=None,
+        pattern=REPO_ID,
+        description="Repository that takes the result, made when missing; default: YOU/merge-<8 hex of the recipe>.",
+    )
+    as_kind: str | None = Field(
+        default=None, alias="as", examples=["lora"], description="Form of the result; default: a full model."
+    )
+    dtype: str | None = Field(default=None, examples=["BF16"], description="dtype of the result; default: the base's.")
+    private: bool = Field(default=False, description="Whether a repository made for the result is private.")
+    message: str | None = Field(default=None, max_length=1000, description="Summary of the commit.")
+
+
+class PortRequest(Strict):
+    """Which patch to carry to which base."""
+
+    patch: str = Field(examples=["demo/code", "demo/code@main"], max_length=512)
+    to: str = Field(examples=["demo/base-v2"], max_length=512)
+    push: bool | str = Field(
+        default=True,
+        description="true: a branch of the patch's own repository; a repository: its main branch; false: report only.",
+    )
+    strategy: str = Field(default="direct", examples=["direct"])
+
+
+class Expression(Strict):
+    expression: str = Field(examples=["demo/base + 0.7*demo/code"], max_length=4096)
+
+
+class RecipeView(BaseModel):
+    """A recipe: what it means (canonical), its digest, and what its author wrote."""
+
+    digest: str
+    text: str
+    canonical: dict[str, Any]
+    created_at: datetime | None = None
+
+
+class ParsedRecipe(BaseModel):
+    """An expression that parses, printed in one normal way, and the names in it."""
+
+    text: str
+    references: list[str]
+
+
+class Explanation(BaseModel):
+    """What a merge would do: inputs by commit, every output tensor, bytes on disk, peak memory."""
+
+    model_config = ConfigDict(extra="allow")
+
+    digest: str
+    canonical: dict[str, Any]
+
+
+class StoredFile(BaseModel):
+    """A file that arrived whole and is part of a commit."""
+
+    path: str
+    size: int = Field(description="Bytes.")
+    sha256: str = Field(description="64 hexadecimal digits.")
+    commit: str
+
+
+class PartialUpload(BaseModel):
+    """A file of which a part is here; send the rest from `offset`."""
+
+    path: str
+    offset: int = Field(description="Bytes that arrived.")
+    total: int | None = Field(description="Bytes of the whole file, where the sender said.")
+
+
+class RepositorySummary(BaseModel):
+    """One line of the catalogue."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    kind: str
+
+
+class RepositoryList(BaseModel):
+    items: list[RepositorySummary]
+    total: int
+    kinds: list[str] = Field(description="Every kind that there is to filter by.")
+    next: str | None = Field(description="URL of the next page, null on the last.")
+
+
+class RepositoryView(BaseModel):
+    """Everything known of one repository at one commit."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    commit: str
+    kind: str
+    patches: list[dict[str, Any]]
+    files: list[dict[str, Any]]
+
+
+class SiteNorm(BaseModel):
+    """How much a patch changes one parameter: the Frobenius norm of its delta."""
+
+    site: str
+    layer: str
+    module: str
+    norm: float
+
+
+class Layers(BaseModel):
+    """The picture of a patch by layer. While a job computes it, `state` is queued or running and sites are empty."""
+
+    state: State
+    job: str | None = None
+    error: JobError | None = None
+    sites: list[SiteNorm]
+
+
+class NewUser(Strict):
+    name: str = Field(max_length=96)
+    fullname: str = Field(default="", max_length=200)
+    email: str = Field(default="", max_length=200)
+    is_admin: bool = False
+
+
+class CreatedUser(BaseModel):
+    """A fresh user with a first token, which is shown this once."""
+
+    name: str
+    token: str
+
+
+class UserView(BaseModel):
+    name: str
+    fullname: str
+    email: str
+    is_admin: bool
+    created_at: datetime
+    disabled_at: datetime | None = None
+
+
+class UserList(BaseModel):
+    items: list[UserView]
+
+
+class NewOrganisation(Strict):
+    name: str = Field(max_length=96)
+    fullname: str = Field(default="", max_length=200)
+
+
+class OrganisationView(BaseModel):
+    name: str
+    fullname: str
+
+
+class NewRole(Strict):
+    role: Literal["admin", "write", "contributor", "read"] | None = Field(description="null takes the member out.")

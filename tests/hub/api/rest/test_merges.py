@@ -1,0 +1,198 @@
+"""Merges, ports and recipes over REST, computed by a real worker process, which may be killed."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from adapterhub.hub.jobs.inline import InlineExecutor
+from adapterhub.hub.jobs.process import ProcessExecutor
+from adapterhub.hub.services import describe, repos
+from adapterhub.hub.services.commits import AddRegular, commit
+from adapterhub.hub.services.wiring import worker_environment
+from adapterhub.hub.worker import handlers_of
+from tests.hub.api.rest.conftest import Site
+from tests.hub.services.samples import lora, model
+
+PATIENCE_S = 90
+
+
+def push(site: Site, repo_id: str, files: list[AddRegular]) -> None:
+    repos.create(site.hub, site.caller("maria"), repo_id)
+    commit(site.hub, site.caller("maria"), repo_id, "main", files, "push")
+
+
+@pytest.fixture
+def stocked(site: Site) -> Site:
+    """A site with a base, its second version and a LoRA on it."""
+    push(site, "maria/base", model())
+    push(site, "maria/base-v2", model(seed=1))
+    push(site, "maria/code", lora("maria/base"))
+    return site
+
+
+def work(site: Site, job: dict[str, Any]) -> dict[str, Any]:
+    """The job after everything that waits was run."""
+    InlineExecutor(site.hub.jobs, handlers_of(site.hub)).drain()
+    shown = site.client().get(f"/api/jobs/{job['id']}").json()
+    assert isinstance(shown, dict)
+    return shown
+
+
+def test_a_merge_is_asked_for_watched_and_shown(stocked: Site) -> None:
+    asked = stocked.client().post(
+        "/api/merges", json={"expression": "maria/base + 0.7*maria/code", "push": "maria/both"}
+    )
+    assert asked.status_code == 202
+    done = work(stocked, asked.json())
+    assert done["state"] == "succeeded"
+    assert done["progress"]["unit"] == "bytes"
+    view = stocked.client(None).get("/api/patches/maria/both").json()
+    assert (view["kind"], view["commit"]) == ("model", done["result"]["commit"])
+    digest = done["result"]["recipe_digest"]
+    recipe = stocked.client(None).get(f"/api/recipes/{digest}").json()
+    assert recipe["text"] == "maria/base + 0.7*maria/code"
+    assert [one["weight"] for one in recipe["canonical"]["sum"]] == [0.7]
+
+
+def test_the_same_merge_again_gives_the_same_commit(stocked: Site) -> None:
+    body = {"expression": "maria/base + maria/code", "push": "maria/both", "as": "lora"}
+    results = [work(stocked, stocked.client().post("/api/merges", json=body).json())["result"] for _ in range(2)]
+    assert results[0]["commit"] == results[1]["commit"]
+    assert [result["is_new"] for result in results] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("expression", "status", "code", "said"),
+    [
+        ("maria/base + * maria/code", 400, "expression_error", "character 14"),
+        ("maria/base + maria/cod", 404, "unknown_name", "did you mean maria/code?"),
+        ("maria/base@nowhere + maria/code", 404, "revision_not_found", "nowhere"),
+        ("tise(maria/base; maria/code)", 422, "unknown_method", "did you mean ties?"),
+        ("ties(maria/base; maria/code, density=7)", 422, "invalid_parameter", "density"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_before_it_is_queued(
+    stocked: Site, expression: str, status: int, code: str, said: str
+) -> None:
+    for address in ("/api/merges", "/api/recipes/explain"):
+        refused = stocked.client().post(address, json={"expression": expression})
+        assert (refused.status_code, refused.json()["code"]) == (status, code)
+        assert said in refused.json()["detail"]
+    kinds = {job["kind"] for job in stocked.client().get("/api/jobs").json()["items"]}
+    assert "merge" not in kinds
+
+
+def test_nobody_merges_into_what_is_not_theirs(stocked: Site) -> None:
+    body = {"expression": "maria/base + maria/code", "push": "maria/both"}
+    assert stocked.client("stranger").post("/api/merges", json=body).status_code == 403
+    assert stocked.client(None).post("/api/merges", json=body).status_code == 401
+    wrong = stocked.client().post("/api/merges", json=body | {"pusch": "x"})
+    assert wrong.status_code == 400
+    assert "pusch" in wrong.json()["detail"]
+
+
+def test_a_recipe_that_names_something_private_is_nobodys_business(stocked: Site) -> None:
+    body = {"expression": "maria/base + maria/code", "push": "maria/both"}
+    digest = work(stocked, stocked.client().post("/api/merges", json=body).json())["result"]["recipe_digest"]
+    maria = stocked.caller("maria")
+    stocked.hub.db.transact(lambda session: repos.update_settings(session, maria, "maria/code", private=True))
+    assert stocked.client().get(f"/api/recipes/{digest}").status_code == 200
+    assert stocked.client("stranger").get(f"/api/recipes/{digest}").json()["code"] == "recipe_not_found"
+
+
+def test_an_expression_is_parsed_and_explained(stocked: Site) -> None:
+    parsed = stocked.client(None).post("/api/recipes/parse", json={"expression": "a/b:c/d"}).json()
+    assert parsed == {"text": "a/b + c/d", "references": ["a/b", "c/d"]}
+    explained = stocked.client(None).post("/api/recipes/explain", json={"expression": "maria/base:maria/code"}).json()
+    assert (explained["tensors"], explained["tensors_touched"]) == (4, 2)
+    assert explained["canonical"]["inputs"]
+
+
+def test_a_port_reports_and_lands_on_its_branch(stocked: Site) -> None:
+    asked = stocked.client().post("/api/ports", json={"patch": "maria/code", "to": "maria/base-v2"})
+    assert asked.status_code == 202
+    done = work(stocked, asked.json())["result"]
+    assert done["branch"].startswith("ported/base-v2-")
+    assert done["report"]["sentence"]
+    ported = stocked.client().get("/api/patches/maria/code", params={"revision": done["branch"]}).json()
+    assert ported["base"]["repository"] == "maria/base-v2"
+    refused = stocked.client().post("/api/ports", json={"patch": "maria/code", "to": "maria/bse"})
+    assert (refused.status_code, refused.json()["code"]) == (404, "unknown_name")
+
+
+def test_the_picture_by_layer_comes_when_its_job_is_done(stocked: Site) -> None:
+    client = stocked.client(None)
+    first = client.get("/api/patches/maria/code/layers")
+    assert (first.status_code, first.json()["state"], first.json()["sites"]) == (202, "queued", [])
+    InlineExecutor(stocked.hub.jobs, handlers_of(stocked.hub)).drain()
+    shown = client.get("/api/patches/maria/code/layers")
+    assert shown.status_code == 200
+    assert {(one["layer"], one["module"]) for one in shown.json()["sites"]} == {
+        ("0", "self_attn.q_proj"),
+        ("1", "self_attn.q_proj"),
+    }
+    assert client.get("/api/patches/maria/base/layers").json()["sites"] == []
+
+
+def test_a_gated_repository_shows_its_page_and_keeps_its_bytes(stocked: Site) -> None:
+    maria = stocked.caller("maria")
+    stocked.hub.db.transact(lambda session: repos.update_settings(session, maria, "maria/code", gated="manual"))
+    stranger = stocked.client("stranger")
+    assert stranger.get("/maria/code", headers={"Accept": "text/html"}).status_code == 200
+    assert stranger.get("/api/patches/maria/code").status_code == 200
+    for what in ("files/adapter_config.json", "archive", "layers"):
+        refused = stranger.get(f"/api/patches/maria/code/{what}")
+        assert (refused.status_code, refused.json()["code"]) == (403, "gated_repo")
+    merge = stranger.post("/api/merges", json={"expression": "maria/base + maria/code"})
+    assert (merge.status_code, merge.json()["code"]) == (403, "gated_repo")
+
+
+def test_the_catalogue_is_listed_page_by_page(stocked: Site) -> None:
+    first = stocked.client(None).get("/api/patches", params={"limit": 2, "sort": "name"}).json()
+    assert [item["id"] for item in first["items"]] == ["maria/base", "maria/base-v2"]
+    rest = stocked.client(None).get(first["next"]).json()
+    assert ([item["id"] for item in rest["items"]], rest["next"]) == (["maria/code"], None)
+    only = stocked.client(None).get("/api/patches", params={"kind": "lora"}).json()
+    assert [item["id"] for item in only["items"]] == ["maria/code"]
+    for query in ("sort=luck", "limit=0", "cursor=x"):
+        assert stocked.client(None).get(f"/api/patches?{query}").status_code == 400
+
+
+def test_a_worker_killed_in_the_middle_of_a_merge_costs_nothing_but_time(site: Site) -> None:
+    push(site, "maria/base", model(1024, layers=8))
+    push(site, "maria/code", lora("maria/base", hidden=1024, layers=8))
+    InlineExecutor(site.hub.jobs, handlers_of(site.hub)).drain()  # the base's fingerprint
+    client = site.client()
+
+    async def until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    async def scenario() -> str:
+        executor = ProcessExecutor(site.hub.jobs, 1, worker_environment(site.hub.settings))
+        await executor.start()
+        try:
+            body = {"expression": "maria/base + maria/code", "push": "maria/both"}
+            job_id = str(client.post("/api/merges", json=body).json()["id"])
+            await until(lambda: site.hub.jobs.get(job_id).progress.get("done", 0) > 0)
+            [pid] = executor.pids
+            os.kill(pid, signal.SIGKILL)
+            # nothing half written is to be seen, and the service goes on
+            assert client.get("/api/patches/maria/both").status_code == 404
+            assert client.get("/api/patches/maria/code").status_code == 200
+            assert client.put("/api/patches/maria/code/files/note", content=b"pushed meanwhile").status_code == 201
+            await until(lambda: site.hub.jobs.get(job_id).finished_at is not None)
+            return job_id
+        finally:
+            await executor.stop()
+
+    done = site.hub.jobs.get(asyncio.run(scenario()))
+    assert (done.state, done.attempts) == ("succeeded", 2)
+    assert done.result is not None
+    assert describe.repo_view(site.hub, site.caller("maria"), "maria/both")["commit"] == done.result["commit"]
+    assert not list((site.hub.settings.data / "spool").glob("job-*"))
