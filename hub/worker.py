@@ -1,0 +1,91 @@
+"""The job process: leases jobs and runs them, one at a time. Here, and not in the web process, torch is loaded.
+
+Run as `python -m adapterhub.hub.worker NAME` by the process executor; NAME is what its leases are held under. Ends on
+SIGTERM, and when its standard input closes because the web process is gone: the running job is then given back.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from functools import partial
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from adapterhub.hub import logging
+from adapterhub.hub.context import Hub
+from adapterhub.hub.errors import DatabaseBusy
+from adapterhub.hub.jobs.queue import JobQueue
+from adapterhub.hub.jobs.runner import Handler, run
+from adapterhub.hub.services import fingerprints, ingest, layers, merges, ports
+from adapterhub.hub.services.wiring import open_hub
+from adapterhub.hub.serving.cores import threads_of
+from adapterhub.hub.settings import Settings
+from adapterhub.merging import engine, porting
+from adapterhub.merging.analysis.norms import layer_norms
+from adapterhub.merging.transfer.report import portability
+
+POLL_S = 0.2
+"""Seconds between two looks into an empty queue."""
+
+_log = structlog.get_logger()
+
+
+def main() -> None:
+    """Open the hub as the environment says and run its jobs until told to stop."""
+    stop = threading.Event()
+    stop_on_signals(stop)
+    settings = Settings()
+    logging.configure(settings)
+    hub = open_hub(settings)
+    try:
+        serve(hub.jobs, handlers_of(hub), sys.argv[1], stop)
+    finally:
+        hub.db.close()
+
+
+def handlers_of(hub: Hub) -> Mapping[str, Handler]:
+    """Every kind of job, joined with what computes it."""
+    threads = threads_of(hub.settings.threads)
+    run_engine = partial(engine.run, threads=threads)
+    return {
+        merges.KIND: partial(merges.run, hub, engine=run_engine),
+        ports.KIND: partial(ports.run, hub, porter=porting.port, reporter=portability),
+        ingest.FINGERPRINT_JOB: partial(fingerprints.run, hub),
+        layers.KIND: partial(layers.run, hub, layer_norms=layer_norms),
+    }
+
+
+def serve(queue: JobQueue, handlers: Mapping[str, Handler], worker: str, stop: threading.Event) -> None:
+    """Lease and run jobs, one after another, until `stop` is set."""
+    while not stop.is_set():
+        try:
+            job = queue.lease(worker)
+            if job is None:
+                stop.wait(POLL_S)
+                continue
+            run(queue, job, handlers, stop)
+        except (DatabaseBusy, SQLAlchemyError) as error:
+            # a job whose end could not be written is leased again when its lease runs out
+            _log.warning("worker.database_unavailable", worker=worker, error=str(error))
+            stop.wait(POLL_S * 10)
+
+
+def stop_on_signals(stop: threading.Event) -> None:
+    """Set `stop` on SIGTERM and when standard input closes."""
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    threading.Thread(target=_watch_parent, args=(stop,), name="parent", daemon=True).start()
+
+
+def _watch_parent(stop: threading.Event) -> None:
+    # a pipe that nobody writes to: the read returns when the process at its other end is gone. Unbuffered, because a
+    # thread that waits inside a buffered reader holds its lock, and the interpreter aborts when it wants it at its end
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    stop.set()
+
+
+if __name__ == "__main__":
+    main()
