@@ -1,0 +1,79 @@
+"""`adapterhub admin`: accounts, for administrators."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from adapterhub.cli.errors import Missing
+from adapterhub.cli.options import AsJson, connect, examples, group, settings
+from adapterhub.cli.output import say, show_json, show_json_lines, show_table
+from adapterhub.hub.web.wording import ago
+
+if TYPE_CHECKING:
+    from sqlmodel import Session
+
+admin = group("admin", "Manage accounts.")
+user = group("user", "Add and list users.")
+admin.add_typer(user)
+
+
+def join(app: typer.Typer) -> None:
+    app.add_typer(admin)
+
+
+@user.command(epilog=examples("admin user add maria", "admin user add maria --data /srv/adapterhub"))
+def add(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="Name of the account.")],
+    fullname: Annotated[str, typer.Option(help="Full name.", show_default=False)] = "",
+    email: Annotated[str, typer.Option(help="Address.", show_default=False)] = "",
+    is_admin: Annotated[bool, typer.Option("--admin", help="Make an administrator.")] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The server's data folder, on its own machine: no token is needed.", exists=True),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add a user and print the first token, which is shown this once."""
+    new = {"name": name, "fullname": fullname, "email": email, "is_admin": is_admin}
+    made = _add_here(data, new) if data else connect(ctx).post("/api/admin/users", new)
+    if as_json:
+        show_json(made)
+        return
+    say(f"added {made['name']}; the token is shown this once:")
+    say(made["token"], to_stdout=True)
+
+
+@user.command("list", epilog=examples("admin user list"))
+def list_users(ctx: typer.Context, as_json: AsJson = False) -> None:
+    """List every user."""
+    found = connect(ctx).get("/api/admin/users")["items"]
+    if as_json:
+        show_json_lines(found)
+        return
+    rows = ((u["name"], u["fullname"], "yes" if u["is_admin"] else "", ago(u["created_at"])) for u in found)
+    show_table(("user", "full name", "administrator", "since"), rows)
+
+
+def _add_here(data: Path, new: dict[str, Any]) -> dict[str, str]:
+    """A user, added in the name of the first administrator: whoever may write the data folder may do that."""
+    from sqlmodel import select
+
+    from adapterhub.hub.db.tables import Account
+    from adapterhub.hub.services import accounts
+    from adapterhub.hub.services.access import Caller
+    from adapterhub.hub.services.wiring import open_hub
+
+    def work(session: Session) -> dict[str, str]:
+        admin = session.exec(select(Account).where(Account.is_admin, Account.disabled_at == None)).first()  # noqa: E711
+        if admin is None:
+            raise Missing(f"{data}: no administrator yet; `adapterhub serve` makes one at its first start")
+        caller = Caller(admin.id, admin.name, is_admin=True, token_role="admin")  # noqa: S106  a role, no secret
+        account = accounts.create_user(session, caller, **new)
+        role = "admin" if account.is_admin else "write"
+        return {"name": account.name, "token": accounts.issue_token(session, caller, account, "first", role)[1]}
+
+    return open_hub(settings({"data": data})).db.transact(work)

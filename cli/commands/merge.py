@@ -1,0 +1,137 @@
+"""`adapterhub merge`: models made from a base and patches, by the server or by this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from adapterhub.cli import views
+from adapterhub.cli.errors import Misused
+from adapterhub.cli.options import AsJson, connect, examples, group, wait
+from adapterhub.cli.output import Waiting, say, show_json, show_json_lines, show_table
+
+if TYPE_CHECKING:
+    from adapterhub.merging.engine import Progress
+
+MEMORY_BYTES = 2 << 30
+
+merge = group("merge", "Merge a base and patches into a model, or patches into one patch.")
+
+
+def join(app: typer.Typer) -> None:
+    app.add_typer(merge)
+
+
+@merge.command(
+    epilog=examples(
+        'merge run "demo/base + 0.7*demo/code + 0.5*demo/licences" --push demo/both',
+        'merge run "ties(demo/base; demo/code, demo/licences, density=0.2)" --push demo/ties',
+        'merge run "demo/base + 0.7*demo/code + 0.5*demo/licences" --as lora --push demo/both-lora',
+        'merge run "base + 0.5*code" --input base=./base --input code=./code --out ./merged',
+    )
+)
+def run(
+    ctx: typer.Context,
+    expression: Annotated[str, typer.Argument(help="The recipe; a name is namespace/name or namespace/name@revision.")],
+    push: Annotated[str | None, typer.Option(help="Repository that takes the result; default: YOU/merge-...")] = None,
+    as_kind: Annotated[
+        str | None, typer.Option("--as", help="Form of the result, such as lora; default: a full model.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="dtype of the result, such as BF16; default: the base's.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Hide a repository that is made for the result.")] = False,
+    message: Annotated[str | None, typer.Option(help="Summary of the commit.")] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and end.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Merge local folders on this machine into that folder, without a server.")
+    ] = None,
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", help="With --out: NAME=FOLDER for each name; may be repeated.")
+    ] = None,
+    memory_bytes: Annotated[int, typer.Option(min=1 << 20, help="With --out: bytes one step may use.")] = MEMORY_BYTES,
+    as_json: AsJson = False,
+) -> None:
+    """Merge by an expression, and commit the result with its recipe."""
+    if out is not None:
+        if push or private or message or no_wait:
+            raise Misused("--out merges on this machine; --push, --private, --message and --no-wait need a server")
+        result = _merge_here(expression, inputs or [], out, as_kind, dtype, memory_bytes)
+    else:
+        if inputs:
+            raise Misused("--input names local folders and goes together with --out FOLDER")
+        client = connect(ctx)
+        asked = {"expression": expression, "push": push, "as": as_kind, "dtype": dtype, "private": private}
+        job = client.post("/api/merges", asked | {"message": message})
+        if no_wait:
+            _show_queued(job, as_json)
+            return
+        result = wait(client, job, "merge")
+    if as_json:
+        show_json(result)
+    else:
+        views.show_merge(result)
+
+
+@merge.command(epilog=examples("merge methods", "merge methods --json"))
+def methods(as_json: AsJson = False) -> None:
+    """List the merge methods and their parameters."""
+    from dataclasses import asdict
+
+    from adapterhub.merging.methods import methods as known
+    from adapterhub.merging.registry import parameters_of
+
+    specs = [(spec, parameters_of(spec.parameters)) for spec in known().values()]
+    if as_json:
+        show_json_lines(
+            {
+                "name": spec.name,
+                "title": spec.title,
+                "summary": spec.summary,
+                "source": spec.source,
+                "parameters": [asdict(one) | {"range": one.range} for one in found],
+            }
+            for spec, found in specs
+        )
+        return
+    show_table(("method", "what it does", "source"), ((s.name, s.summary, s.source) for s, _ in specs))
+    say("", to_stdout=True)
+    rows = ((s.name, one.name, one.default, one.range, one.help) for s, found in specs for one in found)
+    show_table(("method", "parameter", "default", "range", "meaning"), rows)
+
+
+def _merge_here(
+    expression: str, inputs: list[str], out: Path, as_kind: str | None, dtype: str | None, memory_bytes: int
+) -> dict[str, Any]:
+    from adapterhub.cli import local
+
+    folders = local.named_folders(inputs)
+    with Waiting("merge") as waiting:
+        done = local.merge(
+            expression,
+            folders,
+            out,
+            as_kind=as_kind,
+            dtype=dtype,
+            memory_bytes=memory_bytes,
+            progress=_shown(waiting),
+        )
+    files = [{"path": name, "size": size, "digest": digest} for name, size, digest in done.files]
+    recipe = next(file["digest"] for file in files if file["path"] == "recipe.json")
+    return {"folder": str(out), "recipe_digest": recipe, "files": files, "report": dict(done.report)}
+
+
+def _shown(waiting: Waiting) -> Callable[[Progress], None]:
+    def show(at: Progress) -> None:
+        waiting.update({"state": "running", "progress": {"done": at.done, "total": at.total, "message": at.message}})
+
+    return show
+
+
+def _show_queued(job: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        show_json(job)
+    else:
+        say(str(job["id"]), to_stdout=True)
+        say(f"watch it with `adapterhub job watch {job['id']}`")

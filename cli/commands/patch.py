@@ -1,0 +1,131 @@
+"""`adapterhub patch`: patches and models, here and on the server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adapterhub.cli import views
+from adapterhub.cli.client import repo_path, split_revision
+from adapterhub.cli.errors import REFUSED, Declined, Missing
+from adapterhub.cli.options import AsJson, connect, examples, group
+from adapterhub.cli.output import say, show_json, show_json_lines, show_table
+
+patch = group("patch", "Push, pull, list and inspect patches and models.")
+
+
+def join(app: typer.Typer) -> None:
+    app.add_typer(patch)
+
+
+@patch.command(epilog=examples("patch push ./my-lora demo/my-lora", "patch push ./my-lora --private"))
+def push(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder whose files to push.")],
+    repo: Annotated[str | None, typer.Argument(help="namespace/name; default: YOU/FOLDER.")] = None,
+    branch: Annotated[str | None, typer.Option(help="Branch, made where there is none; default: main.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Hide a repository that is made now.")] = False,
+    message: Annotated[str | None, typer.Option(help="Summary of the commit.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Push a folder and say what it was recognised as."""
+    client = connect(ctx)
+    repo_id = repo or f"{client.get('/api/whoami-v2')['name']}/{folder.resolve().name}"
+    path = repo_path(repo_id)
+    url = client.push_folder(folder, repo_id, private=private, branch=branch, message=message)
+    view = client.get(path, revision=branch)
+    if as_json:
+        show_json({"repo": view["id"], "commit": view["commit"], "url": url, "kind": view["kind"]})
+        return
+    say(f"{view['id']}: {views.sentence(view)}", to_stdout=True)
+    for problem in views.problems(view):
+        say(f"problem: {problem}")
+    say(f"{client.endpoint}/{view['id']}")
+
+
+@patch.command(epilog=examples("patch pull demo/code", "patch pull demo/code@v1 ./code"))
+def pull(
+    ctx: typer.Context,
+    repo: Annotated[str, typer.Argument(help="namespace/name, or namespace/name@revision.")],
+    folder: Annotated[Path | None, typer.Argument(help="Where to put the files; default: ./NAME.")] = None,
+) -> None:
+    """Pull a repository into a folder, and print where it is."""
+    repo_id, revision = split_revision(repo)
+    repo_path(repo_id)
+    found = connect(ctx).pull(repo_id, folder or Path(repo_id.partition("/")[2]), revision)
+    say(str(found), to_stdout=True)
+
+
+@patch.command(
+    "list", epilog=examples("patch list", "patch list code --kind lora --base demo/base", "patch list --json")
+)
+def list_patches(
+    ctx: typer.Context,
+    query: Annotated[str, typer.Argument(help="Words to search for.", show_default=False)] = "",
+    kind: Annotated[str, typer.Option(help="lora, sparse, mask, model, ...", show_default=False)] = "",
+    base: Annotated[str, typer.Option(help="Only patches of that base.", show_default=False)] = "",
+    licence: Annotated[str, typer.Option(help="Licence, as in the card.", show_default=False)] = "",
+    task: Annotated[str, typer.Option(help="Task, as in the card.", show_default=False)] = "",
+    author: Annotated[str, typer.Option(help="User or organisation.", show_default=False)] = "",
+    tag: Annotated[list[str] | None, typer.Option(help="Tag; may be repeated.")] = None,
+    sort: Annotated[str, typer.Option(help="updated, created, downloads, size or name.")] = "updated",
+    limit: Annotated[int, typer.Option(min=1, help="Most repositories to list.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List repositories with what is in them."""
+    asked = {"kind": kind, "base": base, "licence": licence, "task": task, "author": author, "tag": tag, "sort": sort}
+    found = connect(ctx).items("/api/patches", limit, search=query, **asked)
+    if as_json:
+        show_json_lines(found)
+    else:
+        show_table(views.LIST_COLUMNS, map(views.list_row, found), numeric=("parameters", "size", "rank"))
+
+
+@patch.command(epilog=examples("patch show demo/code-lora", "patch show demo/code-lora@v1 --json"))
+def show(
+    ctx: typer.Context,
+    repo: Annotated[str, typer.Argument(help="namespace/name, or namespace/name@revision.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show all that is known of a repository: base, rank, targets, licence, lineage, problems."""
+    repo_id, revision = split_revision(repo)
+    view = connect(ctx).get(repo_path(repo_id), revision=revision)
+    if as_json:
+        show_json(view)
+    else:
+        views.show_repository(view)
+
+
+@patch.command(epilog=examples("patch inspect ./my-lora", "patch inspect adapter_model.safetensors --json"))
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A file or folder of this machine.")], as_json: AsJson = False
+) -> None:
+    """Say what local files are, without a server; exit code 4 where there are problems."""
+    from adapterhub.cli.local import inspect as look
+
+    if not path.exists():
+        raise Missing(f"{path}: no such file or folder")
+    found = look(path)
+    if as_json:
+        show_json_lines(found)
+    elif found:
+        for facts in found:
+            views.show_facts(facts)
+    if not found:
+        raise Declined(f"{path}: no patch and no model that is known lies here; `adapterhub patch kinds` lists them")
+    if any(facts["problems"] for facts in found):
+        raise typer.Exit(REFUSED)
+
+
+@patch.command(epilog=examples("patch kinds", "patch kinds --json"))
+def kinds(as_json: AsJson = False) -> None:
+    """List the file formats that are recognised."""
+    from adapterhub.merging.patches import kinds as known
+
+    rows = [{"name": k.name, "title": k.title, "summary": k.summary, "source": k.source} for k in known().values()]
+    if as_json:
+        show_json_lines(rows)
+    else:
+        show_table(("kind", "title", "what it is"), ((r["name"], r["title"], r["summary"]) for r in rows))

@@ -1,0 +1,79 @@
+"""What the command does with files of this machine, without a server: a thin use of the merging library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.cli.errors import Missing, Misused
+from adapterhub.merging import patches
+from adapterhub.merging.checkpoint import LocalFolder
+from adapterhub.merging.errors import InvalidPatch
+from adapterhub.merging.patch import Facts
+from adapterhub.merging.recipes.canonical import Input
+from adapterhub.merging.recipes.expression import parse
+
+if TYPE_CHECKING:
+    from adapterhub.merging.engine import Progress, Result
+    from adapterhub.merging.recipes.nodes import Ref
+
+
+def inspect(path: Path) -> list[dict[str, Any]]:
+    """Facts of every patch and model at `path`; of a file, those that it belongs to. Raises BrokenContainer."""
+    if path.is_dir():
+        return [asdict(facts) for facts in patches.inspect(LocalFolder(path))]
+    found = patches.inspect(LocalFolder(path.resolve().parent))
+    return [asdict(facts) for facts in found if path.name in facts.files]
+
+
+def merge(
+    expression: str,
+    folders: Mapping[str, Path],
+    out: Path,
+    *,
+    as_kind: str | None,
+    dtype: str | None,
+    memory_bytes: int,
+    progress: Callable[[Progress], None],
+) -> Result:
+    """What a merge of local folders wrote into `out`. folders: by their names in the expression.
+
+    Raises Misused for names without a folder, and what `merging.plan.plan` and `merging.engine.run` raise.
+    """
+    from adapterhub.merging import engine
+    from adapterhub.merging.plan import plan
+
+    recipe = parse(expression)
+    inputs = {ref: _input(ref, folders) for ref in recipe.references()}
+    found = plan(recipe, inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
+    return engine.run(found, out, progress=progress)
+
+
+def named_folders(pairs: Sequence[str]) -> dict[str, Path]:
+    """Folders by name, from texts "NAME=FOLDER". Raises Misused, Missing."""
+    found = {}
+    for pair in pairs:
+        name, sign, folder = pair.partition("=")
+        if not (name and sign and folder):
+            raise Misused(f"--input {pair!r}: write NAME=FOLDER")
+        if not Path(folder).is_dir():
+            raise Missing(f"--input {pair!r}: {folder} is no folder")
+        found[name] = Path(folder)
+    return found
+
+
+def _input(ref: Ref, folders: Mapping[str, Path]) -> Input:
+    if str(ref) not in folders:
+        raise Misused(f"{ref}: say which folder that is, with --input {ref}=FOLDER")
+    root = folders[str(ref)]
+    folder = LocalFolder(root)
+    here = [facts for facts in patches.inspect(folder) if facts.path == ref.path]
+    return Input(str(ref), folder, ref.path, _sound(here, root).kind)
+
+
+def _sound(found: Sequence[Facts], root: Path) -> Facts:
+    if not found:
+        raise InvalidPatch(f"{root}: no patch and no model that is known lies here")
+    return found[0]

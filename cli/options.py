@@ -1,0 +1,63 @@
+"""What several commands share: --json, the server they ask, waiting for a job, the service's settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from adapterhub.cli.client import Client, outcome
+from adapterhub.cli.errors import Misused
+from adapterhub.cli.output import Waiting, say
+
+if TYPE_CHECKING:
+    from adapterhub.hub.settings import Settings
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+
+
+def group(name: str, help: str) -> typer.Typer:
+    """A noun, to which its verbs are added."""
+    return typer.Typer(
+        name=name,
+        help=help,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def examples(*lines: str) -> str:
+    """The epilog of a help text: commands, one a line."""
+    return "\b\nExamples:\n" + "\n".join("  adapterhub " + line for line in lines)
+
+
+def connect(ctx: typer.Context) -> Client:
+    """The server that the options before the command, or the environment, name."""
+    return Client(ctx.obj.endpoint, ctx.obj.token)
+
+
+def wait(client: Client, job: dict[str, Any], title: str) -> dict[str, Any]:
+    """The job's result, with its progress shown until it ends. Ctrl-C leaves the job running. Raises as `outcome`."""
+    try:
+        with Waiting(title) as waiting:
+            waiting.update(job)
+            for now in client.watch(str(job["id"])):
+                waiting.update(job := now)
+    except KeyboardInterrupt:
+        say(f"job {job['id']} goes on; watch it with `adapterhub job watch {job['id']}`")
+        raise
+    return outcome(job)
+
+
+def settings(given: dict[str, Any]) -> Settings:
+    """The service's settings: those given, else the environment's. Raises Misused, naming the one that is wrong."""
+    from pydantic import ValidationError
+
+    from adapterhub.hub.settings import Settings
+
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        told = (f"{' '.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in error.errors())
+        raise Misused("; ".join(told)) from error

@@ -1,0 +1,146 @@
+"""The main job by command, against the real server in a process of its own."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from tests.cli.conftest import Command
+from tests.cli.fake import Answer, serving
+from tests.clients.server import TOKEN, Server, running
+
+pytestmark = pytest.mark.xdist_group("cli-live")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("cli") / "data", workers="1") as server:
+        yield server
+
+
+@pytest.fixture
+def here(command: Command, server: Server, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """The command, with the server and the administrator's token in its environment."""
+    monkeypatch.setenv("ADAPTERHUB_ENDPOINT", server.url)
+    monkeypatch.setenv("ADAPTERHUB_TOKEN", TOKEN)
+    return command
+
+
+@pytest.fixture
+def pushed(here: Command, folders: Path) -> Command:
+    """The command, after bases and patches were pushed to a repository each under `admin`."""
+    (folders / "code" / "adapter_config.json").write_text(_on("admin/base", folders / "code"))
+    (folders / "licences" / "adapter_config.json").write_text(_on("admin/base", folders / "licences"))
+    for name in ("base", "base-v2", "code", "licences"):
+        ended = here("patch", "push", str(folders / name))
+        assert ended.code == 0, ended.err
+    return here
+
+
+def test_patches_are_pushed_shown_merged_ported_and_pulled(pushed: Command, folders: Path) -> None:
+    shown = pushed("patch", "show", "admin/code")
+    for told in ("lora", "admin/base (fits exactly)", "q_proj", "64 (F32)"):
+        assert told in shown.out
+    assert json.loads(pushed("patch", "show", "admin/code", "--json").out)["patches"][0]["rank_max"] == 2
+    listed = [json.loads(line) for line in pushed("patch", "list", "--kind", "lora", "--json").out.splitlines()]
+    assert {item["id"] for item in listed} >= {"admin/code", "admin/licences"}
+    assert "admin/base-v2" in pushed("patch", "list", "base").out
+
+    expression = "admin/base + 0.5*admin/code + 0.3*admin/licences"
+    plan = json.loads(pushed("recipe", "explain", expression, "--json").out)
+    assert plan["tensors_touched"] == 2
+    assert "2 of 4 changed" in pushed("recipe", "explain", expression).out
+    merged = pushed("merge", "run", expression, "--push", "admin/both", "--json")
+    assert merged.code == 0, merged.err
+    result = json.loads(merged.out)
+    assert (result["repo"], result["recipe_digest"]) == ("admin/both", plan["digest"])
+    assert pushed("recipe", "show", plan["digest"]).out.splitlines()[0].endswith(expression)
+    assert "merge: succeeded" in merged.err
+    lora = pushed("merge", "run", expression, "--as", "lora", "--push", "admin/both-lora")
+    assert (lora.code, "admin/both-lora@" in lora.out) == (0, True)
+
+    ported = pushed("port", "run", "admin/code", "--to", "admin/base-v2", "--push")
+    assert ported.code == 0, ported.err
+    assert "admin/code@ported/base-v2-" in ported.out
+    assert "drift by layer" in ported.out
+    report = pushed("port", "run", "admin/code", "--to", "admin/base", "--report-only", "--json")
+    assert json.loads(report.out)["report"]["verdict"] == "identical"
+
+    jobs = [json.loads(line) for line in pushed("job", "list", "--json").out.splitlines()]
+    assert {job["kind"] for job in jobs} >= {"merge", "port"}
+    assert "succeeded" in pushed("job", "watch", jobs[0]["id"]).out
+    assert "succeeded" in pushed("job", "cancel", jobs[0]["id"]).out  # what ended stays as it ended
+
+    pulled = pushed("patch", "pull", "admin/both", str(folders / "pulled"))
+    assert pulled.out.strip() == str(folders / "pulled")
+    inputs = [f"--input=admin/{name}={folders / name}" for name in ("base", "code", "licences")]
+    assert pushed("merge", "run", expression, *inputs, "--out", str(folders / "local")).code == 0
+    there, local = (load_file(folders / name / "model.safetensors") for name in ("pulled", "local"))
+    assert all((there[name] == local[name]).all() for name in there.keys() | local.keys())
+
+
+def test_what_is_not_there_exits_with_3_and_what_is_refused_with_4(pushed: Command, folders: Path) -> None:
+    assert pushed("patch", "show", "admin/nothing").code == 3
+    assert pushed("patch", "pull", "admin/nothing", str(folders / "x")).code == 3
+    assert pushed("job", "show", "nothing").code == 3
+    ended = pushed("merge", "run", "admin/base + 0.5*admin/nothing", "--push", "admin/x")
+    assert (ended.code, "admin/nothing" in ended.err) == (3, True)
+    ended = pushed("merge", "run", "admin/base + ", "--push", "admin/x")
+    assert (ended.code, "at character" in ended.err) == (4, True)
+    assert pushed("--token", "ah_wrong-token-wrong-token", "patch", "push", str(folders / "code")).code == 4
+    (folders / "code" / "adapter_model.safetensors").write_bytes(b"\xff" * 64)
+    broken = pushed("patch", "push", str(folders / "code"), "admin/broken")
+    assert (broken.code, len(broken.err.strip().splitlines()[-1:])) == (4, 1)
+    assert "adapter_model.safetensors" in broken.err
+
+
+def test_users_are_added_over_rest_and_on_the_servers_own_machine(here: Command, server: Server) -> None:
+    first = here("admin", "user", "add", "maria")
+    assert (first.code, first.out.startswith("ah_")) == (0, True)
+    second = here("admin", "user", "add", "otto", "--data", str(server.data), "--json")
+    token = json.loads(second.out)["token"]
+    assert json.loads(here("--token", token, "whoami", "--json").out)["name"] == "otto"
+    assert "maria" in here("admin", "user", "list").out
+    assert here("--token", token, "admin", "user", "add", "eve").code == 4
+
+
+def test_login_keeps_the_token_for_this_command_and_for_hf(server: Server, tmp_path: Path) -> None:
+    environment = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": server.url, "PATH": str(Path(sys.executable).parent)}
+
+    def run(*command: str, text: str = "") -> str:
+        done = subprocess.run(command, env=environment, input=text, capture_output=True, text=True, check=False)
+        return f"{done.returncode} {done.stdout}{done.stderr}"
+
+    own = (sys.executable, "-m", "adapterhub.cli")
+    assert run(*own, "whoami").startswith("4 Error: ")
+    assert run(*own, "login", text="ah_wrong-token-wrong-token\n").startswith("4 Error: ")
+    assert "as admin" in run(*own, "login", text=TOKEN + "\n")
+    assert "admin" in run(*own, "whoami")
+    assert "admin" in run("hf", "auth", "whoami")
+
+
+def test_doctor_tells_what_is_wrong(here: Command) -> None:
+    well = [json.loads(line) for line in here("doctor", "--json").out.splitlines()]
+    assert {one["what"] for one in well} >= {"torch", "device", "disk", "server", "token"}
+    ill = here("--endpoint", "http://127.0.0.1:1", "doctor")
+    assert (ill.code, "no adapterhub answers" in ill.out) == (4, True)
+
+
+def test_chat_shows_the_answer_as_it_arrives(command: Command) -> None:
+    pieces = [{"choices": [{"delta": {"content": text}}]} for text in ("Once ", "upon", None)]
+    stream = "".join(f"data: {json.dumps(piece)}\n\n" for piece in pieces)
+    broken = stream + 'data: {"error": {"message": "the engine is restarting"}}\n\n'
+    answers = (Answer(200, body, "text/event-stream") for body in (stream + "data: [DONE]\n\n", broken))
+    with serving(*answers) as fake:
+        assert command("--endpoint", fake.url, "chat", "a/b", "--message", "Go on").out == "Once upon\n"
+        ended = command("--endpoint", fake.url, "chat", "a/b", "--message", "Go on")
+    assert (ended.code, ended.err) == (1, "Error: the engine is restarting\n")
+
+
+def _on(base: str, folder: Path) -> str:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    return json.dumps(config | {"base_model_name_or_path": base})

@@ -1,0 +1,84 @@
+"""Commands that need no server: inspect, kinds, parse, methods, and merges of local folders."""
+
+import json
+from pathlib import Path
+
+from safetensors.numpy import load_file
+
+from tests.cli.conftest import Command
+from tests.hub.services.samples import SITE
+
+
+def test_inspect_tells_what_a_folder_holds(command: Command, folders: Path) -> None:
+    ended = command("patch", "inspect", str(folders / "code"))
+    assert ended.code == 0
+    for told in ("lora", "demo/base", "q_proj", "2 layers, 1 site each", "64 (F32)"):
+        assert told in ended.out
+    [facts] = map(json.loads, command("patch", "inspect", str(folders / "code"), "--json").out.splitlines())
+    assert (facts["kind"], facts["rank_max"], facts["base"]["name"]) == ("lora", 2, "demo/base")
+
+
+def test_inspect_of_a_file_tells_the_patch_it_belongs_to(command: Command, folders: Path) -> None:
+    assert "lora" in command("patch", "inspect", str(folders / "code" / "adapter_model.safetensors")).out
+
+
+def test_inspect_exits_with_4_where_there_are_problems(command: Command, folders: Path) -> None:
+    (folders / "code" / "adapter_model.safetensors").write_bytes(b"\xff" * 64)
+    ended = command("patch", "inspect", str(folders / "code"))
+    assert ended.code == 4
+    assert "adapter_model.safetensors" in ended.out + ended.err
+
+
+def test_inspect_of_what_is_no_patch_exits_with_4_and_of_nothing_with_3(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing")
+    assert command("patch", "inspect", str(tmp_path)).code == 4
+    assert command("patch", "inspect", str(tmp_path / "missing")).code == 3
+
+
+def test_kinds_and_methods_are_those_of_the_registries(command: Command) -> None:
+    from adapterhub.merging.methods import methods
+    from adapterhub.merging.patches import kinds
+
+    listed = [json.loads(line)["name"] for line in command("patch", "kinds", "--json").out.splitlines()]
+    assert listed == list(kinds())
+    found = [json.loads(line) for line in command("merge", "methods", "--json").out.splitlines()]
+    assert [one["name"] for one in found] == list(methods())
+    ties = next(one for one in found if one["name"] == "ties")
+    assert {"name": "density", "range": "(0, 1]"}.items() <= ties["parameters"][0].items()
+    assert "density" in command("merge", "methods").out
+
+
+def test_parse_prints_the_normal_form_and_points_at_mistakes(command: Command) -> None:
+    assert command("recipe", "parse", "a/b + .50 * c/d").out == "a/b + 0.5*c/d\n"
+    assert json.loads(command("recipe", "parse", "a/b + c/d", "--json").out)["references"] == ["a/b", "c/d"]
+    ended = command("recipe", "parse", "a/b + ")
+    assert ended.code == 4
+    assert "at character" in ended.err
+
+
+def test_merge_out_merges_local_folders(command: Command, folders: Path) -> None:
+    inputs = ["--input", f"base={folders / 'base'}", "--input", f"code={folders / 'code'}"]
+    ended = command("merge", "run", "base + 0.5*code", *inputs, "--out", str(folders / "out"), "--json")
+    assert ended.code == 0, ended.err
+    result = json.loads(ended.out)
+    assert result["report"]["tensors_touched"] == 2
+    assert {file["path"] for file in result["files"]} >= {"model.safetensors", "config.json", "recipe.json"}
+    before = load_file(folders / "base" / "model.safetensors")
+    after = load_file(folders / "out" / "model.safetensors")
+    factors = load_file(folders / "code" / "adapter_model.safetensors")
+    stem = "base_model.model.model.layers.0.self_attn.q_proj"
+    delta = factors[f"{stem}.lora_B.weight"] @ factors[f"{stem}.lora_A.weight"] * (4 / 2)
+    site = SITE.format(layer=0, module="q_proj")
+    assert abs(after[site] - (before[site] + 0.5 * delta)).max() < 1e-6
+
+
+def test_merge_out_says_what_it_misses(command: Command, folders: Path) -> None:
+    base = f"base={folders / 'base'}"
+    out = str(folders / "out")
+    ended = command("merge", "run", "base + 0.5*code", "--input", base, "--out", out)
+    assert (ended.code, "--input code=FOLDER" in ended.err) == (2, True)
+    assert command("merge", "run", "base", "--input", "base=/nowhere", "--out", out).code == 3
+    assert command("merge", "run", "base", "--input", "base", "--out", out).code == 2
+    assert command("merge", "run", "base", "--input", base).code == 2
+    assert command("merge", "run", "base", "--input", base, "--out", out, "--push", "a/b").code == 2
+    assert not (folders / "out").exists()
