@@ -1,0 +1,63 @@
+"""The catalogue as a visitor sees it. Each test shares one server; the group keeps them in one process."""
+
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.conftest import screenshot
+from tests.clients.server import Server
+
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+
+
+def test_a_visitor_searches_and_opens_a_patch(page: Any) -> None:
+    page.goto("/")
+    screenshot(page, "home")
+    page.keyboard.press("/")
+    page.keyboard.type("code")
+    page.keyboard.press("Enter")
+    page.get_by_role("link", name="ann/code", exact=True).click()
+    expect(page).to_have_title("ann/code · adapterhub")
+    expect(page.get_by_text("tensor by tensor")).to_be_visible()
+
+
+def test_the_picture_by_layer_shows_measured_norms_once_the_job_is_done(page: Any) -> None:
+    for _ in range(60):
+        page.goto("/ann/code")
+        if page.get_by_text("‖ΔW‖").first.is_visible():
+            break
+        page.wait_for_timeout(500)
+    expect(page.locator("#inside svg rect")).to_have_count(4)
+    screenshot(page, "patch")
+
+
+def test_the_repository_page_reads_without_scripts(chromium: Any, catalogue: Server) -> None:
+    context = chromium.new_context(base_url=catalogue.url, java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto("/ann/code")
+    expect(tab.get_by_text("hf download ann/code")).to_be_visible()
+    expect(tab.get_by_role("button", name="Copy")).to_have_count(0)
+    context.close()
+
+
+def test_a_narrow_screen_does_not_scroll_sideways(page: Any) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    for path in ("/", "/patches", "/ann/code", "/help"):
+        page.goto(path)
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), path
+
+
+def test_signing_in_shows_the_name_and_signing_out_hides_it(page: Any, catalogue: Server) -> None:
+    page.goto("/login")
+    page.get_by_label("Token").fill(catalogue.token)
+    page.get_by_role("main").get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("navigation").get_by_role("link", name="ann", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("link", name="Sign in")).to_be_visible()
+
+
+def test_the_api_page_loads_its_own_assets(page: Any) -> None:
+    page.goto("/docs")
+    page.get_by_text("/api/merges").first.wait_for()
+    screenshot(page, "api")

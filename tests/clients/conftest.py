@@ -1,0 +1,38 @@
+"""One server for the tests of a process, and unmodified clients that know nothing but its address."""
+
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients.server import Server, run_client, running
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running server that tests share: each makes repositories of its own."""
+    with running(tmp_path_factory.mktemp("server") / "data") as server:
+        yield server
+
+
+@pytest.fixture
+def repo_id() -> str:
+    """A name nobody has taken."""
+    return f"admin/r{secrets.token_hex(5)}"
+
+
+@pytest.fixture
+def run_scenario(server: Server, tmp_path: Path) -> Run:
+    """Runs one function of `scenarios.py` in a process of its own, logged in by HF_TOKEN; xet=False turns Xet off."""
+
+    def run(name: str, *arguments: str, xet: bool = True) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "tests.clients.scenarios", name, *arguments]
+        environment = {"HF_TOKEN": server.token} | ({} if xet else {"HF_HUB_DISABLE_XET": "1"})
+        return run_client(server, tmp_path / "hf", command, **environment)
+
+    return run

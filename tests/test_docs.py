@@ -1,0 +1,79 @@
+"""The docs follow the code: generated pages are as the code makes them, and files that are named exist."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from adapterhub.hub.settings import Settings
+from adapterhub.merging import methods, patches, terms, transfer
+from adapterhub.merging.folders import LocalFolder
+from adapterhub.merging.recipes.expression import parse
+from adapterhub.storage.stores import known_backends
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_generated_pages_are_as_the_code_makes_them(generate: ModuleType) -> None:
+    for name, text in generate.pages().items():
+        assert (DOCS / name).read_text() == text, f"{name} is behind the code: run `python docs/generate.py`"
+
+
+def test_every_variant_and_setting_has_its_heading() -> None:
+    text = "\n".join(path.read_text() for path in DOCS.glob("*.md"))
+    headings = set(re.findall(r"^#+ (.+)$", text, re.M))
+    named = [*methods.methods(), *patches.kinds(), *terms.terms(), *transfer.strategies(), *known_backends()]
+    named += [f"ADAPTERHUB_{name.upper()}" for name in Settings.model_fields]
+    assert [name for name in named if name not in headings] == []
+
+
+def test_every_expression_in_the_docs_parses() -> None:
+    block = re.search(r"```\n(.*?)```", (DOCS / "expressions.md").read_text(), re.S)
+    assert block is not None
+    for line in block[1].splitlines():
+        assert parse(line).references(), line
+
+
+def test_the_example_of_the_patch_format_runs(tmp_path: Path) -> None:
+    code = re.search(r"```python\n(.*?)```", (DOCS / "patch-format.md").read_text(), re.S)
+    assert code is not None
+    subprocess.run([sys.executable, "-c", code[1]], cwd=tmp_path, check=True, timeout=60)
+    [found] = patches.inspect(LocalFolder(tmp_path))
+    assert (found.kind, found.problems) == ("sparse", ())
+
+
+@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "STYLE.md", "CONTRIBUTING.md", "README.md"])
+def test_files_that_a_text_names_exist(name: str) -> None:
+    text = (ROOT / name).read_text()
+    examples = {"docs/decisions/NNNN-title.md"}
+    named = set(re.findall(r"`((?:[\w.-]+/)+[\w.-]*\.(?:py|md|toml|txt)|[A-Z]+\.md)", text)) - examples
+    missing = [one for one in named if not any((ROOT / top / one).exists() for top in ("", "merging", "hub", "docs"))]
+    assert missing == []
+
+
+def test_the_tree_in_the_architecture_is_the_tree() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    tree = text[text.index("## Tree") :].split("```")[1]
+    folder = ""
+    for line in tree.splitlines()[2:]:
+        entry = line[:22].rstrip()
+        if entry and not entry.startswith(" "):
+            folder = entry.split()[0]
+            assert (ROOT / folder).is_dir(), folder
+        for word in entry.split() if entry.startswith(" ") else ():
+            assert (ROOT / folder / word).exists(), f"{folder}{word}"

@@ -1,0 +1,65 @@
+"""Data folders made by every released version open with the present one, whole and unchanged in meaning."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from adapterhub.hub.context import Hub
+from adapterhub.hub.services import blobs, describe, recipes, refs, repos, search, trees
+from adapterhub.hub.services.access import ANONYMOUS, Caller, authenticate
+from adapterhub.hub.services.commits import AddRegular, commit
+from adapterhub.hub.services.wiring import open_hub
+from adapterhub.hub.settings import Settings
+from tests.upgrades.make import TOKEN
+
+FOLDERS = sorted(path for path in Path(__file__).parent.iterdir() if (path / "adapterhub.db").exists())
+
+
+@pytest.fixture(params=FOLDERS, ids=[folder.name for folder in FOLDERS])
+def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hub]:
+    """A hub of the present version on a copy of an old data folder."""
+    data = tmp_path / "data"
+    shutil.copytree(request.param, data)
+    hub = open_hub(Settings(data=data, secret=SecretStr("kept" * 10)))
+    yield hub
+    hub.db.close()
+
+
+@pytest.fixture
+def ann(kept: Hub) -> Caller:
+    """The user of the old folder, by the token made then."""
+    with kept.db.read() as session:
+        return authenticate(session, f"Bearer {TOKEN}")
+
+
+def test_there_is_a_kept_folder() -> None:
+    assert FOLDERS
+
+
+def test_every_file_of_every_repository_reads_and_is_what_its_digest_says(kept: Hub, ann: Caller) -> None:
+    with kept.db.read() as session:
+        names = [item["id"] for item in search.search(session, ann)["items"]]
+        assert set(names) >= {"ann/base", "ann/code", "ann/secret", "ann/both"}
+        for name in names:
+            repo = repos.find(session, ann, name)
+            for entry in trees.files(session, repo, refs.resolve(session, repo)):
+                content = b"".join(blobs.open_file(kept, entry))
+                assert "sha256:" + hashlib.sha256(content).hexdigest() == entry.digest, f"{name}/{entry.path}"
+
+
+def test_what_was_known_is_still_known(kept: Hub, ann: Caller) -> None:
+    code = describe.repo_view(kept, ann, "ann/code")
+    assert (code["kind"], code["base"]["name"], code["patches"][0]["rank_max"]) == ("lora", "ann/base", 2)
+    both = describe.repo_view(kept, ann, "ann/both")
+    assert recipes.show(kept, ann, both["recipe"]["digest"])["text"] == "ann/base + 0.5*ann/code"
+    with kept.db.read() as session:
+        assert "ann/secret" not in [item["id"] for item in search.search(session, ANONYMOUS)["items"]]
+
+
+def test_work_goes_on(kept: Hub, ann: Caller) -> None:
+    done = commit(kept, ann, "ann/code", "main", [AddRegular("notes.md", b"carried on")], "go on")
+    assert describe.repo_view(kept, ann, "ann/code")["commit"] == done.oid
