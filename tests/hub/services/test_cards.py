@@ -79,7 +79,8 @@ def test_empty_front_matter_is_no_data() -> None:
         ('"\\0": a', "NUL"),
         ("a: !!python/object:os.system x", "tag"),
         ("? [a]\n: 1", "a key is plain text"),
-        ("a: " + "[" * 5000, "nested deeper"),
+        ("a: " + "[" * 100 + "]" * 100, "nested deeper"),
+        ("a: " + "[" * 5000, "nest"),  # libyaml has a limit of its own, and says so in its own words
         ("a: [1, 2", "line"),
         ("\tx: 1", "not YAML"),
         ("- a", "is a list"),
