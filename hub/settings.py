@@ -60,6 +60,12 @@ class Settings(BaseSettings):
     file_max_bytes: int = Field(default=1 << 40, ge=1, description="Largest file accepted, in bytes.")
     commit_max_bytes: int = Field(default=512 << 20, ge=1 << 20, description="Largest commit request body, in bytes.")
     commit_max_files: int = Field(default=25_000, ge=1, description="Most operations in one commit.")
+    xet_retention_days: int = Field(
+        default=22,
+        ge=0,
+        description="Days that uploaded chunks are kept for clients that refer to them again; clients remember them "
+        "for 21.",
+    )
     cache_bytes: int = Field(
         default=64 << 30, ge=1 << 20, description="Bytes of local copies kept when blobs rest in S3."
     )

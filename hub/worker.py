@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import structlog
@@ -19,7 +20,7 @@ from adapterhub.hub.context import Hub
 from adapterhub.hub.errors import DatabaseBusy
 from adapterhub.hub.jobs.queue import JobQueue
 from adapterhub.hub.jobs.runner import Handler, run
-from adapterhub.hub.services import fingerprints, ingest, layers, merges, ports
+from adapterhub.hub.services import fingerprints, ingest, layers, merges, ports, xet_retention
 from adapterhub.hub.services.wiring import open_hub
 from adapterhub.hub.serving.cores import threads_of
 from adapterhub.hub.settings import Settings
@@ -29,6 +30,8 @@ from adapterhub.merging.transfer.report import portability
 
 POLL_S = 0.2
 """Seconds between two looks into an empty queue."""
+DUE_S = 600.0
+"""Seconds between two looks for work that nobody has to ask for."""
 
 _log = structlog.get_logger()
 
@@ -41,7 +44,7 @@ def main() -> None:
     logging.configure(settings)
     hub = open_hub(settings)
     try:
-        serve(hub.jobs, handlers_of(hub), sys.argv[1], stop)
+        serve(hub.jobs, handlers_of(hub), sys.argv[1], stop, submit_due=partial(xet_retention.submit_due, hub))
     finally:
         hub.db.close()
 
@@ -55,15 +58,27 @@ def handlers_of(hub: Hub) -> Mapping[str, Handler]:
         ports.KIND: partial(ports.run, hub, porter=porting.port, reporter=portability),
         ingest.FINGERPRINT_JOB: partial(fingerprints.run, hub),
         layers.KIND: partial(layers.run, hub, layer_norms=layer_norms),
+        xet_retention.KIND: partial(xet_retention.run, hub),
     }
 
 
-def serve(queue: JobQueue, handlers: Mapping[str, Handler], worker: str, stop: threading.Event) -> None:
-    """Lease and run jobs, one after another, until `stop` is set."""
+def serve(
+    queue: JobQueue,
+    handlers: Mapping[str, Handler],
+    worker: str,
+    stop: threading.Event,
+    *,
+    submit_due: Callable[[], object] = lambda: None,
+) -> None:
+    """Lease and run jobs, one after another, until `stop` is set; `submit_due` is called when there is nothing else."""
+    next_look = 0.0
     while not stop.is_set():
         try:
             job = queue.lease(worker)
             if job is None:
+                if time.monotonic() >= next_look:
+                    next_look = time.monotonic() + DUE_S
+                    submit_due()
                 stop.wait(POLL_S)
                 continue
             run(queue, job, handlers, stop)

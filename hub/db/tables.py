@@ -376,11 +376,12 @@ class Job(SQLModel, table=True):
 
 
 class XetScope(SQLModel, table=True):
-    """The epoch of a repository's Xet address: raised when xorbs are dropped, so that clients forget them."""
+    """The epoch of a repository's Xet address: raised before xorbs are dropped, so that clients forget them."""
 
     __tablename__ = "xet_scope"
     repository_id: str = Field(foreign_key="repository.id", primary_key=True)
     epoch: int = 1
+    raised_at: datetime | None = _optional_time()
 
 
 class Xorb(SQLModel, table=True):

@@ -170,7 +170,7 @@ def push_large(repo_id: str, path: str) -> None:
     from huggingface_hub import HfApi
 
     api = HfApi()
-    api.create_repo(repo_id)
+    api.create_repo(repo_id, exist_ok=True)
     api.upload_file(path_or_fileobj=path, path_in_repo="large.bin", repo_id=repo_id)
 
 

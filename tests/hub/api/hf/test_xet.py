@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import pytest
 from fastapi import FastAPI
@@ -12,8 +13,13 @@ from sqlmodel import Session as DbSession
 from starlette.testclient import TestClient
 
 from adapterhub.hub.context import Hub
-from adapterhub.hub.db.tables import XetScope
-from adapterhub.hub.services import xet
+from adapterhub.hub.db.tables import Job, Repository, XetScope, now
+from adapterhub.hub.jobs.inline import InlineExecutor
+from adapterhub.hub.services import blobs, xet, xet_retention
+from adapterhub.hub.services.xet_retention import Swept, sweep
+from adapterhub.hub.worker import handlers_of
+from adapterhub.storage.blobs import digest_of
+from tests.hub.api.conftest import TOKEN
 from tests.hub.api.hf.test_bad_input import commit
 from tests.storage.xet.forge import forged, shard, term, wire_chunk, xorb_name
 
@@ -165,6 +171,87 @@ def test_a_raised_epoch_gives_clients_another_address_and_leaves_running_session
     assert later.path != session.path
     assert later.put_shard().headers["X-Error-Code"] == "InvalidXet"
     assert session.put_shard().status_code == 200
+
+
+def test_a_sweep_leaves_young_xorbs_alone(opened: Open, hub: Hub) -> None:
+    session = opened("ann/x")
+    session.put_xorb()
+    assert sweep(hub, timedelta(days=22), now() + timedelta(days=21)) == Swept(0, 0, 0)
+    assert opened("ann/x").path == session.path
+
+
+def test_a_sweep_changes_the_address_first_and_drops_xorbs_once_uploads_have_ended(opened: Open, hub: Hub) -> None:
+    session = opened("ann/x")
+    session.put_xorb()
+    assert sweep(hub, timedelta(0), now()) == Swept(1, 0, 0)
+    later = opened("ann/x")
+    assert later.path != session.path
+    session.token = later.token  # a client renews its token and keeps the address that its upload began with
+    assert session.put_shard().status_code == 200
+    assert link(session).status_code == 200
+
+    assert sweep(hub, timedelta(0), now() + timedelta(days=2)) == Swept(0, 1, len(WIRE))
+    assert hub.store.stat(digest_of(WIRE)) is None
+    assert session.client.get("/ann/x/resolve/main/a.bin").content == CONTENT
+    assert later.put_xorb().json() == {"was_inserted": True}
+    assert later.put_shard().status_code == 200
+
+
+def test_a_sweep_keeps_bytes_that_are_a_file_or_another_xorb(opened: Open, hub: Hub) -> None:
+    one, other = opened("ann/x"), opened("ann/y")
+    one.put_xorb()
+    sweep(hub, timedelta(0), now())
+    other.put_xorb()
+    assert sweep(hub, timedelta(days=22), now() + timedelta(days=2)) == Swept(0, 1, 0)
+    stat = hub.store.stat(digest_of(WIRE))
+    assert stat is not None
+
+    def own(db: DbSession) -> None:
+        blobs.record(db, db.get_one(Repository, one.path.rpartition("/")[2].partition(".")[0]).id, [stat])
+
+    hub.db.transact(own)
+    sweep(hub, timedelta(0), now())
+    assert sweep(hub, timedelta(0), now() + timedelta(days=2)) == Swept(0, 1, 0)
+    assert hub.store.stat(digest_of(WIRE)) is not None
+
+
+def test_a_xorb_whose_bytes_a_sweep_takes_meanwhile_is_stored_again(
+    opened: Open, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened("ann/x").put_xorb()
+    sweep(hub, timedelta(0), now())
+    later = opened("ann/x")
+    put_file = hub.store.put_file
+
+    def put_just_before_a_sweep(*given: object, **named: object) -> object:
+        stat = put_file(*given, **named)  # type: ignore[arg-type]
+        monkeypatch.setattr(hub.store, "put_file", put_file)
+        assert sweep(hub, timedelta(0), now() + timedelta(days=2)).size_bytes == len(WIRE)
+        return stat
+
+    monkeypatch.setattr(hub.store, "put_file", put_just_before_a_sweep)
+    assert later.put_xorb().json() == {"was_inserted": True}
+    assert later.put_shard().json() == {"result": 1}
+
+
+def test_a_sweep_is_due_when_there_are_old_xorbs_and_then_once_a_day(opened: Open, hub: Hub) -> None:
+    hub.settings.xet_retention_days = 0
+
+    def queued() -> list[Job]:
+        xet_retention.submit_due(hub)
+        InlineExecutor(hub.jobs, handlers_of(hub)).drain()
+        return [job for job in hub.jobs.list() if job.kind == xet_retention.KIND]
+
+    assert queued() == []
+    opened("ann/x").put_xorb()
+    assert [job.result for job in queued()] == [{"repositories": 1, "xorbs": 0, "size_bytes": 0}]
+    assert len(queued()) == 1
+
+
+def test_only_an_administrator_starts_a_sweep(client: TestClient) -> None:
+    assert client.post("/api/storage/sweep").status_code == 401
+    client.headers["Authorization"] = f"Bearer {TOKEN}"
+    assert client.post("/api/storage/sweep").json()["kind"] == "xet-sweep"
 
 
 def test_a_shard_that_would_make_too_much_is_refused_before_work(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
