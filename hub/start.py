@@ -1,5 +1,6 @@
 """`adapterhub serve`: from settings to a listening server, and to its end on SIGTERM."""
 
+import ctypes
 import signal
 import socket
 import sys
@@ -19,10 +20,22 @@ from adapterhub.hub.services.secret import write_private
 from adapterhub.hub.settings import Settings
 
 ADMIN_TOKEN_FILE = "first-admin-token"  # noqa: S105
+KEPT_BYTES = 32 << 20
+"""Freed memory that this process keeps for its next buffers, at most."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 STOP_GRACE_S = 20
 """Seconds that requests in flight have to end after SIGTERM."""
 
 _log = structlog.get_logger("adapterhub.start")
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc reuse large freed buffers: by itself it returns each to the kernel, whose fresh pages cost more CPU
+    than the copy into them (an upload took a fifth less without).
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def serve(settings: Settings) -> None:
@@ -34,9 +47,10 @@ def serve(settings: Settings) -> None:
     """
     refuse_public_address_without_secret(settings)
     logging.configure(settings)
+    _keep_freed_memory()
     app = create_app(settings)
     announce_first_admin(app.state.hub)
-    with _listen(settings) as listening:
+    with listen(settings) as listening:
         host, port = listening.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         _say(f"adapterhub is at {settings.public_url or url} (data in {settings.data})")
@@ -87,10 +101,15 @@ def announce_first_admin(hub: Hub) -> None:
         _say(f"first administrator: {settings.admin_name}; {told}")
 
 
-def _listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings) -> socket.socket:
+    """The socket that clients connect to. Raises Unavailable when the address is taken."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        listening = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        # Accepted sockets inherit it. The event loop would set it only on sockets made with TCP's number, and without
+        # it an answer of two packets waits 40 ms for the client's delayed acknowledgement.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
     except OSError as error:
         raise Unavailable(
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another ADAPTERHUB_PORT"

@@ -76,6 +76,12 @@ class BlobWriter(Protocol):
     def write(self, piece: bytes | memoryview) -> None:
         """Append `piece`. Raises TooLarge past the limit given to `BlobStore.writer`."""
 
+    def content(self) -> memoryview:
+        """What was written so far, to be looked at before it is committed; mapped, and not read into memory.
+
+        Valid until the next call; the look may raise, and the writer then aborts as ever.
+        """
+
     def commit(self, expected: str | None = None) -> BlobStat:
         """Make the blob durable and visible, and give its digest and size.
 

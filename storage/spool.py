@@ -1,6 +1,7 @@
 """Bytes on their way into a store: a private file, hashed and counted while it grows."""
 
 import hashlib
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,18 @@ class SpoolingWriter:
         except OSError as error:
             self.abort()
             raise StoreUnavailable(f"{self._path.parent}: cannot write: {error.strerror}") from error
+
+    def content(self) -> memoryview:
+        """What was written so far, mapped."""
+        if self._size_bytes == 0:
+            return memoryview(b"")
+        try:
+            self._file.flush()
+            with self._path.open("rb") as written:
+                # unmapped when nothing refers to it any more; closing it would fail while an error's frames still do
+                return memoryview(mmap.mmap(written.fileno(), 0, access=mmap.ACCESS_READ))
+        except OSError as error:
+            raise StoreUnavailable(f"{self._path.parent}: cannot read back: {error.strerror}") from error
 
     def commit(self, expected: str | None = None) -> BlobStat:
         """Publish the bytes. Raises DigestMismatch, and publishes nothing, when they are not those `expected`."""

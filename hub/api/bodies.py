@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeAlias
 
+from anyio import CancelScope
 from fastapi import Request
 
 from adapterhub.hub.api import threads
@@ -14,14 +15,14 @@ from adapterhub.hub.errors import InvalidRequest, TooLarge
 if TYPE_CHECKING:
     TemporaryFile: TypeAlias = tempfile._TemporaryFileWrapper[bytes]
 
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 4 << 20
 """Bytes gathered before a thread takes them: small pieces cost more in handing over than in work."""
 
 _IN_MEMORY_BYTES = 1 << 20
 
 
 async def pour(request: Request, write: Callable[[bytes], object], limit_bytes: int) -> int:
-    """The number of bytes of the body, each of them given to `write` in order, in threads.
+    """The number of bytes of the body, each of them given to `write` in order, in threads; those of a broken one too.
 
     Raises TooLarge as soon as more than `limit_bytes` are announced or come, and InvalidRequest when fewer come than
     Content-Length announced.
@@ -29,20 +30,29 @@ async def pour(request: Request, write: Callable[[bytes], object], limit_bytes: 
     announced = request.headers.get("content-length")
     if announced is not None and int(announced) > limit_bytes:
         raise TooLarge(f"the body has {announced} bytes, at most {limit_bytes} are taken here")
-    gathered, received = bytearray(), 0
-    async for chunk in request.stream():
-        received += len(chunk)
-        if received > limit_bytes:
-            raise TooLarge(f"the body has more than the {limit_bytes} bytes that are taken here")
-        gathered += chunk
-        if len(gathered) >= PIECE_BYTES:
-            await threads.run(write, bytes(gathered))
-            gathered.clear()
-    if gathered:
-        await threads.run(write, bytes(gathered))
+    gathered: list[bytes] = []
+    waiting = received = 0
+    try:
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > limit_bytes:
+                raise TooLarge(f"the body has more than the {limit_bytes} bytes that are taken here")
+            gathered.append(chunk)
+            waiting += len(chunk)
+            if waiting >= PIECE_BYTES:
+                full, gathered, waiting = gathered, [], 0
+                await threads.run(_write_all, write, full)
+    finally:  # what came before the connection broke may be gone on from
+        with CancelScope(shield=True):
+            await threads.run(_write_all, write, gathered)
     if announced is not None and received != int(announced):
         raise InvalidRequest(f"the body ended after {received} of {announced} bytes; send it again")
     return received
+
+
+def _write_all(write: Callable[[bytes], object], chunks: list[bytes]) -> None:
+    for chunk in chunks:
+        write(chunk)
 
 
 async def on_disk(request: Request, folder: Path, limit_bytes: int) -> "TemporaryFile":

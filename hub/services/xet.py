@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from sqlmodel import Session, col, select
 
@@ -22,8 +21,8 @@ from adapterhub.hub.errors import InvalidToken, TooLarge
 from adapterhub.hub.services import blobs
 from adapterhub.hub.services.access import Caller, require_write
 from adapterhub.hub.services.signing import seal, unseal
-from adapterhub.storage.blobs import BlobStat
-from adapterhub.storage.errors import InvalidXet
+from adapterhub.storage.blobs import BlobStat, BlobWriter
+from adapterhub.storage.errors import InvalidXet, StoreUnavailable
 from adapterhub.storage.xet.rebuild import OpenXorb, Xorb, checked_size, rebuild
 from adapterhub.storage.xet.shard import FileRecord, parse_shard
 from adapterhub.storage.xet.xorb import ChunkTable, check_xorb
@@ -36,7 +35,6 @@ EXPANSION_FREE_BYTES = 4 << 30
 """What a shard may make without asking for EXPANSION_LIMIT: a large file of one repeated chunk is no attack."""
 
 _PURPOSE = "Xet token"
-_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -85,16 +83,17 @@ def _parsed(scope: str) -> Scope:
     return Scope(repository_id, int(epoch) if epoch.isascii() and epoch.isdigit() and len(epoch) < 10 else 0)
 
 
-def put_xorb(hub: Hub, scope: Scope, xorb_hash: str, content: bytes | memoryview, file: Path) -> bool:
+def put_xorb(hub: Hub, scope: Scope, xorb_hash: str, writer: BlobWriter) -> bool:
     """Whether the xorb is new here; it is checked to the last chunk, stored and remembered when it returns.
 
-    content: the whole of `file`. Raises InvalidXet.
+    writer: took the whole of it. Raises InvalidXet; StoreUnavailable when a sweep removed equal bytes at this very
+    moment, and the xorb is to be sent again.
     """
-    rows = check_xorb(content, xorb_hash)
+    rows = check_xorb(writer.content(), xorb_hash)
     with hub.db.read() as session:
         if session.get(tables.Xorb, (scope.repository_id, scope.epoch, xorb_hash)):
             return False
-    stat = hub.store.put_file(file)
+    stat = writer.commit()
 
     def write(session: Session) -> None:
         insert_missing(session, tables.Blob, [{"digest": stat.digest, "size_bytes": stat.size_bytes}])
@@ -104,9 +103,14 @@ def put_xorb(hub: Hub, scope: Scope, xorb_hash: str, content: bytes | memoryview
         insert_missing(session, tables.Xorb, [row.model_dump()])
 
     hub.db.transact(write)
-    if hub.store.stat(stat.digest) is None:  # a sweep removed equal bytes before the row was there to hold them
-        hub.store.put_file(file, expected=stat.digest)
+    if hub.store.stat(stat.digest) is None:  # a sweep took it for garbage before the row was there to hold it
+        hub.db.transact(lambda session: _forget(session, scope, xorb_hash))
+        raise StoreUnavailable(f"xorb {xorb_hash} was removed while it arrived; send it again")
     return True
+
+
+def _forget(session: Session, scope: Scope, xorb_hash: str) -> None:
+    session.delete(session.get_one(tables.Xorb, (scope.repository_id, scope.epoch, xorb_hash)))
 
 
 def put_shard(hub: Hub, scope: Scope, content: bytes | memoryview) -> list[BlobStat]:
@@ -192,11 +196,6 @@ def _check_sizes(hub: Hub, sizes: Sequence[int], xorb_bytes: int) -> None:
 
 def _rebuild(hub: Hub, file: FileRecord, size_bytes: int, open_xorb: OpenXorb) -> BlobStat:
     with hub.store.writer(limit_bytes=size_bytes) as writer:
-        gathered = bytearray()
         for piece in rebuild(file, open_xorb):
-            gathered += piece
-            if len(gathered) >= _PIECE_BYTES:
-                writer.write(bytes(gathered))
-                gathered.clear()
-        writer.write(bytes(gathered))
+            writer.write(piece)
         return writer.commit(file.digest)

@@ -116,7 +116,7 @@ def _remove_orphans(hub: Hub, session: Session, digests: Sequence[str]) -> int:
     """The bytes of those blobs that are no repository's file and no other xorb, removed with their rows.
 
     The bytes go inside the transaction that holds their rows: whoever stores the same bytes meanwhile waits for it,
-    then looks, and stores them again (`xet.put_xorb`).
+    then looks, and has them sent again (`xet.put_xorb`).
     """
     locked = session.exec(select(Blob).where(col(Blob.digest).in_(digests)).with_for_update()).all()
     used = _used(session, digests)

@@ -79,6 +79,10 @@ class MemoryWriter:
             self.abort()
             raise TooLarge("this content", self._limit_bytes)
 
+    def content(self) -> memoryview:
+        """What was written so far."""
+        return memoryview(bytes(self._content))
+
     def commit(self, expected: str | None = None) -> BlobStat:
         """Make the blob visible. Raises DigestMismatch, and stores nothing, when it is not the one `expected`."""
         content = bytes(self._content)

@@ -1,6 +1,6 @@
 """From a shard's record and checked xorbs to the bytes of a file."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from adapterhub.storage.errors import InvalidXet
@@ -51,16 +51,31 @@ def rebuild(file: FileRecord, open_xorb: OpenXorb) -> Iterator[bytes | memoryvie
         xorb = open_xorb(term.xorb_hash)
         chunks = _chunks(term, xorb)
         pieces = xorb.read(chunks[0].offset, chunks[-1].offset + chunks[-1].wire_bytes)
-        buffer = bytearray()
+        wires = _cut(pieces, [chunk.wire_bytes for chunk in chunks])
         for chunk in chunks:
-            while len(buffer) < chunk.wire_bytes:
-                piece = next(pieces, b"")
-                if not piece:
-                    raise InvalidXet(f"xorb {term.xorb_hash} ends early, in the chunk at byte {chunk.offset}")
-                buffer += piece
-            wire = bytes(buffer[: chunk.wire_bytes])
-            del buffer[: chunk.wire_bytes]
+            wire = next(wires, None)
+            if wire is None:
+                raise InvalidXet(f"xorb {term.xorb_hash} ends early, in the chunk at byte {chunk.offset}")
             yield unpack(wire)
+
+
+def _cut(pieces: Iterator[bytes], sizes: Sequence[int]) -> Iterator[memoryview]:
+    """The bytes of `pieces` in views of those sizes, fewer when they end early; copied only across two pieces."""
+    rest = memoryview(b"")
+    for size in sizes:
+        if len(rest) < size:
+            gathered = bytearray(rest)
+            while len(gathered) < size:
+                piece = memoryview(next(pieces, b""))
+                if not piece:
+                    return
+                missing = size - len(gathered)
+                gathered += piece[:missing]
+                rest = piece[missing:]
+            yield memoryview(gathered)
+        else:
+            yield rest[:size]
+            rest = rest[size:]
 
 
 def _chunks(term: Term, xorb: Xorb) -> list[Chunk]:

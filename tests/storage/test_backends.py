@@ -68,6 +68,16 @@ def test_bytes_are_visible_only_after_commit(store: BlobStore) -> None:
     assert store.stat(digest_of(b"half")) is None
 
 
+def test_what_was_written_can_be_looked_at_before_it_is_committed(store: BlobStore) -> None:
+    with store.writer() as writer:
+        assert bytes(writer.content()) == b""
+        writer.write(b"looked")
+        assert bytes(writer.content()) == b"looked"
+        writer.write(b" at")
+        assert bytes(writer.content()[3:]) == b"ked at"
+        assert whole(store.read(writer.commit().digest)) == b"looked at"
+
+
 def test_abort_may_be_called_again_and_after_commit(store: BlobStore) -> None:
     writer = store.writer()
     writer.write(b"kept")

@@ -17,7 +17,7 @@ from starlette.responses import StreamingResponse
 
 from adapterhub.errors import AdapterHubError
 from adapterhub.hub.api import threads
-from adapterhub.hub.api.bodies import on_disk
+from adapterhub.hub.api.bodies import on_disk, pour
 from adapterhub.hub.api.deps import CallerDep, HubDep, PublicUrl
 from adapterhub.hub.api.errors import status_of
 from adapterhub.hub.api.hf.addressing import RepoId, find, write
@@ -68,15 +68,16 @@ ScopeDep = Annotated[xet.Scope, Depends(_scope)]
 
 @router.post("/xet/{scope}/v1/xorbs/{prefix}/{xorb_hash}")
 async def put_xorb(request: Request, hub: HubDep, scope: ScopeDep, xorb_hash: str) -> dict[str, bool]:
-    """Take one xorb: spooled, checked to the last chunk, durable when this answers. Raises InvalidXet, TooLarge."""
+    """Take one xorb: checked to the last chunk, durable when this answers. Raises InvalidXet, TooLarge."""
     async with threads.turns("xet bodies", BODIES_AT_ONCE):
-        with await on_disk(request, _spool(hub), MAX_WIRE_BYTES) as file:
-
-            def work(content: memoryview) -> bool:
-                return xet.put_xorb(hub, scope, xorb_hash, content, Path(file.name))
-
+        writer = await threads.run(lambda: hub.store.writer(limit_bytes=MAX_WIRE_BYTES))
+        try:
+            if await pour(request, writer.write, MAX_WIRE_BYTES) == 0:
+                raise InvalidRequest("the body is empty")
             async with threads.turns("xet checks", CHECKS_AT_ONCE):
-                return {"was_inserted": await threads.run(_with_content, file, work)}
+                return {"was_inserted": await threads.run(xet.put_xorb, hub, scope, xorb_hash, writer)}
+        finally:
+            await threads.run(writer.abort)
 
 
 @router.post("/xet/{scope}/v1/shards")

@@ -215,21 +215,22 @@ def test_a_sweep_keeps_bytes_that_are_a_file_or_another_xorb(opened: Open, hub: 
     assert hub.store.stat(digest_of(WIRE)) is not None
 
 
-def test_a_xorb_whose_bytes_a_sweep_takes_meanwhile_is_stored_again(
+def test_a_xorb_whose_bytes_a_sweep_takes_meanwhile_is_asked_for_again(
     opened: Open, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened("ann/x").put_xorb()
     sweep(hub, timedelta(0), now())
     later = opened("ann/x")
-    put_file = hub.store.put_file
+    transact = hub.db.transact
 
-    def put_just_before_a_sweep(*given: object, **named: object) -> object:
-        stat = put_file(*given, **named)  # type: ignore[arg-type]
-        monkeypatch.setattr(hub.store, "put_file", put_file)
+    def sweep_first(work: Callable[[DbSession], object]) -> object:
+        monkeypatch.setattr(hub.db, "transact", transact)
         assert sweep(hub, timedelta(0), now() + timedelta(days=2)).size_bytes == len(WIRE)
-        return stat
+        return transact(work)
 
-    monkeypatch.setattr(hub.store, "put_file", put_just_before_a_sweep)
+    monkeypatch.setattr(hub.db, "transact", sweep_first)
+    reply = later.put_xorb()
+    assert (reply.status_code, reply.headers["X-Error-Code"]) == (503, "StoreUnavailable")
     assert later.put_xorb().json() == {"was_inserted": True}
     assert later.put_shard().json() == {"result": 1}
 
