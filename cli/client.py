@@ -75,6 +75,14 @@ class Client:
         """The JSON that answers a request."""
         return self._ask("POST", path, body)
 
+    def put(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The JSON that answers a change, None where there is nothing to tell."""
+        return self._ask("PUT", path, body)
+
+    def delete(self, path: str) -> None:
+        """Have the thing at a path removed."""
+        self._ask("DELETE", path)
+
     def items(self, path: str, limit: int, **query: Any) -> Iterator[dict[str, Any]]:
         """Up to `limit` items of a list, from as many of its pages as that takes."""
         page = self.get(path, limit=min(limit, 100), **query)
@@ -164,7 +172,7 @@ class Client:
             response = http.request(method, path, json=body)
             if response.is_error:
                 raise self._refusal(response)
-            return response.json()
+            return response.json() if response.content else None
 
     @contextmanager
     def _http(self) -> Iterator[httpx.Client]:

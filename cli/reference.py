@@ -40,6 +40,8 @@ those of the REST API, which the server explains at `/docs`:
 | `recipe explain`, `recipe parse` | as `POST /api/recipes/explain`, `POST /api/recipes/parse` |
 | `recipe show` | as `GET /api/recipes/{digest}` |
 | `whoami` | `GET /api/whoami-v2` |
+| `token create`, `token list` | as `POST /api/tokens`; an item of `GET /api/tokens` |
+| `org create`, `org list`, `org member list` | as `POST /api/organisations`; items of its `GET` and of its `members` |
 | `admin user add`, `admin user list` | as `POST /api/admin/users`; an item of `GET /api/admin/users` |
 | `merge methods`, `patch kinds` | `name`, `title`, `summary`, `source`, and the `parameters` of a method |
 | `doctor` | `what`, `found`, `problem` |

@@ -5,12 +5,15 @@ HubError
 │   ├── NotAuthenticated  no token, and one is needed
 │   ├── InvalidToken      a token that is unknown, expired or revoked
 │   ├── Forbidden         a known caller without the right
-│   └── GatedRepo         a repository whose owner wants to be asked first
+│   ├── GatedRepo         a repository whose owner wants to be asked first
+│   │   └── GatedAnonymous    and nobody said who asks
+│   └── DisabledRepo      a repository that an administrator closed
 ├── NotFound              the thing does not exist, or not for this caller
 │   ├── RepoNotFound  RevisionNotFound  EntryNotFound  AccountNotFound
-│   └── JobNotFound   RecipeNotFound    AliasNotFound  ModelNotFound   UploadNotFound
+│   ├── JobNotFound   RecipeNotFound    AliasNotFound  ModelNotFound   UploadNotFound
+│   └── TokenNotFound  AccessRequestNotFound  CollectionNotFound
 ├── Conflict              the thing exists already or moved meanwhile
-│   ├── RepoExists  RefExists  AccountExists  NameReserved
+│   ├── RepoExists  RefExists  AccountExists  NameReserved  CollectionExists  ItemExists
 │   ├── HeadMoved         the branch is no longer where the caller thinks
 │   ├── LeaseLost         a worker whose job was given to another
 │   └── OffsetMismatch    a resumed upload that does not start where the last one ended
@@ -56,7 +59,24 @@ class Forbidden(Refused):
 
 
 class GatedRepo(Refused):
-    """The owner of the repository wants to be asked first."""
+    """The owner of the repository wants to be asked before its files are read."""
+
+    def __init__(self, repo_id: str, hint: str) -> None:
+        super().__init__(f"{repo_id}: its files are gated; {hint}")
+
+
+class GatedAnonymous(GatedRepo):
+    """The repository is gated and no token was sent; clients are told the code GatedRepo."""
+
+    def __init__(self, repo_id: str) -> None:
+        super().__init__(repo_id, f"log in, and ask to be let in on its page, /{repo_id}")
+
+
+class DisabledRepo(Refused):
+    """An administrator closed the repository; nobody else sees anything of it."""
+
+    def __init__(self, repo_id: str, reason: str = "") -> None:
+        super().__init__(f"{repo_id}: an administrator disabled it" + (f": {reason}" if reason else ""))
 
 
 class NotFound(HubError):
@@ -110,6 +130,19 @@ class UploadNotFound(NotFound):
     """No unfinished upload of that file by this caller."""
 
 
+class TokenNotFound(NotFound):
+    """No token of that id or name, or it is somebody else's, or it ended already."""
+
+
+class AccessRequestNotFound(NotFound):
+    """Nobody of that name or id asked for the files, or the request has that status already."""
+
+
+class CollectionNotFound(NotFound):
+    def __init__(self, slug: str) -> None:
+        super().__init__(f"{slug}: no such collection, or it is private and your token may not see it")
+
+
 class Conflict(HubError):
     """The thing exists already, or moved meanwhile."""
 
@@ -126,6 +159,16 @@ class RefExists(Conflict):
 
 class AccountExists(Conflict):
     """A user or organisation of that name, or of one that looks like it, exists already."""
+
+
+class CollectionExists(Conflict):
+    def __init__(self, title: str, slug: str) -> None:
+        super().__init__(f"{title!r}: the collection {slug} has that title already")
+        self.slug = slug
+
+
+class ItemExists(Conflict):
+    """The collection holds that repository already."""
 
 
 class NameReserved(Conflict):

@@ -27,6 +27,8 @@ STATUS: Mapping[type[AdapterHubError], int] = {
     hub.InvalidToken: 401,
     hub.Forbidden: 403,
     hub.GatedRepo: 403,
+    hub.GatedAnonymous: 401,
+    hub.DisabledRepo: 403,
     hub.NotFound: 404,
     hub.Conflict: 409,
     hub.HeadMoved: 412,
@@ -53,7 +55,12 @@ STATUS: Mapping[type[AdapterHubError], int] = {
 _MESSAGES: Mapping[type[AdapterHubError], str] = {
     # With any other text, huggingface_hub takes a 401 over https for a repository that is missing.
     hub.InvalidToken: "Invalid credentials in Authorization header",
+    # It knows a disabled repository by this text alone.
+    hub.DisabledRepo: "Access to this resource is disabled.",
 }
+
+_CODES: Mapping[type[AdapterHubError], str] = {hub.GatedAnonymous: "GatedRepo"}
+"""Classes that clients know by another name than their own."""
 
 _OPENAI_TYPES: Mapping[int, str] = {
     401: "authentication_error",
@@ -138,7 +145,8 @@ def domain_response(path: str, error: AdapterHubError) -> Response:
     """The reply that tells a domain error to the caller of `path`."""
     kind = type(error)
     headers = _headers_of(error)
-    response = error_response(path, status_of(error), kind.__name__, str(error), headers)
+    code = _CODES.get(kind, kind.__name__)
+    response = error_response(path, status_of(error), code, str(error), headers)
     if kind in _MESSAGES:
         response.headers["X-Error-Message"] = _MESSAGES[kind]
     return response

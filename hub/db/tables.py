@@ -82,7 +82,9 @@ class Token(SQLModel, table=True):
     id: str = Field(default_factory=new_id, primary_key=True)
     account_id: str = Field(foreign_key="account.id", index=True)
     name: str
-    role: str = Field(description="read, write or admin")
+    role: str = Field(description="read, write, admin or fine-grained")
+    reads_gated: bool = False
+    """Whether a fine-grained token opens the gated public repositories that its account may open."""
     token_sha256: str = Field(unique=True)
     created_at: datetime = _time()
     last_used_at: datetime | None = _optional_time()
@@ -102,8 +104,12 @@ class Repository(SQLModel, table=True):
     gated: str | None = Field(default=None, description="auto, manual, or null")
     default_branch: str = "main"
     downloads: int = 0
+    likes: int = 0
+    creator_id: str | None = Field(default=None, description="the account that made it; null where nobody knows")
     created_at: datetime = _time()
     updated_at: datetime = _time(index=True)
+    disabled_at: datetime | None = _optional_time()
+    disabled_reason: str = ""
     deleted_at: datetime | None = _optional_time()
 
 
@@ -428,3 +434,73 @@ class AuditEvent(SQLModel, table=True):
     after: str | None = None
     request_id: str | None = None
     detail: dict[str, Any] = _json(dict)
+
+
+class TokenScope(SQLModel, table=True):
+    """A permission of a fine-grained token on one account's things or on one repository.
+
+    entity_id: of the account or repository, "" for everything public; entity_type: user, org, model or global.
+    """
+
+    __tablename__ = "token_scope"
+    token_id: str = Field(foreign_key="token.id", primary_key=True)
+    entity_id: str = Field(primary_key=True)
+    permission: str = Field(primary_key=True)
+    entity_type: str
+
+
+class RepositoryLike(SQLModel, table=True):
+    """That an account likes a repository; `Repository.likes` counts them."""
+
+    __tablename__ = "repository_like"
+    repository_id: str = Field(foreign_key="repository.id", primary_key=True)
+    account_id: str = Field(foreign_key="account.id", primary_key=True, index=True)
+    created_at: datetime = _time()
+
+
+class AccessRequest(SQLModel, table=True):
+    """A user's wish to read the files of a gated repository. status: pending, accepted or rejected.
+
+    fields: what the asker wrote in the form. asked_at is null where access was given unasked.
+    """
+
+    __tablename__ = "access_request"
+    id: str = Field(default_factory=new_id, primary_key=True)
+    repository_id: str = Field(foreign_key="repository.id", index=True)
+    account_id: str = Field(foreign_key="account.id", index=True)
+    status: str
+    reason: str = ""
+    fields: dict[str, Any] = _json(dict)
+    asked_at: datetime | None = _optional_time()
+    updated_at: datetime = _time()
+    __table_args__ = (UniqueConstraint("repository_id", "account_id"),)
+
+
+class Collection(SQLModel, table=True):
+    """A titled list of repositories. hex_id: the 24 hex digits that end its slug and alone identify it."""
+
+    __tablename__ = "collection"
+    id: str = Field(default_factory=new_id, primary_key=True)
+    hex_id: str = Field(unique=True)
+    owner_id: str = Field(foreign_key="account.id", index=True)
+    title: str
+    description: str = ""
+    is_private: bool = False
+    theme: str
+    position: int = 0
+    created_at: datetime = _time()
+    updated_at: datetime = _time(index=True)
+    __table_args__ = (UniqueConstraint("owner_id", "title"),)
+
+
+class CollectionItem(SQLModel, table=True):
+    """A repository in a collection; positions count from 0 without gaps."""
+
+    __tablename__ = "collection_item"
+    id: str = Field(default_factory=new_id, primary_key=True)
+    collection_id: str = Field(foreign_key="collection.id", index=True)
+    repository_id: str = Field(foreign_key="repository.id", index=True)
+    position: int
+    note: str = ""
+    added_at: datetime = _time()
+    __table_args__ = (UniqueConstraint("collection_id", "repository_id"),)

@@ -3,27 +3,50 @@
 import base64
 import binascii
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, or_
+from sqlalchemy import ColumnElement, false, or_, true
 from sqlmodel import Session, col, select
 
-from adapterhub.hub.db.tables import Account, Membership, Repository, Token, now
-from adapterhub.hub.errors import Forbidden, GatedRepo, InvalidToken, NotAuthenticated, RepoNotFound
+from adapterhub.hub.db.tables import AccessRequest, Account, Collection, Membership, Repository, Token, TokenScope, now
+from adapterhub.hub.errors import (
+    DisabledRepo,
+    Forbidden,
+    GatedAnonymous,
+    GatedRepo,
+    InvalidToken,
+    NotAuthenticated,
+    Refused,
+    RepoNotFound,
+)
 
+FINE_GRAINED = "fine-grained"
 WRITING_ROLES = ("admin", "write")
-"""Roles in an organisation, and of a token, that may change repositories."""
+"""Roles of a token that may change whatever its account may change."""
+
+EVERYTHING = ""
+"""The entity of a scope that holds for all that is public."""
+
+Scopes = frozenset[tuple[str, str]]
+"""What a fine-grained token carries: (permission, id of an account or repository, or EVERYTHING)."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. is_admin: an administrator of the service who came with a token of role admin."""
+    """Who asks. is_admin: an administrator of the service who came with a token of role admin.
+
+    scopes and reads_gated count for a token of role fine-grained alone: others are bounded by their role.
+    """
 
     account_id: str | None = None
     name: str | None = None
     is_admin: bool = False
     token_id: str | None = None
     token_role: str = "read"  # noqa: S105  a role, no secret
+    scopes: Scopes = frozenset()
+    reads_gated: bool = False
 
     @property
     def is_anonymous(self) -> bool:
@@ -32,6 +55,47 @@ class Caller:
 
 
 ANONYMOUS = Caller()
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Who may do a deed: members of the owning account in one of `roles` (_ANYBODY: every account), if their token may.
+
+    permissions: any one of them, on the thing or its owner, lets a fine-grained token. reads: a read token may too.
+    """
+
+    roles: frozenset[str]
+    permissions: frozenset[str]
+    reads: bool = False
+
+
+_ANYBODY: frozenset[str] = frozenset()
+_MEMBERS = frozenset({"admin", "write", "contributor", "read"})
+_WRITERS = frozenset({"admin", "write"})
+_ADMINS = frozenset({"admin"})
+
+_RULES: Mapping[str, _Rule] = {
+    "read": _Rule(_MEMBERS, frozenset({"repo.content.read", "repo.write"}), reads=True),
+    "write": _Rule(_WRITERS, frozenset({"repo.write"})),
+    "create": _Rule(_WRITERS | {"contributor"}, frozenset({"repo.write"})),
+    "own": _Rule(_ADMINS, frozenset({"repo.write"})),
+    "see requests": _Rule(_WRITERS, frozenset({"repo.access.read", "repo.write"})),
+    "answer requests": _Rule(_WRITERS, frozenset({"repo.write"})),
+    "discuss": _Rule(_ANYBODY, frozenset({"discussion.write"})),
+    "read collections": _Rule(_MEMBERS, frozenset({"collection.read", "collection.write"}), reads=True),
+    "write collections": _Rule(_WRITERS, frozenset({"collection.write"})),
+    "see webhooks": _Rule(_ADMINS, frozenset({"user.webhooks.read", "user.webhooks.write"}), reads=True),
+    "write webhooks": _Rule(_ADMINS, frozenset({"user.webhooks.write"})),
+    "choose members": _Rule(_ADMINS, frozenset({"org.write"})),
+    "run jobs": _Rule(_ANYBODY, frozenset({"repo.write"})),
+}
+"""Every deed and who may do it; what stands in no rule is refused. An administrator of the service may do all."""
+
+PERMISSIONS = tuple(sorted({permission for rule in _RULES.values() for permission in rule.permissions}))
+"""All that a fine-grained token can carry, in Hugging Face's words."""
+
+GLOBAL_PERMISSIONS = ("discussion.write",)
+"""Those that a token can carry for everything public."""
 
 
 def token_digest(text: str) -> str:
@@ -56,57 +120,135 @@ def caller_of_token(session: Session, token_id: str) -> Caller:
 
 
 def readable(caller: Caller) -> ColumnElement[bool]:
-    """The SQL condition on `Repository` under which `caller` may see it; deleted ones never."""
+    """The SQL condition on `Repository` under which `caller` may see it; deleted ones never, disabled ones admins."""
     alive = col(Repository.deleted_at).is_(None)
     if caller.is_admin:
         return alive
     public = col(Repository.is_private).is_(False)
-    if caller.account_id is None:
-        return alive & public
-    organisations = select(Membership.organisation_id).where(Membership.user_id == caller.account_id)
+    shown = alive & col(Repository.disabled_at).is_(None)
     owner = col(Repository.owner_id)
-    return alive & or_(public, owner == caller.account_id, owner.in_(organisations))
+    return shown & or_(public, _own(caller, "read", owner, col(Repository.id)))
+
+
+def readable_collections(caller: Caller) -> ColumnElement[bool]:
+    """The SQL condition on `Collection` under which `caller` may see it."""
+    if caller.is_admin:
+        return true()
+    owner = col(Collection.owner_id)
+    return or_(col(Collection.is_private).is_(False), _own(caller, "read collections", owner, owner))
 
 
 def require_read(session: Session, caller: Caller, repo: Repository) -> None:
-    """Pass when `caller` may read `repo`. Raises RepoNotFound, as if it were missing."""
-    if repo.deleted_at is not None:
+    """Pass when `caller` may read about `repo`. Raises RepoNotFound, as if it were missing; DisabledRepo."""
+    if repo.deleted_at is not None or (repo.is_private and not _may(session, caller, "read", repo)):
         raise RepoNotFound(repo.full_name)
-    if repo.is_private and not caller.is_admin and _role(session, caller, repo.owner_id) is None:
-        raise RepoNotFound(repo.full_name)
+    if repo.disabled_at is not None and not caller.is_admin:
+        raise DisabledRepo(repo.full_name, repo.disabled_reason)
 
 
 def require_content(session: Session, caller: Caller, repo: Repository) -> None:
-    """Pass when `caller` may read the files of `repo`, and not only about it. Raises RepoNotFound, GatedRepo."""
+    """Pass when `caller` may read the files of `repo`, and not only about it. Raises as `require_read`; GatedRepo."""
     require_read(session, caller, repo)
-    if repo.gated and not caller.is_admin and _role(session, caller, repo.owner_id) is None:
-        raise GatedRepo(f"{repo.full_name}: its files are gated; ask its owner to be let in")
+    if not repo.gated or _may(session, caller, "read", repo):
+        return
+    if caller.is_anonymous:
+        raise GatedAnonymous(repo.full_name)
+    request = access_request(session, caller, repo)
+    is_let_in = _role(session, caller, repo) is not None or (request is not None and request.status == "accepted")
+    if is_let_in and _token_may(caller, "read", repo.id, repo.owner_id):
+        return
+    if not is_let_in or not caller.reads_gated:
+        raise GatedRepo(repo.full_name, _gate_hint(repo, request, is_let_in=is_let_in))
+
+
+def may_read_content(session: Session, caller: Caller, repo: Repository) -> bool:
+    """Whether `require_content` passes."""
+    try:
+        require_content(session, caller, repo)
+    except (RepoNotFound, Refused):
+        return False
+    return True
+
+
+def access_request(session: Session, caller: Caller, repo: Repository) -> AccessRequest | None:
+    """What the caller asked of the owner of a gated repository, if anything."""
+    asked = col(AccessRequest.repository_id) == repo.id, col(AccessRequest.account_id) == caller.account_id
+    return session.exec(select(AccessRequest).where(*asked)).first()
 
 
 def require_write(session: Session, caller: Caller, repo: Repository) -> None:
     """Pass when `caller` may change the content of `repo`. Raises RepoNotFound, NotAuthenticated or Forbidden."""
     require_read(session, caller, repo)
-    require_namespace(session, caller, repo.owner_id, f"write to {repo.full_name}")
+    _require(session, caller, "write", repo, f"write to {repo.full_name}")
 
 
 def require_owner(session: Session, caller: Caller, repo: Repository) -> None:
     """Pass when `caller` may delete, move or reconfigure `repo`. Raises as `require_write`."""
     require_write(session, caller, repo)
-    if not caller.is_admin and _role(session, caller, repo.owner_id) != "admin":
+    if not _may(session, caller, "own", repo):
         raise Forbidden(f"{repo.full_name}: only its owner or an administrator of the organisation may do that")
 
 
+def require_requests(session: Session, caller: Caller, repo: Repository, *, answer: bool) -> None:
+    """Pass when `caller` may see, or answer, who asks for the files of `repo`. Raises as `require_write`."""
+    require_read(session, caller, repo)
+    deed = "answer requests" if answer else "see requests"
+    _require(session, caller, deed, repo, f"decide who reads the files of {repo.full_name}")
+
+
+def require_discussion(session: Session, caller: Caller, repo: Repository) -> None:
+    """Pass when `caller` may open discussions of `repo` and write in them. Raises as `require_write`."""
+    require_read(session, caller, repo)
+    _require(session, caller, "discuss", repo, f"discuss {repo.full_name}")
+
+
 def require_namespace(session: Session, caller: Caller, owner_id: str, deed: str) -> None:
-    """Pass when `caller` may create and change repositories of that account. Raises NotAuthenticated or Forbidden."""
-    require_writing_token(caller)
-    if not caller.is_admin and _role(session, caller, owner_id) not in WRITING_ROLES:
-        raise Forbidden(f"you ({caller.name}) have no right to {deed}")
+    """Pass when `caller` may have repositories in that account. Raises NotAuthenticated or Forbidden."""
+    _require(session, caller, "create", owner_id, deed)
+
+
+def require_collections(session: Session, caller: Caller, owner: Account) -> None:
+    """Pass when `caller` may make and change collections of `owner`. Raises NotAuthenticated or Forbidden."""
+    _require(session, caller, "write collections", owner.id, f"change collections of {owner.name}")
+
+
+def require_webhooks(session: Session, caller: Caller, owner: Account, *, change: bool) -> None:
+    """Pass when `caller` may see, or change, the webhooks of `owner`. Raises NotAuthenticated or Forbidden."""
+    deed = "write webhooks" if change else "see webhooks"
+    _require(session, caller, deed, owner.id, f"manage webhooks of {owner.name}")
+
+
+def require_membership(session: Session, caller: Caller, organisation: Account) -> None:
+    """Pass when `caller` may choose the members of that organisation. Raises NotAuthenticated or Forbidden."""
+    _require(session, caller, "choose members", organisation.id, f"choose the members of {organisation.name}")
+
+
+def require_member(session: Session, caller: Caller, owner: Account) -> None:
+    """Pass when `caller` belongs to that account, in whatever role. Raises NotAuthenticated or Forbidden."""
+    _require(session, caller, "read", owner.id, f"look into {owner.name}")
+
+
+def require_jobs(caller: Caller) -> None:
+    """Pass when `caller` may have work done; where its result goes is another right. Raises as `require_namespace`."""
+    require_signed_in(caller)
+    if not any(permission in _RULES["run jobs"].permissions for permission, _ in caller.scopes):
+        require_writing_token(caller)
+
+
+def require_signed_in(caller: Caller) -> None:
+    """Pass when a token was sent. Raises NotAuthenticated."""
+    if caller.is_anonymous:
+        raise NotAuthenticated("this needs a token; log in, or send Authorization: Bearer <token>")
 
 
 def require_writing_token(caller: Caller) -> None:
-    """Pass when `caller` came with a token that may write. Raises NotAuthenticated or Forbidden."""
-    if caller.is_anonymous:
-        raise NotAuthenticated("this needs a token; log in, or send Authorization: Bearer <token>")
+    """Pass when the token may change whatever its account may. Raises NotAuthenticated, or Forbidden for others.
+
+    A fine-grained token never passes: what it may change is said by a deed about a thing.
+    """
+    require_signed_in(caller)
+    if caller.token_role == FINE_GRAINED:
+        raise Forbidden(f"this fine-grained token of {caller.name} does not reach that; use one with the role write")
     if caller.token_role not in WRITING_ROLES:
         raise Forbidden(f"this token of {caller.name} may only read; make one with the role write")
 
@@ -118,6 +260,63 @@ def require_admin(caller: Caller) -> None:
         raise Forbidden("only an administrator of this service, with a token of role admin, may do that")
 
 
+def _require(session: Session, caller: Caller, deed: str, on: Repository | str, told: str) -> None:
+    """Pass when `caller` may do that deed. Raises NotAuthenticated; Forbidden, saying what token or account lacks."""
+    require_signed_in(caller)
+    if _may(session, caller, deed, on):
+        return
+    if caller.token_role == FINE_GRAINED:
+        wanted = " or ".join(sorted(_RULES[deed].permissions))
+        raise Forbidden(f"you ({caller.name}) have no right to {told} with this token; it would need {wanted} there")
+    if not _token_may(caller, deed):
+        require_writing_token(caller)
+    raise Forbidden(f"you ({caller.name}) have no right to {told}")
+
+
+def _may(session: Session, caller: Caller, deed: str, on: Repository | str) -> bool:
+    """The one decision: whether `caller` may do `deed` to a repository, or in the account of that id."""
+    if caller.is_anonymous:
+        return False
+    if caller.is_admin:
+        return True
+    rule = _RULES[deed]
+    if rule.roles is not _ANYBODY and _role(session, caller, on) not in rule.roles:
+        return False
+    ids = (on,) if isinstance(on, str) else (on.id, on.owner_id)
+    is_public = isinstance(on, Repository) and not on.is_private
+    return _token_may(caller, deed, *ids, *((EVERYTHING,) if is_public else ()))
+
+
+def _token_may(caller: Caller, deed: str, *ids: str) -> bool:
+    """Whether the caller's token reaches as far as `deed` on one of those things."""
+    rule = _RULES[deed]
+    if caller.token_role == FINE_GRAINED:
+        return any((permission, one) in caller.scopes for permission in rule.permissions for one in ids)
+    return rule.reads or caller.token_role in WRITING_ROLES
+
+
+def _own(caller: Caller, deed: str, owner: Any, thing: Any) -> ColumnElement[bool]:
+    """The SQL condition of `_may` for a deed that every member may do: on things in column `thing`, of `owner`."""
+    if caller.account_id is None:
+        return false()
+    organisations = select(Membership.organisation_id).where(Membership.user_id == caller.account_id)
+    mine = or_(owner == caller.account_id, owner.in_(organisations))
+    if caller.token_role != FINE_GRAINED:
+        return mine
+    reached = [one for permission, one in caller.scopes if permission in _RULES[deed].permissions]
+    return mine & or_(owner.in_(reached), thing.in_(reached))
+
+
+def _gate_hint(repo: Repository, request: AccessRequest | None, *, is_let_in: bool) -> str:
+    if is_let_in:
+        return "this fine-grained token does not reach gated repositories"
+    if request is None:
+        return f"ask to be let in on its page, /{repo.full_name}"
+    if request.status == "rejected":
+        return "its owner refused your request" + (f": {request.reason}" if request.reason else "")
+    return "your request waits for its owner's answer"
+
+
 def _caller(session: Session, condition: ColumnElement[bool]) -> Caller:
     found = session.exec(
         select(Token, Account).join(Account, col(Account.id) == col(Token.account_id)).where(condition)
@@ -127,7 +326,12 @@ def _caller(session: Session, condition: ColumnElement[bool]) -> Caller:
     token, account = found
     if token.revoked_at or account.disabled_at or (token.expires_at and token.expires_at <= now()):
         raise InvalidToken("Invalid credentials in Authorization header: the token expired or was revoked")
-    return Caller(account.id, account.name, account.is_admin and token.role == "admin", token.id, token.role)
+    is_admin = account.is_admin and token.role == "admin"
+    if token.role != FINE_GRAINED:
+        return Caller(account.id, account.name, is_admin, token.id, token.role)
+    rows = session.exec(select(TokenScope).where(TokenScope.token_id == token.id))
+    scopes = frozenset((row.permission, row.entity_id) for row in rows)
+    return Caller(account.id, account.name, False, token.id, token.role, scopes, token.reads_gated)
 
 
 def _token_of(header: str) -> str:
@@ -142,11 +346,18 @@ def _token_of(header: str) -> str:
     raise InvalidToken("Invalid credentials in Authorization header: send Bearer and a token")
 
 
-def _role(session: Session, caller: Caller, owner_id: str) -> str | None:
-    """The caller's role in that account: admin in their own, as a member in an organisation."""
+def _role(session: Session, caller: Caller, on: Repository | str) -> str | None:
+    """The caller's role in an account or for a repository: admin in their own, as a member in an organisation.
+
+    A contributor may write to the repositories that they made themselves.
+    """
     if caller.account_id is None:
         return None
+    owner_id = on if isinstance(on, str) else on.owner_id
     if caller.account_id == owner_id:
         return "admin"
     member = session.get(Membership, (owner_id, caller.account_id))
-    return member.role if member else None
+    role = member.role if member else None
+    if role == "contributor" and isinstance(on, Repository) and on.creator_id == caller.account_id:
+        return "write"
+    return role

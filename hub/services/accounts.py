@@ -4,16 +4,25 @@ import secrets
 from dataclasses import dataclass
 from datetime import datetime
 
+from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from adapterhub.hub.db.tables import Account, Membership, Token, now
-from adapterhub.hub.errors import AccountExists, AccountNotFound, Forbidden, InvalidRequest, NotAuthenticated
+from adapterhub.hub.errors import AccountExists, AccountNotFound, InvalidRequest, NotAuthenticated
 from adapterhub.hub.services import audit
-from adapterhub.hub.services.access import ANONYMOUS, Caller, require_admin, require_writing_token, token_digest
+from adapterhub.hub.services.access import (
+    ANONYMOUS,
+    FINE_GRAINED,
+    Caller,
+    require_admin,
+    require_membership,
+    require_writing_token,
+    token_digest,
+)
 from adapterhub.hub.services.names import check_account_name, is_storable, name_key
 
 TOKEN_PREFIX = "ah_"  # noqa: S105  what every token starts with, for secret scanners
-TOKEN_ROLES = ("read", "write", "admin")
+TOKEN_ROLES = ("read", "write", "admin", FINE_GRAINED)
 TEXT_CHARACTERS = 200
 """Longest name of a token, full name or address."""
 MEMBER_ROLES = ("admin", "write", "contributor", "read")
@@ -26,6 +35,7 @@ class Member:
     name: str
     fullname: str
     role: str
+    id: str
 
 
 @dataclass(frozen=True)
@@ -68,24 +78,52 @@ def create_organisation(session: Session, caller: Caller, name: str, *, fullname
 def set_member(session: Session, caller: Caller, organisation: str, user: str, role: str | None) -> None:
     """Give `user` that role in the organisation, or take it away with None.
 
-    Raises Forbidden unless `caller` administers the organisation or the service; AccountNotFound, InvalidRequest.
+    Everybody may take themselves out. Raises NotAuthenticated; Forbidden unless `caller` administers the organisation
+    or the service; AccountNotFound; InvalidRequest, also where no administrator would be left.
     """
-    require_writing_token(caller)
     if role is not None and role not in MEMBER_ROLES:
         raise InvalidRequest(f"role {role!r}: one of {', '.join(MEMBER_ROLES)}")
     owner, member = find(session, organisation), find(session, user)
     if owner.kind != "organisation" or member.kind != "user":
         raise InvalidRequest("only users become members, and only of organisations")
-    mine = session.get(Membership, (owner.id, caller.account_id))
-    if not caller.is_admin and (mine is None or mine.role != "admin"):
-        raise Forbidden(f"{organisation}: only its administrators choose its members")
+    if role is None and member.id == caller.account_id:
+        require_writing_token(caller)
+    else:
+        require_membership(session, caller, owner)
     present = session.get(Membership, (owner.id, member.id))
+    if present is not None and present.role == "admin" and role != "admin" and _administrators(session, owner) == 1:
+        raise InvalidRequest(f"{user} is the only administrator of {organisation}; make another one first")
     if present is not None:
         session.delete(present)
         session.flush()
     if role is not None:
         session.add(Membership(organisation_id=owner.id, user_id=member.id, role=role))
     audit.record(session, caller, "organisation.member", owner.id, owner.name, after=role, detail={"user": member.name})
+
+
+def members(session: Session, organisation: str) -> list[tuple[Account, str]]:
+    """The users of the organisation with their roles, by name. Raises AccountNotFound, for a user's name too."""
+    owner = find(session, organisation)
+    if owner.kind != "organisation":
+        raise AccountNotFound(f"{organisation}: a user, not an organisation")
+    rows = session.exec(
+        select(Account, Membership.role)
+        .join(Membership, col(Membership.user_id) == col(Account.id))
+        .where(Membership.organisation_id == owner.id)
+        .order_by(col(Account.name))
+    )
+    return [(account, role) for account, role in rows]
+
+
+def organisations_of(session: Session, user_id: str) -> list[Member]:
+    """The organisations of a user with the role in each, by name."""
+    rows = session.exec(
+        select(Account, Membership.role)
+        .join(Membership, col(Membership.organisation_id) == col(Account.id))
+        .where(Membership.user_id == user_id)
+        .order_by(col(Account.name))
+    )
+    return [Member(account.name, account.fullname, role, account.id) for account, role in rows]
 
 
 def find(session: Session, name: str) -> Account:
@@ -112,8 +150,9 @@ def issue_token(
     *,
     expires_at: datetime | None = None,
     text: str | None = None,
+    reads_gated: bool = False,
 ) -> tuple[Token, str]:
-    """A fresh token of `account` and its text, which is shown now and never again.
+    """A fresh token of `account` and its text, which is shown now and never again. Rights: `tokens.create` checks them.
 
     The text is "ah_" and 43 characters that hold 256 random bits. Raises InvalidRequest for an unknown role.
     """
@@ -122,6 +161,7 @@ def issue_token(
     _check_text(name)
     text = text or TOKEN_PREFIX + secrets.token_urlsafe(32)
     token = Token(account_id=account.id, name=name, role=role, token_sha256=token_digest(text), expires_at=expires_at)
+    token.reads_gated = reads_gated
     session.add(token)
     audit.record(session, caller, "token.create", account.id, account.name, detail={"name": name, "role": role})
     session.flush()
@@ -143,14 +183,13 @@ def whoami(session: Session, caller: Caller) -> Identity:
     account = session.get(Account, caller.account_id) if caller.account_id else None
     if account is None:
         raise NotAuthenticated("no token was sent; log in, or send Authorization: Bearer <token>")
-    rows = session.exec(
-        select(Account, Membership.role)
-        .join(Membership, col(Membership.organisation_id) == col(Account.id))
-        .where(Membership.user_id == account.id)
-        .order_by(col(Account.name))
-    )
     token = session.get(Token, caller.token_id) if caller.token_id else None
-    return Identity(account, token, tuple(Member(o.name, o.fullname, role) for o, role in rows))
+    return Identity(account, token, tuple(organisations_of(session, account.id)))
+
+
+def _administrators(session: Session, organisation: Account) -> int:
+    here = Membership.organisation_id == organisation.id, Membership.role == "admin"
+    return session.exec(select(func.count()).select_from(Membership).where(*here)).one()
 
 
 def _add_account(session: Session, caller: Caller, account: Account) -> Account:

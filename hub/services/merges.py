@@ -63,7 +63,7 @@ def request(
 
     Names are resolved to commits now; whatever can be known to fail is refused now: unknown names, shapes that do not
     fit, a method's parameters, memory, the right to push. Asking again for what is not finished gives the same job. A
-    repository that is made for the result is private where any input is.
+    repository that is made for the result is private where any input is private or gated.
     """
     resolved, found = recipes.planned(hub, caller, expression, as_kind=as_kind, dtype=dtype)
     target = push or f"{caller.name}/merge-{found.recipe_digest[7:15]}"
@@ -74,12 +74,11 @@ def request(
         "push": target,
         "as": as_kind,
         "dtype": dtype,
-        "private": private or any(one.repo.is_private for one in resolved.revisions.values()),
+        "private": private or any(one.repo.is_private or one.repo.gated for one in resolved.revisions.values()),
         "message": message,
-        "as_admin": caller.is_admin,
+        **jobs.power_of(caller),
     }
-    # the owner is in the key, since only a job's owner may watch it
-    key = f"{caller.account_id} {found.recipe_digest} {target}"
+    key = f"{jobs.asker(caller)} {found.recipe_digest} {target}"
     return hub.jobs.submit(KIND, payload, key=key, owner_id=caller.account_id)
 
 

@@ -89,11 +89,10 @@ def request(hub: Hub, caller: Caller, patch: str, to: str, *, push: bool | str =
         "to_commit": target.commit,
         "push": push,
         "strategy": strategy,
-        "as_admin": caller.is_admin,
+        **jobs.power_of(caller),
     }
-    # the owner is in the key, since only a job's owner may watch it
     key = json.dumps(
-        [caller.account_id, one.repo.id, one.commit, one.path, target.repo.id, target.commit, push, strategy]
+        [jobs.asker(caller), one.repo.id, one.commit, one.path, target.repo.id, target.commit, push, strategy]
     )
     return hub.jobs.submit(KIND, payload, key=key, owner_id=caller.account_id)
 

@@ -70,8 +70,7 @@ def to_repository(
 
     Weights and configurations of an earlier result that the new one lacks are removed in the same commit.
     """
-    with suppress(RepoExists):
-        repos.create(hub, caller, repo_id, private=private)
+    _create_missing(hub, caller, repo_id, private=private)
     with hub.db.read() as session:
         repo = repos.find(session, caller, repo_id)
         present = [e.path for e in trees.files(session, repo, refs.branch_head(session, repo, "main"))]
@@ -105,6 +104,16 @@ def rewritten(folder: Path, files: Sequence[Written], name: str, text: str) -> l
     path.write_text(text, encoding="utf-8")
     fresh = ResultFile(name, path.stat().st_size, file_digest(path))
     return [fresh if file.name == name else file for file in files]
+
+
+def _create_missing(hub: Hub, caller: Caller, repo_id: str, *, private: bool) -> None:
+    """Who may write to a repository needs no right to make others beside it."""
+    try:
+        with hub.db.read() as session:
+            repos.find(session, caller, repo_id)
+    except RepoNotFound:
+        with suppress(RepoExists):
+            repos.create(hub, caller, repo_id, private=private)
 
 
 def _stored(hub: Hub, folder: Path, files: Iterable[Written]) -> list[commits.Operation]:

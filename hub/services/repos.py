@@ -19,7 +19,7 @@ from adapterhub.hub.services.access import (
     require_namespace,
     require_owner,
     require_read,
-    require_writing_token,
+    require_signed_in,
 )
 from adapterhub.hub.services.git_objects import blob_oid
 from adapterhub.hub.services.names import check_repo_id, is_storable
@@ -60,7 +60,7 @@ def create(hub: Hub, caller: Caller, repo_id: str, *, private: bool = False) -> 
     repository had.
     """
     namespace, name = check_repo_id(repo_id)
-    require_writing_token(caller)
+    require_signed_in(caller)
     with hub.db.read() as session:
         _owner(session, caller, namespace, repo_id)
     stat = blobs.put(hub, GITATTRIBUTES)
@@ -68,6 +68,7 @@ def create(hub: Hub, caller: Caller, repo_id: str, *, private: bool = False) -> 
     def write(session: Session) -> Repository:
         owner = _owner(session, caller, namespace, repo_id)
         repo = Repository(owner_id=owner.id, full_name=f"{owner.name}/{name}", name_key=None, is_private=private)
+        repo.creator_id = caller.account_id
         session.add(repo)
         session.flush()
         _take_name(session, repo)

@@ -16,7 +16,7 @@ from adapterhub.hub.api.hf.shapes import model_json
 from adapterhub.hub.api.raw import RawRoute
 from adapterhub.hub.errors import RepoExists, UnsupportedRepoType
 from adapterhub.hub.services import repos, trees
-from adapterhub.hub.services.access import Caller, require_write, require_writing_token
+from adapterhub.hub.services.access import Caller, require_content, require_signed_in, require_write
 
 router = APIRouter(route_class=RawRoute)
 
@@ -72,7 +72,7 @@ def refuse_other_types(repo_type: str | None) -> None:
 @router.post("/api/repos/create")
 async def create(hub: HubDep, caller: CallerDep, public_url: PublicUrl, new: NewRepo) -> Response:
     """Make a repository. When it is there already, a 409 whose body names it too, which `exist_ok=True` reads."""
-    require_writing_token(caller)
+    require_signed_in(caller)
     repo_id = new.repo_id(caller)
     private = new.private if new.visibility is None else new.visibility == "private"
     try:
@@ -115,8 +115,8 @@ async def update_settings(hub: HubDep, caller: CallerDep, repo_id: RepoId, wante
 
 @router.get("/api/models/{namespace}/{name}/auth-check")
 async def check_read(hub: HubDep, caller: CallerDep, repo_id: RepoId) -> None:
-    """200 when the caller may read the repository. Raises RepoNotFound."""
-    await read(hub, lambda session: find(session, caller, repo_id))
+    """200 when the caller may read the repository and its files. Raises RepoNotFound, GatedRepo, DisabledRepo."""
+    await read(hub, lambda session: require_content(session, caller, find(session, caller, repo_id)))
 
 
 @router.get("/api/models/{namespace}/{name}/auth-check/write")

@@ -1,8 +1,18 @@
-"""Our own dialect of REST, under /api: files, patches, recipes, merges, ports, jobs, storage, administration."""
+"""Our own dialect of REST, under /api: one file a noun."""
 
 from fastapi import APIRouter
 
-from adapterhub.hub.api.rest import admin, files, jobs, merges, patches, ports, recipes, storage
+from adapterhub.hub.api.rest import (
+    admin,
+    files,
+    jobs,
+    merges,
+    patches,
+    ports,
+    recipes,
+    storage,
+    tokens,
+)
 from adapterhub.hub.api.rest.schemas import Problem
 
 router = APIRouter(
@@ -10,5 +20,15 @@ router = APIRouter(
         status: {"model": Problem, "description": "Refused; `code` says why."} for status in (400, 401, 403, 404)
     }
 )
-for part in (files, patches, recipes, merges, ports, jobs, storage, admin):
+for part in (
+    admin,
+    files,
+    jobs,
+    merges,
+    patches,
+    ports,
+    recipes,
+    storage,
+    tokens,
+):
     router.include_router(part.router)

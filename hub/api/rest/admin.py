@@ -7,6 +7,10 @@ from adapterhub.hub.api import threads
 from adapterhub.hub.api.deps import CallerDep, HubDep
 from adapterhub.hub.api.rest.schemas import (
     CreatedUser,
+    MemberList,
+    MemberView,
+    MyOrganisation,
+    MyOrganisationList,
     NewOrganisation,
     NewRole,
     NewUser,
@@ -16,7 +20,7 @@ from adapterhub.hub.api.rest.schemas import (
 )
 from adapterhub.hub.context import Hub
 from adapterhub.hub.services import accounts
-from adapterhub.hub.services.access import Caller
+from adapterhub.hub.services.access import Caller, require_member
 
 router = APIRouter(prefix="/api", tags=["administration"])
 
@@ -52,12 +56,37 @@ async def create_organisation(new: NewOrganisation, hub: HubDep, caller: CallerD
     return await threads.run(hub.db.transact, work)
 
 
+@router.get("/organisations")
+async def list_organisations(hub: HubDep, caller: CallerDep) -> MyOrganisationList:
+    """List your organisations, with your role in each."""
+    return await threads.run(_organisations, hub, caller)
+
+
+@router.get("/organisations/{organisation}/members")
+async def list_members(organisation: str, hub: HubDep, caller: CallerDep) -> MemberList:
+    """List the members of an organisation with their roles. For its members."""
+    return await threads.run(_members, hub, caller, organisation)
+
+
 @router.put("/organisations/{organisation}/members/{user}", status_code=204)
 async def set_member(organisation: str, user: str, new: NewRole, hub: HubDep, caller: CallerDep) -> None:
-    """Give a user a role in an organisation, or take it away. For the organisation's administrators."""
+    """Give a user a role in an organisation, or take it away. For its administrators; everybody may leave."""
     await threads.run(
         hub.db.transact, lambda session: accounts.set_member(session, caller, organisation, user, new.role)
     )
+
+
+def _organisations(hub: Hub, caller: Caller) -> MyOrganisationList:
+    with hub.db.read() as session:
+        found = accounts.whoami(session, caller).organisations
+        return MyOrganisationList(items=[MyOrganisation.model_validate(one, from_attributes=True) for one in found])
+
+
+def _members(hub: Hub, caller: Caller, organisation: str) -> MemberList:
+    with hub.db.read() as session:
+        found = accounts.members(session, organisation)
+        require_member(session, caller, accounts.find(session, organisation))
+        return MemberList(items=[MemberView(name=a.name, fullname=a.fullname, role=role) for a, role in found])
 
 
 def _users(hub: Hub, caller: Caller) -> UserList:

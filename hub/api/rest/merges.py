@@ -9,7 +9,7 @@ from adapterhub.hub.api import threads
 from adapterhub.hub.api.deps import CallerDep, HubDep
 from adapterhub.hub.api.rest.schemas import JobView, MergeRequest
 from adapterhub.hub.services import jobs, merges
-from adapterhub.hub.services.access import require_writing_token
+from adapterhub.hub.services.access import require_jobs
 
 router = APIRouter(prefix="/api/merges", tags=["merges"])
 
@@ -20,7 +20,7 @@ async def request_merge(asked: MergeRequest, hub: HubDep, caller: CallerDep) -> 
 
     Whatever can be known to fail is refused here. Watch the job at /api/jobs/{id}/events.
     """
-    require_writing_token(caller)
+    require_jobs(caller)
     request = partial(
         merges.request,
         hub,

@@ -216,5 +216,80 @@ class OrganisationView(BaseModel):
     fullname: str
 
 
+class MemberView(BaseModel):
+    """A user of an organisation; `role` is admin, write, contributor or read."""
+
+    name: str
+    fullname: str
+    role: str
+
+
+class MemberList(BaseModel):
+    items: list[MemberView]
+
+
+class MyOrganisation(BaseModel):
+    """An organisation of yours, with your role in it."""
+
+    name: str
+    fullname: str
+    role: str
+
+
+class MyOrganisationList(BaseModel):
+    items: list[MyOrganisation]
+
+
+class Scope(Strict):
+    """What a fine-grained token may do with one thing."""
+
+    name: str = Field(
+        examples=["team", "team/model"], max_length=200, description="A repository, or an account: all of it."
+    )
+    permissions: list[str] = Field(examples=[["repo.content.read"]], max_length=100)
+
+
+class NewToken(Strict):
+    """A token to make; the last three are for fine-grained ones."""
+
+    name: str = Field(max_length=200)
+    role: Literal["read", "write", "admin", "fine-grained"]
+    days: int | None = Field(default=None, description="Days until it ends; null: never.")
+    scoped: list[Scope] = Field(default_factory=list, max_length=100)
+    everywhere: list[str] = Field(
+        default_factory=list, examples=[["discussion.write"]], max_length=100, description="For all that is public."
+    )
+    reads_gated: bool = Field(default=False, description="Whether it opens gated repositories that you may open.")
+
+
+class TokenScopeView(BaseModel):
+    name: str
+    type: str = Field(description="user, org or model.")
+    permissions: list[str]
+
+
+class TokenView(BaseModel):
+    """A token of yours, without its text."""
+
+    id: str
+    name: str
+    role: str
+    created_at: datetime
+    expires_at: datetime | None
+    scoped: list[TokenScopeView]
+    everywhere: list[str]
+    reads_gated: bool
+
+
+class CreatedToken(TokenView):
+    """A fresh token with its text, which is shown this once."""
+
+    token: str
+
+
+class TokenList(BaseModel):
+    items: list[TokenView]
+
+
 class NewRole(Strict):
     role: Literal["admin", "write", "contributor", "read"] | None = Field(description="null takes the member out.")
