@@ -11,7 +11,7 @@ HubError
 ├── NotFound              the thing does not exist, or not for this caller
 │   ├── RepoNotFound  RevisionNotFound  EntryNotFound  AccountNotFound
 │   ├── JobNotFound   RecipeNotFound    AliasNotFound  ModelNotFound   UploadNotFound
-│   └── TokenNotFound  AccessRequestNotFound  CollectionNotFound
+│   └── TokenNotFound  AccessRequestNotFound  CollectionNotFound  ItemNotFound
 ├── Conflict              the thing exists already or moved meanwhile
 │   ├── RepoExists  RefExists  AccountExists  NameReserved  CollectionExists  ItemExists
 │   ├── HeadMoved         the branch is no longer where the caller thinks
@@ -141,6 +141,10 @@ class AccessRequestNotFound(NotFound):
 class CollectionNotFound(NotFound):
     def __init__(self, slug: str) -> None:
         super().__init__(f"{slug}: no such collection, or it is private and your token may not see it")
+
+
+class ItemNotFound(NotFound):
+    """The collection has no item of that id."""
 
 
 class Conflict(HubError):

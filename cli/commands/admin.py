@@ -1,4 +1,4 @@
-"""`adapterhub admin`: accounts, for administrators."""
+"""`adapterhub admin`: accounts and closed repositories, for administrators."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapterhub.cli.errors import Missing
+from adapterhub.cli.client import repo_path
+from adapterhub.cli.errors import Missing, Misused
 from adapterhub.cli.options import AsJson, connect, examples, group, settings
 from adapterhub.cli.output import say, show_json, show_json_lines, show_table
 from adapterhub.hub.web.wording import ago
@@ -15,9 +16,11 @@ from adapterhub.hub.web.wording import ago
 if TYPE_CHECKING:
     from sqlmodel import Session
 
-admin = group("admin", "Manage accounts.")
+admin = group("admin", "Manage accounts and close repositories.")
 user = group("user", "Add and list users.")
+repo = group("repo", "Close repositories, and open them again.")
 admin.add_typer(user)
+admin.add_typer(repo)
 
 
 def join(app: typer.Typer) -> None:
@@ -56,6 +59,31 @@ def list_users(ctx: typer.Context, as_json: AsJson = False) -> None:
         return
     rows = ((u["name"], u["fullname"], "yes" if u["is_admin"] else "", ago(u["created_at"])) for u in found)
     show_table(("user", "full name", "administrator", "since"), rows)
+
+
+@repo.command(epilog=examples('admin repo disable ns/name --reason "stolen weights" --yes'))
+def disable(
+    ctx: typer.Context,
+    repo_id: Annotated[str, typer.Argument(help="The repository, ns/name.")],
+    reason: Annotated[str, typer.Option(help="Why; its visitors are told.", show_default=False)] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
+) -> None:
+    """Close a repository to everybody but administrators, its owner too."""
+    if not yes:
+        raise Misused(f"this closes {repo_id} to everybody but administrators; say --yes to do it")
+    connect(ctx).put(_path(repo_id), {"disabled": True, "reason": reason})
+    say(f"{repo_id} is disabled; `adapterhub admin repo enable {repo_id}` opens it again")
+
+
+@repo.command(epilog=examples("admin repo enable ns/name"))
+def enable(ctx: typer.Context, repo_id: Annotated[str, typer.Argument(help="The repository, ns/name.")]) -> None:
+    """Open a disabled repository again."""
+    connect(ctx).put(_path(repo_id), {"disabled": False})
+    say(f"{repo_id} is open again")
+
+
+def _path(repo_id: str) -> str:
+    return repo_path(repo_id).replace("/api/patches/", "/api/admin/repos/", 1)
 
 
 def _add_here(data: Path, new: dict[str, Any]) -> dict[str, str]:

@@ -103,9 +103,7 @@ def set_member(session: Session, caller: Caller, organisation: str, user: str, r
 
 def members(session: Session, organisation: str) -> list[tuple[Account, str]]:
     """The users of the organisation with their roles, by name. Raises AccountNotFound, for a user's name too."""
-    owner = find(session, organisation)
-    if owner.kind != "organisation":
-        raise AccountNotFound(f"{organisation}: a user, not an organisation")
+    owner = find_organisation(session, organisation)
     rows = session.exec(
         select(Account, Membership.role)
         .join(Membership, col(Membership.user_id) == col(Account.id))
@@ -132,6 +130,22 @@ def find(session: Session, name: str) -> Account:
     account = session.exec(select(Account).where(Account.name_key == key)).first()
     if account is None or account.name.casefold() != name.casefold():
         raise AccountNotFound(f"{name}: no such user or organisation")
+    return account
+
+
+def find_user(session: Session, name: str) -> Account:
+    """The user of that name. Raises AccountNotFound, for the name of an organisation too."""
+    account = find(session, name)
+    if account.kind != "user":
+        raise AccountNotFound(f"{name}: an organisation, not a user")
+    return account
+
+
+def find_organisation(session: Session, name: str) -> Account:
+    """The organisation of that name. Raises AccountNotFound, for the name of a user too."""
+    account = find(session, name)
+    if account.kind != "organisation":
+        raise AccountNotFound(f"{name}: a user, not an organisation")
     return account
 
 

@@ -16,6 +16,7 @@ from adapterhub.hub.errors import (
 from adapterhub.hub.services import accounts, audit, blobs, refs, revisions, search_index
 from adapterhub.hub.services.access import (
     Caller,
+    require_admin,
     require_namespace,
     require_owner,
     require_read,
@@ -127,6 +128,20 @@ def update_settings(
     changed = {"private": private, "gated": gated}
     audit.record(session, caller, "repo.settings", repo.id, repo.full_name, detail=changed)
     return repo
+
+
+def set_disabled(session: Session, caller: Caller, repo_id: str, reason: str | None) -> None:
+    """Close the repository to everybody but administrators, for that reason; None opens it again.
+
+    Raises as `find`, and Forbidden unless `caller` administers the service.
+    """
+    repo = find(session, caller, repo_id)
+    require_admin(caller)
+    repo.disabled_at = None if reason is None else now()
+    repo.disabled_reason = reason or ""
+    session.add(repo)
+    deed = "repo.enable" if reason is None else "repo.disable"
+    audit.record(session, caller, deed, repo.id, repo.full_name, detail={"reason": reason})
 
 
 def count_download(session: Session, repository_id: str) -> None:

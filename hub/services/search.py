@@ -24,6 +24,7 @@ _COLUMNS = {
     "updated": col(Repository.updated_at),
     "created": col(Repository.created_at),
     "downloads": col(Repository.downloads),
+    "likes": col(Repository.likes),
     "size": col(RevisionFacts.size_bytes),
     "name": col(Repository.name_key),
 }
@@ -124,6 +125,35 @@ def listing(
     return Page(found, total, _cursor(sort, found[-1]) if len(rows) > limit else None)
 
 
+def tags_by_type(session: Session, caller: Caller) -> dict[str, list[str]]:
+    """Every tag of the repositories that `caller` may see, sorted, by what it speaks of; prefixed ones as they are."""
+    tags = select(col(RepositoryTag.tag)).join(Repository, col(Repository.id) == col(RepositoryTag.repository_id))
+    left = set(session.scalars(tags.where(readable(caller)).distinct()))
+    libraries = set(session.scalars(_heads(caller, col(RevisionFacts.library)).distinct()))
+    tasks = set(session.scalars(_heads(caller, col(RevisionFacts.pipeline_tag)).distinct()))
+    found = {
+        "pipeline_tag": left & tasks,
+        "library": left & libraries,
+        "language": left & _languages(session, caller),
+        "license": {tag for tag in left if tag.startswith("license:")},
+        "dataset": {tag for tag in left if tag.startswith("dataset:")},
+    }
+    for kind in found.values():
+        left -= kind
+    found["other"] = {tag for tag in left if not tag.startswith("base_model:")}
+    return {kind: sorted(named) for kind, named in found.items()}
+
+
+def _languages(session: Session, caller: Caller) -> set[str]:
+    """The languages that cards declare, one of them or a list."""
+    stated = session.scalars(_heads(caller, col(RevisionFacts.card)["language"].as_string()).distinct())
+    found: set[str] = set()
+    for text in stated:
+        many = json.loads(text) if text and text.startswith("[") else [text]
+        found.update(str(one) for one in many if one)
+    return found
+
+
 def _heads(caller: Caller, *what: Any) -> Select[Any]:
     """SELECT `what` of the readable repositories, each joined with the facts of the head of its default branch."""
     head = and_(col(Ref.repository_id) == col(Repository.id), col(Ref.name) == BRANCH + col(Repository.default_branch))
@@ -188,6 +218,7 @@ def _cursor(sort: str, last: Found) -> str:
         "updated": last.repo.updated_at.isoformat(),
         "created": last.repo.created_at.isoformat(),
         "downloads": last.repo.downloads,
+        "likes": last.repo.likes,
         "size": last.facts.size_bytes,
         "name": last.repo.name_key,
     }

@@ -28,10 +28,12 @@ def repo_id() -> str:
 
 @pytest.fixture
 def run_scenario(server: Server, tmp_path: Path) -> Run:
-    """Runs one function of `scenarios.py` in a process of its own, logged in by HF_TOKEN; xet=False turns Xet off."""
+    """Runs one function of a file of scenarios in a process of its own, logged in by HF_TOKEN; xet=False: Xet off."""
 
-    def run(name: str, *arguments: str, xet: bool = True) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "tests.clients.scenarios", name, *arguments]
+    def run(
+        name: str, *arguments: str, xet: bool = True, module: str = "tests.clients.scenarios"
+    ) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", module, name, *arguments]
         environment = {"HF_TOKEN": server.token} | ({} if xet else {"HF_HUB_DISABLE_XET": "1"})
         return run_client(server, tmp_path / "hf", command, **environment)
 

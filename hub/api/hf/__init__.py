@@ -2,8 +2,23 @@
 
 from fastapi import APIRouter
 
-from adapterhub.hub.api.hf import cards, commits, lfs, lists, refs, repos, resolve, tree, users, xet
+from adapterhub.hub.api.hf import (
+    cards,
+    collections,
+    commits,
+    gates,
+    lfs,
+    likes,
+    lists,
+    overviews,
+    refs,
+    repos,
+    resolve,
+    tree,
+    users,
+    xet,
+)
 
 router = APIRouter(include_in_schema=False)
-for _part in (users, cards, lists, repos, refs, tree, commits, lfs, xet, resolve):
+for _part in (users, overviews, likes, gates, collections, cards, lists, repos, refs, tree, commits, lfs, xet, resolve):
     router.include_router(_part.router)

@@ -25,9 +25,12 @@ SORTS = {
     "downloads": "downloads",
     "trendingScore": "downloads",
     "trending_score": "downloads",
-    "likes": "downloads",
+    "likes": "likes",
 }
-"""Our order for each of the client's; nothing is liked here, so what is liked and trends is what is downloaded."""
+"""Our order for each of the client's; what trends is what is downloaded."""
+
+PREFIXED = ("license", "dataset")
+"""Kinds of tags whose id names the kind and whose label does not."""
 
 ON_DEMAND = frozenset({"cardData", "config"})
 """Fields that are left out unless the parameter of that name, `full` or `expand` asks for them."""
@@ -72,3 +75,14 @@ async def list_models(
     asked = {name for name in ON_DEMAND if full or request.query_params.get(name, "").lower() == "true"}
     left_out = ON_DEMAND - asked if not expand else frozenset()
     return [only_expanded({k: v for k, v in shape.items() if k not in left_out}, expand) for shape in shapes]
+
+
+@router.get("/api/models-tags-by-type")
+async def model_tags(hub: HubDep, caller: CallerDep) -> dict[str, list[dict[str, str]]]:
+    """Every tag that there is to filter by, by what it speaks of."""
+    found = await read(hub, lambda session: search.tags_by_type(session, caller))
+    return {kind: [_tag_json(kind, tag) for tag in tags] for kind, tags in found.items()}
+
+
+def _tag_json(kind: str, tag: str) -> dict[str, str]:
+    return {"id": tag, "label": tag.partition(":")[2] if kind in PREFIXED else tag, "type": kind}

@@ -25,9 +25,9 @@ def model_json(
         "createdAt": timestamp(repo.created_at),
         "private": repo.is_private,
         "gated": repo.gated or False,
-        "disabled": False,
+        "disabled": repo.disabled_at is not None,
         "downloads": repo.downloads,
-        "likes": 0,
+        "likes": repo.likes,
         "tags": [],
     }
     if facts is not None:

@@ -3,6 +3,7 @@
 from fastapi import APIRouter
 
 from adapterhub.hub.api.rest import (
+    access,
     admin,
     files,
     jobs,
@@ -21,6 +22,7 @@ router = APIRouter(
     }
 )
 for part in (
+    access,
     admin,
     files,
     jobs,

@@ -1,4 +1,4 @@
-"""Users and organisations."""
+"""Users, organisations, and repositories that are closed."""
 
 from fastapi import APIRouter
 from sqlmodel import Session
@@ -7,6 +7,7 @@ from adapterhub.hub.api import threads
 from adapterhub.hub.api.deps import CallerDep, HubDep
 from adapterhub.hub.api.rest.schemas import (
     CreatedUser,
+    Disabling,
     MemberList,
     MemberView,
     MyOrganisation,
@@ -19,7 +20,7 @@ from adapterhub.hub.api.rest.schemas import (
     UserView,
 )
 from adapterhub.hub.context import Hub
-from adapterhub.hub.services import accounts
+from adapterhub.hub.services import accounts, repos
 from adapterhub.hub.services.access import Caller, require_member
 
 router = APIRouter(prefix="/api", tags=["administration"])
@@ -43,6 +44,15 @@ async def create_user(new: NewUser, hub: HubDep, caller: CallerDep) -> CreatedUs
 async def list_users(hub: HubDep, caller: CallerDep) -> UserList:
     """List every user. For administrators."""
     return await threads.run(_users, hub, caller)
+
+
+@router.put("/admin/repos/{namespace}/{name}", status_code=204)
+async def set_disabled(namespace: str, name: str, wanted: Disabling, hub: HubDep, caller: CallerDep) -> None:
+    """Close a repository to everybody but administrators, or open it again. For administrators."""
+    reason = wanted.reason if wanted.disabled else None
+    await threads.run(
+        hub.db.transact, lambda session: repos.set_disabled(session, caller, f"{namespace}/{name}", reason)
+    )
 
 
 @router.post("/organisations", status_code=201)

@@ -291,5 +291,25 @@ class TokenList(BaseModel):
     items: list[TokenView]
 
 
+class AskedAccess(Strict):
+    """A request for the files of a gated repository. fields: the answers to what its card asks, by name."""
+
+    fields: dict[str, str] = Field(default_factory=dict)
+
+
+class AccessView(BaseModel):
+    """Where a request for the files of a gated repository stands."""
+
+    status: str = Field(description="accepted, pending or rejected; when shown: open, ask, pending or rejected.")
+    reason: str = ""
+
+
+class Disabling(Strict):
+    """Whether a repository is closed to everybody but administrators, and why."""
+
+    disabled: bool
+    reason: str = Field(default="", max_length=500)
+
+
 class NewRole(Strict):
     role: Literal["admin", "write", "contributor", "read"] | None = Field(description="null takes the member out.")
