@@ -9,7 +9,7 @@ from sqlmodel import Session, col
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Evaluation, Patch, Recipe, Ref, Repository, RevisionFacts
 from adapterhub.hub.errors import InvalidCard
-from adapterhub.hub.services import cards, lineage, recipe_inputs, refs, repos, trees
+from adapterhub.hub.services import cards, gates, likes, lineage, recipe_inputs, refs, repos, trees
 from adapterhub.hub.services.access import Caller, readable
 from adapterhub.hub.services.trees import Entry
 
@@ -46,6 +46,8 @@ def _summary(repo: Repository, facts: RevisionFacts, patch: Patch | None, bases:
         "updated_at": repo.updated_at.isoformat(),
         "created_at": repo.created_at.isoformat(),
         "downloads": repo.downloads,
+        "likes": repo.likes,
+        "gated": repo.gated,
         "library": facts.library,
         "pipeline_tag": facts.pipeline_tag,
         "licence": facts.licence,
@@ -88,6 +90,11 @@ def _view(
         "updated_at": repo.updated_at.isoformat(),
         "created_at": repo.created_at.isoformat(),
         "downloads": repo.downloads,
+        "likes": repo.likes,
+        "is_liked": likes.is_liked(session, caller, repo),
+        "gated": repo.gated,
+        "access": gates.state(session, caller, repo),
+        "disabled": repo.disabled_at is not None,
         "kind": facts.kind,
         "reason": facts.reason,
         "library": facts.library,

@@ -97,6 +97,15 @@ def search(
     }
 
 
+def lines(session: Session, caller: Caller, repository_ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Those repositories as lines of the catalogue, in that order; what `caller` may not see is left out."""
+    wanted = col(Repository.id).in_(repository_ids)
+    rows = {
+        row.id: (row, facts) for row, facts in session.execute(_heads(caller, Repository, RevisionFacts).where(wanted))
+    }
+    return describe.summaries(session, caller, [rows[one] for one in repository_ids if one in rows])
+
+
 def listing(
     session: Session,
     caller: Caller,

@@ -18,8 +18,9 @@ from adapterhub.hub.api import threads
 from adapterhub.hub.api.deps import HubDep, PublicUrl
 from adapterhub.hub.context import Hub
 from adapterhub.hub.errors import InvalidToken, Refused
-from adapterhub.hub.services import cards, describe, layers, search
+from adapterhub.hub.services import cards, collections, describe, gates, layers, search
 from adapterhub.hub.services.access import Caller, authenticate
+from adapterhub.hub.services.collections import Shown
 from adapterhub.hub.web import sessions
 from adapterhub.hub.web.pictures import Heatmap, heatmap, lineage
 from adapterhub.hub.web.sessions import VisitorDep
@@ -34,7 +35,16 @@ CONTENT_SECURITY_POLICY = (
 )
 """What a page may load: this server's own files only, so that no card can reach out or run anything."""
 
-SORTS = (("updated", "last change"), ("downloads", "downloads"), ("name", "name"), ("size", "size"))
+SORTS = (
+    ("updated", "last change"),
+    ("downloads", "downloads"),
+    ("likes", "likes"),
+    ("name", "name"),
+    ("size", "size"),
+)
+
+OWNED = 100
+"""Repositories, and collections, that the page of an account lists."""
 
 FITS = {
     "exact": "the same base, tensor by tensor",
@@ -147,17 +157,21 @@ async def logout(request: Request) -> Response:
     return response
 
 
+@router.get("/collections/{owner}/{slug}")
+async def collection_page(owner: str, slug: str, hub: HubDep, visitor: VisitorDep) -> Response:
+    """A collection; under an old title it leads to the present one."""
+    shown, items = await threads.run(_collection, hub, visitor, f"{owner}/{slug}")
+    if shown.slug != f"{owner}/{slug}":
+        return RedirectResponse(f"/collections/{shown.slug}")
+    twin = f"/api/collections/{shown.slug}"
+    return render("collection.html", visitor=visitor, collection=shown, items=items, json_twin=twin)
+
+
 @router.get("/{owner}")
 async def owner_page(owner: str, hub: HubDep, visitor: VisitorDep) -> HTMLResponse:
-    """What one user or organisation has pushed."""
-    page = await threads.run(_found, hub, visitor, {"author": owner, "limit": 100})
-    return render(
-        "owner.html",
-        visitor=visitor,
-        owner=owner,
-        items=page["items"],
-        json_twin=f"/api/patches?author={owner}",
-    )
+    """What one user or organisation has pushed and collected."""
+    page = await threads.run(_owned, hub, visitor, owner)
+    return render("owner.html", visitor=visitor, owner=owner, json_twin=f"/api/patches?author={owner}", **page)
 
 
 @router.get("/{owner}/{name}")
@@ -188,6 +202,21 @@ def _found(hub: Hub, caller: Caller, asked: Mapping[str, Any]) -> dict[str, Any]
         return search.search(session, caller, **{key: value for key, value in asked.items() if value})
 
 
+def _owned(hub: Hub, caller: Caller, owner: str) -> dict[str, Any]:
+    with hub.db.read() as session:
+        items = search.search(session, caller, author=owner, limit=OWNED)["items"]
+        return {"items": items, "collections": collections.listing(session, caller, owners=[owner], limit=OWNED)}
+
+
+def _collection(hub: Hub, caller: Caller, slug: str) -> tuple[Shown, list[dict[str, Any]]]:
+    """The collection, and each of its items as a line of the catalogue with its note."""
+    with hub.db.read() as session:
+        shown = collections.get(session, caller, slug)
+        notes = {repo.full_name: item.note for item, repo in shown.items}
+        lines = search.lines(session, caller, [repo.id for _, repo in shown.items])
+        return shown, [line | {"note": notes[line["id"]]} for line in lines]
+
+
 def _repository(hub: Hub, caller: Caller, repo_id: str, revision: str | None) -> dict[str, Any]:
     repo = describe.repo_view(hub, caller, repo_id, revision)
     owner, _, name = repo["id"].partition("/")
@@ -199,6 +228,7 @@ def _repository(hub: Hub, caller: Caller, repo_id: str, revision: str | None) ->
         "name": name,
         # S704: what cards.render gives is sanitised by an allow-list
         "card_html": Markup(cards.render(repo["card_text"], files_url)) if repo["card_text"] else None,  # noqa: S704
+        "gate": gates.form(repo["card"]),
         "heatmap": picture,
         "heatmap_title": title,
         "lineage": lineage(repo["id"], repo["lineage"]["parents"], repo["lineage"]["children"]),

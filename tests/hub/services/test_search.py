@@ -90,8 +90,8 @@ def test_a_cursor_that_is_none_of_ours_is_refused(stocked: Hub, cursor: str) -> 
 
 
 def test_an_unknown_sort_is_refused_and_a_wild_limit_clamped(stocked: Hub) -> None:
-    with pytest.raises(InvalidRequest, match="likes"):
-        names(stocked, ANONYMOUS, sort="likes")
+    with pytest.raises(InvalidRequest, match="colour"):
+        names(stocked, ANONYMOUS, sort="colour")
     assert len(names(stocked, ANONYMOUS, limit=10**9)) == 3
     assert len(names(stocked, ANONYMOUS, limit=-1)) == 1
 
