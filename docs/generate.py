@@ -9,6 +9,8 @@ from pydantic_core import PydanticUndefined
 from adapterhub.errors import AdapterHubError
 from adapterhub.hub import errors as hub_errors
 from adapterhub.hub.api.errors import snake_case, status_of
+from adapterhub.hub.services import accounts
+from adapterhub.hub.services.access import GLOBAL_PERMISSIONS, RULES
 from adapterhub.hub.settings import CLIENT_VARIABLES, Settings
 from adapterhub.merging import analysis, methods, patches, terms, transfer
 from adapterhub.merging import errors as merging_errors
@@ -22,7 +24,7 @@ NOTE = "<!-- made by docs/generate.py: change the code, not this file -->\n"
 
 def pages() -> Mapping[str, str]:
     """Every generated page by its file name."""
-    return {"settings.md": settings(), "errors.md": errors(), "variants.md": variants()}
+    return {"settings.md": settings(), "errors.md": errors(), "variants.md": variants(), "rights.md": rights()}
 
 
 def settings() -> str:
@@ -52,6 +54,29 @@ def errors() -> str:
         about = (kind.__doc__ or _nearest_doc(kind)).strip().split("\n\n")[0]
         text += f"\n## {name}\n\n`{snake_case(name)}`, status {status_of(example)}. {_line(about)}\n"
     return NOTE + text
+
+
+def rights() -> str:
+    """The page of rights: what each role and each kind of token may do."""
+    text = (
+        "# Rights\n\nA deed is allowed when the role in the owning account and the token both allow it. "
+        "One's own account counts as the role admin. An administrator of the service, with a token of role admin, may do everything; "
+        "everybody reads what is public. What is private looks to others as if it were not there.\n\n"
+        "- A **contributor** may write to the repositories that they made, too.\n"
+        "- A token of role **write** may do what its account may do; one of role **read** only what the table says.\n"
+        "- A **fine-grained** token has permissions on repositories and accounts; one of those named here is needed on "
+        "the thing or on its owner. `--reads-gated` lets it read public gated repositories that its account may read. "
+        "It neither likes nor asks for access, and makes no tokens.\n"
+        "- The files of a **gated** repository are for its members and those who were let in; "
+        "a **disabled** one is closed to all but administrators.\n\n"
+        "| deed | roles | read token | fine-grained |\n|---|---|---|---|\n"
+    )
+    for rule in RULES.values():
+        roles = ", ".join(role for role in accounts.MEMBER_ROLES if role in rule.roles) if rule.roles else "everybody"
+        permissions = " or ".join(f"`{one}`" for one in sorted(rule.permissions))
+        text += f"| {rule.about} | {roles} | {'yes' if rule.reads else 'no'} | {permissions} |\n"
+    everywhere = ", ".join(f"`{one}`" for one in GLOBAL_PERMISSIONS)
+    return NOTE + text + f"\nFor all that is public (`--scope global=…`) a token can carry {everywhere}.\n"
 
 
 def variants() -> str:

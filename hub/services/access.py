@@ -58,40 +58,48 @@ ANONYMOUS = Caller()
 
 
 @dataclass(frozen=True)
-class _Rule:
-    """Who may do a deed: members of the owning account in one of `roles` (_ANYBODY: every account), if their token may.
+class Rule:
+    """Who may do a deed: members of the owning account in one of `roles`, if their token may; None: every account.
 
     permissions: any one of them, on the thing or its owner, lets a fine-grained token. reads: a read token may too.
     """
 
-    roles: frozenset[str]
+    about: str
+    roles: frozenset[str] | None
     permissions: frozenset[str]
     reads: bool = False
 
 
-_ANYBODY: frozenset[str] = frozenset()
 _MEMBERS = frozenset({"admin", "write", "contributor", "read"})
 _WRITERS = frozenset({"admin", "write"})
 _ADMINS = frozenset({"admin"})
+_SEE_HOOKS = frozenset({"user.webhooks.read", "user.webhooks.write"})
 
-_RULES: Mapping[str, _Rule] = {
-    "read": _Rule(_MEMBERS, frozenset({"repo.content.read", "repo.write"}), reads=True),
-    "write": _Rule(_WRITERS, frozenset({"repo.write"})),
-    "create": _Rule(_WRITERS | {"contributor"}, frozenset({"repo.write"})),
-    "own": _Rule(_ADMINS, frozenset({"repo.write"})),
-    "see requests": _Rule(_WRITERS, frozenset({"repo.access.read", "repo.write"})),
-    "answer requests": _Rule(_WRITERS, frozenset({"repo.write"})),
-    "discuss": _Rule(_ANYBODY, frozenset({"discussion.write"})),
-    "read collections": _Rule(_MEMBERS, frozenset({"collection.read", "collection.write"}), reads=True),
-    "write collections": _Rule(_WRITERS, frozenset({"collection.write"})),
-    "see webhooks": _Rule(_ADMINS, frozenset({"user.webhooks.read", "user.webhooks.write"}), reads=True),
-    "write webhooks": _Rule(_ADMINS, frozenset({"user.webhooks.write"})),
-    "choose members": _Rule(_ADMINS, frozenset({"org.write"})),
-    "run jobs": _Rule(_ANYBODY, frozenset({"repo.write"})),
+RULES: Mapping[str, Rule] = {
+    "read": Rule(
+        "see private repositories, and read all files",
+        _MEMBERS,
+        frozenset({"repo.content.read", "repo.write"}),
+        reads=True,
+    ),
+    "write": Rule("change the content of a repository", _WRITERS, frozenset({"repo.write"})),
+    "create": Rule("make repositories", _WRITERS | {"contributor"}, frozenset({"repo.write"})),
+    "own": Rule("delete, move and reconfigure a repository", _ADMINS, frozenset({"repo.write"})),
+    "see requests": Rule("see who asks for gated files", _WRITERS, frozenset({"repo.access.read", "repo.write"})),
+    "answer requests": Rule("let them in", _WRITERS, frozenset({"repo.write"})),
+    "discuss": Rule("open discussions and write in them", None, frozenset({"discussion.write"})),
+    "read collections": Rule(
+        "see private collections", _MEMBERS, frozenset({"collection.read", "collection.write"}), reads=True
+    ),
+    "write collections": Rule("make and change collections", _WRITERS, frozenset({"collection.write"})),
+    "see webhooks": Rule("see webhooks", _ADMINS, _SEE_HOOKS, reads=True),
+    "write webhooks": Rule("make and change webhooks", _ADMINS, frozenset({"user.webhooks.write"})),
+    "choose members": Rule("choose the members of an organisation", _ADMINS, frozenset({"org.write"})),
+    "run jobs": Rule("merge and port", None, frozenset({"repo.write"})),
 }
 """Every deed and who may do it; what stands in no rule is refused. An administrator of the service may do all."""
 
-PERMISSIONS = tuple(sorted({permission for rule in _RULES.values() for permission in rule.permissions}))
+PERMISSIONS = tuple(sorted({permission for rule in RULES.values() for permission in rule.permissions}))
 """All that a fine-grained token can carry, in Hugging Face's words."""
 
 GLOBAL_PERMISSIONS = ("discussion.write",)
@@ -231,7 +239,7 @@ def require_member(session: Session, caller: Caller, owner: Account) -> None:
 def require_jobs(caller: Caller) -> None:
     """Pass when `caller` may have work done; where its result goes is another right. Raises as `require_namespace`."""
     require_signed_in(caller)
-    if not any(permission in _RULES["run jobs"].permissions for permission, _ in caller.scopes):
+    if not any(permission in RULES["run jobs"].permissions for permission, _ in caller.scopes):
         require_writing_token(caller)
 
 
@@ -266,7 +274,7 @@ def _require(session: Session, caller: Caller, deed: str, on: Repository | str, 
     if _may(session, caller, deed, on):
         return
     if caller.token_role == FINE_GRAINED:
-        wanted = " or ".join(sorted(_RULES[deed].permissions))
+        wanted = " or ".join(sorted(RULES[deed].permissions))
         raise Forbidden(f"you ({caller.name}) have no right to {told} with this token; it would need {wanted} there")
     if not _token_may(caller, deed):
         require_writing_token(caller)
@@ -279,8 +287,8 @@ def _may(session: Session, caller: Caller, deed: str, on: Repository | str) -> b
         return False
     if caller.is_admin:
         return True
-    rule = _RULES[deed]
-    if rule.roles is not _ANYBODY and _role(session, caller, on) not in rule.roles:
+    rule = RULES[deed]
+    if rule.roles is not None and _role(session, caller, on) not in rule.roles:
         return False
     ids = (on,) if isinstance(on, str) else (on.id, on.owner_id)
     is_public = isinstance(on, Repository) and not on.is_private
@@ -289,7 +297,7 @@ def _may(session: Session, caller: Caller, deed: str, on: Repository | str) -> b
 
 def _token_may(caller: Caller, deed: str, *ids: str) -> bool:
     """Whether the caller's token reaches as far as `deed` on one of those things."""
-    rule = _RULES[deed]
+    rule = RULES[deed]
     if caller.token_role == FINE_GRAINED:
         return any((permission, one) in caller.scopes for permission in rule.permissions for one in ids)
     return rule.reads or caller.token_role in WRITING_ROLES
@@ -303,7 +311,7 @@ def _own(caller: Caller, deed: str, owner: Any, thing: Any) -> ColumnElement[boo
     mine = or_(owner == caller.account_id, owner.in_(organisations))
     if caller.token_role != FINE_GRAINED:
         return mine
-    reached = [one for permission, one in caller.scopes if permission in _RULES[deed].permissions]
+    reached = [one for permission, one in caller.scopes if permission in RULES[deed].permissions]
     return mine & or_(owner.in_(reached), thing.in_(reached))
 
 

@@ -1,6 +1,7 @@
 """Tokens and organisations by command, against the real server in a process of its own."""
 
 import json
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -60,3 +61,20 @@ def test_an_organisation_is_made_and_its_members_chosen(here: Command) -> None:
     assert here("org", "member", "remove", "team", "maria").code == 2
     assert here("org", "member", "remove", "team", "maria", "--yes").code == 0
     assert here("org", "member", "remove", "team", "admin", "--yes").code == 4
+
+
+def test_a_repository_is_closed_and_opened_again(here: Command) -> None:
+    from huggingface_hub import HfApi
+
+    HfApi(endpoint=_endpoint(), token=TOKEN).create_repo("admin/closed")
+    assert here("admin", "repo", "disable", "admin/closed").code == 2
+    assert here("admin", "repo", "disable", "admin/closed", "--reason", "stolen", "--yes").code == 0
+    assert json.loads(here("patch", "show", "admin/closed", "--json").out)["disabled"] is True
+    assert here("admin", "repo", "enable", "admin/closed").code == 0
+    assert json.loads(here("patch", "show", "admin/closed", "--json").out)["disabled"] is False
+    assert here("admin", "repo", "enable", "admin/nothing").code == 3
+    assert here("admin", "repo", "enable", "nothing").code == 2
+
+
+def _endpoint() -> str:
+    return os.environ["ADAPTERHUB_ENDPOINT"]

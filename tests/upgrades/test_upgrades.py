@@ -63,3 +63,8 @@ def test_what_was_known_is_still_known(kept: Hub, ann: Caller) -> None:
 def test_work_goes_on(kept: Hub, ann: Caller) -> None:
     done = commit(kept, ann, "ann/code", "main", [AddRegular("notes.md", b"carried on")], "go on")
     assert describe.repo_view(kept, ann, "ann/code")["commit"] == done.oid
+
+
+def test_who_made_a_repository_is_known_from_the_audit_log(kept: Hub, ann: Caller) -> None:
+    with kept.db.read() as session:
+        assert repos.find(session, ann, "ann/code").creator_id == ann.account_id

@@ -14,12 +14,13 @@ from adapterhub.hub.errors import (
     RepoNotFound,
     RevisionNotFound,
 )
-from adapterhub.hub.services import accounts, refs, repos, revisions, trees
+from adapterhub.hub.services import accounts, collections, holdings, refs, repos, revisions, trees
+from adapterhub.hub.services import search as search_service
 from adapterhub.hub.services.access import ANONYMOUS, Caller, authenticate
 from adapterhub.hub.services.commits import AddRegular, DeleteFolder, commit
 from adapterhub.hub.services.describe import repo_view
 from adapterhub.hub.services.search import SORTS, Filters, listing, search
-from tests.hub.services.samples import lora, stock
+from tests.hub.services.samples import card, lora, stock
 
 
 @pytest.fixture
@@ -60,6 +61,27 @@ def test_a_patch_is_known_the_same(hub: Hub, ann: Caller) -> None:
     view = repo_view(hub, ANONYMOUS, "ann/code-lora")
     assert (view["kind"], view["base"]["fits"], view["patches"][0]["rank_max"]) == ("lora", "exact", 2)
     assert repo_view(hub, ANONYMOUS, "ann/base")["lineage"]["children"][0]["name"] == "ann/code-lora"
+
+
+def test_people_tags_and_collections_are_listed_the_same(hub: Hub, ann: Caller) -> None:
+    stock(hub, ann)
+    repos.create(hub, ann, "ann/said")
+    commit(hub, ann, "ann/said", "main", [card(language=["en", "de"], datasets=["a/b"])], "push")
+    repos.create(hub, ann, "ann/said-once")
+    commit(hub, ann, "ann/said-once", "main", [card(language="fr")], "push")
+    slug = hub.db.transact(lambda session: collections.create(session, ann, "ann", "All")).slug
+    hub.db.transact(lambda session: collections.add_item(session, ann, slug, "model", "ann/hidden"))
+    hub.db.transact(lambda session: collections.add_item(session, ann, slug, "model", "ann/base"))
+    with hub.db.read() as session:
+        tags = search_service.tags_by_type(session, ANONYMOUS)
+        assert (tags["language"], tags["dataset"]) == (["de", "en", "fr"], ["dataset:a/b"])
+        assert {"peft", "transformers"} <= set(tags["library"])
+        assert "code" in tags["other"]
+        held = holdings.repositories(session, ann, accounts.find(session, "ann"))
+        assert [one.repo.full_name for one in held][:2] == ["ann/base", "ann/code-lora"]
+        assert all(one.size_bytes > 0 for one in held)
+        [shown] = collections.listing(session, ANONYMOUS, items=["models/ann/base"], limit=9)
+        assert [repo.full_name for _, repo in shown.items] == ["ann/base"]
 
 
 @pytest.mark.parametrize("text", ["a\0b", "a\ud800b"])
