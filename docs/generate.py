@@ -60,8 +60,8 @@ def rights() -> str:
     """The page of rights: what each role and each kind of token may do."""
     text = (
         "# Rights\n\nA deed is allowed when the role in the owning account and the token both allow it. "
-        "One's own account counts as the role admin. An administrator of the service, with a token of role admin, may do everything; "
-        "everybody reads what is public. What is private looks to others as if it were not there.\n\n"
+        "One's own account counts as the role admin. An administrator of the service, with a token of role admin, "
+        "may do everything; everybody reads what is public. To others, what is private is as if it were not there.\n\n"
         "- A **contributor** may write to the repositories that they made, too.\n"
         "- A token of role **write** may do what its account may do; one of role **read** only what the table says.\n"
         "- A **fine-grained** token has permissions on repositories and accounts; one of those named here is needed on "

@@ -1,5 +1,6 @@
 """Accounts, tokens, likes, gates and collections, by unmodified clients."""
 
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -36,3 +37,17 @@ def test_the_hf_command_keeps_and_switches_tokens(server: Server, tmp_path: Path
     assert hf([HF, "auth", "token"]).stdout.strip().splitlines()[0] == other
     hf([HF, "auth", "logout", "--token-name", "other"])
     assert "other" not in hf([HF, "auth", "list"]).stdout
+
+
+def test_the_hf_command_gates_and_collects(server: Server, repo_id: str, tmp_path: Path) -> None:
+    hf = partial(run_client, server, tmp_path / "hf", HF_TOKEN=server.token)
+    hf([HF, "repos", "create", repo_id])
+    hf([HF, "repos", "settings", repo_id, "--gated", "manual"])
+    slug = json.loads(hf([HF, "collections", "create", f"All of {repo_id}", "--format", "json"]).stdout)["slug"]
+    hf([HF, "collections", "add-item", slug, repo_id, "model", "--note", "the first"])
+    [item] = json.loads(hf([HF, "collections", "info", slug]).stdout)["items"]
+    assert (item["item_id"], item["note"]) == (repo_id, "the first")
+    hf([HF, "collections", "delete", slug])
+    with server.http() as http:
+        assert http.get(f"/api/models/{repo_id}").json()["gated"] == "manual"
+        assert http.get(f"/api/collections/{slug}").status_code == 404
