@@ -56,8 +56,8 @@ def test_every_declared_dependency_is_imported_somewhere() -> None:
         "pillow": "PIL",
         "scikit-learn": "sklearn",
     }
-    # loaded by starlette for forms, by transformers, and by the demo and the tests
-    indirect = {"python-multipart", "pillow", "safetensors", "peft"}
+    # loaded by starlette for forms, by transformers, by uvicorn, and by the demo and the tests
+    indirect = {"python-multipart", "pillow", "safetensors", "peft", "httptools", "uvloop"}
     sources = "\n".join(
         path.read_text()
         for top in ("hub", "cli", "merging", "storage", "migrations")
