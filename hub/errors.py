@@ -10,6 +10,7 @@ HubError
 │   └── DisabledRepo      a repository that an administrator closed
 ├── NotFound              the thing does not exist, or not for this caller
 │   ├── RepoNotFound  RevisionNotFound  EntryNotFound  AccountNotFound
+│   │   └── OtherRepoType a dataset, space or the like, none of which is kept here
 │   ├── JobNotFound   RecipeNotFound    AliasNotFound  ModelNotFound   UploadNotFound
 │   └── TokenNotFound  AccessRequestNotFound  CollectionNotFound  ItemNotFound
 ├── Conflict              the thing exists already or moved meanwhile
@@ -84,9 +85,19 @@ class NotFound(HubError):
 
 
 class RepoNotFound(NotFound):
-    def __init__(self, repo_id: str) -> None:
-        super().__init__(f"{repo_id}: no such repository, or it is private and your token may not see it")
+    def __init__(
+        self, repo_id: str, reason: str = "no such repository, or it is private and your token may not see it"
+    ) -> None:
+        super().__init__(f"{repo_id}: {reason}")
         self.repo_id = repo_id
+
+
+class OtherRepoType(RepoNotFound):
+    """A dataset, space or the like that a client wants to read. reason: why there are none here."""
+
+    def __init__(self, repo_id: str, reason: str) -> None:
+        super().__init__(repo_id, reason)
+        self.reason = reason
 
 
 class RevisionNotFound(NotFound):

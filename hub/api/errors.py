@@ -59,7 +59,10 @@ _MESSAGES: Mapping[type[AdapterHubError], str] = {
     hub.DisabledRepo: "Access to this resource is disabled.",
 }
 
-_CODES: Mapping[type[AdapterHubError], str] = {hub.GatedAnonymous: "GatedRepo"}
+_CODES: Mapping[type[AdapterHubError], str] = {
+    hub.GatedAnonymous: "GatedRepo",
+    hub.OtherRepoType: "RepoNotFound",
+}
 """Classes that clients know by another name than their own."""
 
 _OPENAI_TYPES: Mapping[int, str] = {
@@ -174,6 +177,9 @@ def _headers_of(error: AdapterHubError) -> dict[str, str]:
         return {"Retry-After": str(error.retry_after_s)}
     if isinstance(error, hub.EntryNotFound):
         return {"X-Repo-Commit": error.commit}
+    if isinstance(error, hub.OtherRepoType):
+        # `datasets` tells a missing repository in words of its own; huggingface_hub logs this beside them
+        return {"X-HF-Warning": f"repo-type; {header_text(error.reason)}"}
     return {}
 
 

@@ -157,7 +157,7 @@ def _open_base(hub: Hub, base: BaseRevision, files: Sequence[Entry]) -> Checkpoi
 
 def _whole(folder: Folder, card: Card, found: Sequence[Facts]) -> dict[str, Any]:
     configs = tags.Configs(_json(folder, "config.json"), _json(folder, "adapter_config.json"))
-    declared = tags.base_models(card, found)
+    declared = tags.base_models(card, configs, found)
     parameters: Counter[str] = Counter()
     for one in found:
         parameters.update(one.dtypes)
@@ -167,7 +167,7 @@ def _whole(folder: Folder, card: Card, found: Sequence[Facts]) -> dict[str, Any]
         "reason": reason,
         "card": dict(card.data),
         "tags": tags.derive(card, configs, declared, folder.names()),
-        "library": tags.library(card, configs),
+        "library": tags.library(card, configs, folder.names()),
         "pipeline_tag": tags.pipeline_tag(card, configs),
         "licence": card.text_of("license"),
         "base_models": declared,

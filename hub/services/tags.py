@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.hub.services.cards import Card
+from adapterhub.hub.services.names import is_storable
 from adapterhub.merging.patch import Facts
 
 TRAINING_METHODS = ("sft", "dpo", "orpo", "kto", "ppo", "grpo", "rlhf", "reward-trainer", "cpt")
@@ -34,6 +35,14 @@ _TASK_OF_HEAD = {
 }
 
 
+_LIBRARY_OF_FILE = {
+    "model_index.json": "diffusers",
+    "pytorch_lora_weights.safetensors": "diffusers",
+    "modules.json": "sentence-transformers",
+}
+"""Files at the root that one library alone writes."""
+
+
 @dataclass(frozen=True)
 class Configs:
     """The configurations at a revision's root, {} where there is none."""
@@ -41,21 +50,39 @@ class Configs:
     model: Mapping[str, Any]
     adapter: Mapping[str, Any]
 
+    @property
+    def is_peft(self) -> bool:
+        """Whether PEFT wrote the adapter's configuration."""
+        return bool(self.adapter.get("peft_type"))
+
+    @property
+    def is_adapters(self) -> bool:
+        """Whether AdapterHub's library, `adapters`, once `adapter-transformers`, wrote the adapter's configuration."""
+        return not self.is_peft and {"config", "model_name", "model_type"} <= self.adapter.keys()
+
     def shown(self) -> dict[str, Any]:
         """What of them the API shows."""
         found: dict[str, Any] = {k: self.model[k] for k in ("architectures", "model_type") if k in self.model}
-        if self.adapter:
-            keys = ("base_model_name_or_path", "task_type", "peft_type")
-            found["peft"] = {k: self.adapter[k] for k in keys if isinstance(self.adapter.get(k), str)}
+        if self.is_peft:
+            found["peft"] = self._texts("base_model_name_or_path", "task_type", "peft_type")
+        if self.is_adapters:  # the library reads the one in its list of adapters and the other of a single one
+            found["adapters"] = found["adapter_transformers"] = self._texts("model_name", "model_class")
         return found
 
+    def _texts(self, *keys: str) -> dict[str, str]:
+        return {key: value for key in keys if isinstance(value := self.adapter.get(key), str) and is_storable(value)}
 
-def library(card: Card, configs: Configs) -> str | None:
-    """The library that loads the revision: as the card says, else by the configuration at the root."""
+
+def library(card: Card, configs: Configs, paths: Iterable[str]) -> str | None:
+    """The library that loads the revision: as the card says, else by the files and configuration at the root."""
     if named := card.text_of("library_name"):
         return named
-    if configs.adapter.get("peft_type"):
+    if configs.is_peft:
         return "peft"
+    if configs.is_adapters:
+        return "adapter-transformers"
+    if found := next((_LIBRARY_OF_FILE[path] for path in paths if path in _LIBRARY_OF_FILE), None):
+        return found
     return "transformers" if configs.model.get("model_type") else None
 
 
@@ -76,18 +103,26 @@ def training_method(card: Card) -> str | None:
     return named or next((tag.lower() for tag in card.texts("tags") if tag.lower() in TRAINING_METHODS), None)
 
 
-def base_models(card: Card, facts: Sequence[Facts]) -> list[dict[str, str]]:
+def base_models(card: Card, configs: Configs, facts: Sequence[Facts]) -> list[dict[str, str]]:
     """The declared bases as [{"name", "relation"}], those of the card first, each once."""
-    is_patch = any(one.kind != "model" for one in facts)
+    is_patch = configs.is_adapters or any(one.kind != "model" for one in facts)
     relation = card.text_of("base_model_relation") or ("adapter" if is_patch else "finetune")
+    named = configs.adapter["model_name"] if configs.is_adapters else None
     names = [*card.texts("base_model"), *(f.base.name for f in facts if f.base.name)]
+    if isinstance(named, str) and named and is_storable(named):
+        names.append(named)
     return [{"name": name, "relation": relation} for name in dict.fromkeys(names)]
 
 
-def derive(card: Card, configs: Configs, bases: Iterable[Mapping[str, str]], paths: Iterable[str]) -> list[str]:
-    """Every tag of the revision, each once: library and formats, the card's own, then what it declares."""
+def derive(card: Card, configs: Configs, bases: Iterable[Mapping[str, str]], paths: Sequence[str]) -> list[str]:
+    """Every tag of the revision, each once: library and formats, the card's own, then what it declares.
+
+    A card may name another library than the one whose adapter this is: transformers writes its own over PEFT's.
+    """
     found = [
-        library(card, configs),
+        library(card, configs, paths),
+        "peft" if configs.is_peft else None,
+        *(("adapters", "adapter-transformers") if configs.is_adapters else ()),
         "safetensors" if any(path.endswith(".safetensors") for path in paths) else None,
         *card.texts("tags"),
         pipeline_tag(card, configs),

@@ -28,12 +28,19 @@ def repo_id() -> str:
 
 @pytest.fixture
 def run_scenario(server: Server, tmp_path: Path) -> Run:
-    """Runs one function of a file of scenarios in a process of its own, logged in by HF_TOKEN; xet=False: Xet off."""
+    """Runs one function of `module` in a process of its own, logged in by HF_TOKEN.
+
+    xet=False turns Xet off; python: the interpreter of another environment.
+    """
 
     def run(
-        name: str, *arguments: str, xet: bool = True, module: str = "tests.clients.scenarios"
+        name: str,
+        *arguments: str,
+        xet: bool = True,
+        module: str = "tests.clients.scenarios",
+        python: Path = Path(sys.executable),
     ) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", module, name, *arguments]
+        command = [str(python), "-m", module, name, *arguments]
         environment = {"HF_TOKEN": server.token} | ({} if xet else {"HF_HUB_DISABLE_XET": "1"})
         return run_client(server, tmp_path / "hf", command, **environment)
 

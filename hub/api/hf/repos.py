@@ -14,7 +14,7 @@ from adapterhub.hub.api.errors import domain_response
 from adapterhub.hub.api.hf.addressing import RepoId, find, find_commit, read, write
 from adapterhub.hub.api.hf.shapes import model_json
 from adapterhub.hub.api.raw import RawRoute
-from adapterhub.hub.errors import RepoExists, UnsupportedRepoType
+from adapterhub.hub.errors import OtherRepoType, RepoExists, UnsupportedRepoType
 from adapterhub.hub.services import repos, trees
 from adapterhub.hub.services.access import Caller, require_content, require_signed_in, require_write
 
@@ -66,7 +66,12 @@ class RepoSettings(BaseModel):
 def refuse_other_types(repo_type: str | None) -> None:
     """Pass for models. Raises UnsupportedRepoType for a dataset or space."""
     if repo_type not in (None, "model"):
-        raise UnsupportedRepoType(f"{repo_type}s are not kept here; this hub holds models and patches only")
+        raise UnsupportedRepoType(refusal(f"{repo_type}s"))
+
+
+def refusal(kind: str) -> str:
+    """Why there is none of them, `kind` in the plural."""
+    return f"{kind} are not kept here; this hub holds models and patches only"
 
 
 @router.post("/api/repos/create")
@@ -152,16 +157,18 @@ def only_expanded(model: dict[str, Any], expand: Sequence[str]) -> dict[str, Any
     return model if not expand else {k: v for k, v in model.items() if k in ("_id", "id", *expand)}
 
 
-_METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE"]
+async def other_types(request: Request) -> None:
+    """Refuses what belongs to a dataset, space, kernel or bucket.
+
+    Raises OtherRepoType for reading one: clients take it for a missing repository, and any other refusal of a file for
+    a lost connection. Raises UnsupportedRepoType for everything else.
+    """
+    kind, *names = request.url.path.removeprefix("/api").strip("/").split("/")
+    if request.method in ("GET", "HEAD") and len(names) >= 2:
+        raise OtherRepoType("/".join(names[:2]), refusal(kind))
+    raise UnsupportedRepoType(refusal(kind))
 
 
-@router.api_route("/api/datasets/{rest:path}", methods=_METHODS)
-@router.api_route("/api/spaces/{rest:path}", methods=_METHODS)
-@router.api_route("/api/kernels/{rest:path}", methods=_METHODS)
-@router.api_route("/api/buckets/{rest:path}", methods=_METHODS)
-@router.api_route("/datasets/{rest:path}", methods=_METHODS)
-@router.api_route("/spaces/{rest:path}", methods=_METHODS)
-async def other_types(request: Request, rest: str) -> None:
-    """Refuses what belongs to a dataset or space. Raises UnsupportedRepoType."""
-    kind = request.url.path.removeprefix("/api").split("/")[1]
-    refuse_other_types(kind.removesuffix("s"))
+for _kind in ("datasets", "spaces", "kernels", "buckets"):
+    for _path in (f"/api/{_kind}", f"/api/{_kind}/{{rest:path}}", f"/{_kind}/{{namespace}}/{{name}}/{{rest:path}}"):
+        router.add_api_route(_path, other_types, methods=["GET", "HEAD", "POST", "PUT", "DELETE"])

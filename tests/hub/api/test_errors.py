@@ -31,6 +31,13 @@ def test_the_hf_dialect_gets_the_code_that_chooses_the_clients_exception() -> No
     assert b'"error":"a/b: no such repository' in bytes(response.body)
 
 
+def test_a_dataset_to_the_client_is_a_missing_repository_with_a_warning_that_tells_why() -> None:
+    response = domain_response("/api/datasets/a/b", hub_errors.OtherRepoType("a/b", "datasets are not kept here"))
+    assert response.headers["X-Error-Code"] == "RepoNotFound"
+    assert response.headers["X-Error-Message"] == "a/b: datasets are not kept here"
+    assert response.headers["X-HF-Warning"] == "repo-type; datasets are not kept here"
+
+
 def test_our_own_rest_gets_a_problem_document() -> None:
     response = domain_response("/api/patches/a/b", hub_errors.RepoNotFound("a/b"))
     assert response.headers["content-type"] == "application/problem+json"

@@ -1,0 +1,197 @@
+"""What users of transformers do, each function run in a process of its own: see `scenarios.py`."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def models_and_their_files(repo_id: str) -> None:
+    import torch
+    from huggingface_hub import HfApi
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    from tests.hub.serving import models
+
+    with tempfile.TemporaryDirectory() as folder:
+        models.llama(Path(folder))
+        model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    model.generation_config.max_new_tokens = 7
+    tokens = torch.arange(8)[None]
+    expected = model(tokens).logits
+    model.push_to_hub(repo_id, max_shard_size="20KB", commit_message="in shards", private=True)
+    tokenizer: Any = models.tokenizer()
+    tokenizer.chat_template = {"default": "{{ messages[0].content }}", "rag": "{{ documents }}"}
+    tokenizer.push_to_hub(repo_id)
+
+    api = HfApi()
+    paths = api.list_repo_files(repo_id)
+    shards = [path for path in paths if path.endswith(".safetensors")]
+    assert len(shards) > 2
+    assert "model.safetensors.index.json" in paths
+    assert "additional_chat_templates/rag.jinja" in paths
+    again: Any = AutoModelForCausalLM.from_pretrained(repo_id)
+    torch.testing.assert_close(again(tokens).logits, expected)
+    assert again.generation_config.max_new_tokens == 7
+    assert GenerationConfig.from_pretrained(repo_id).max_new_tokens == 7
+    read: Any = AutoTokenizer.from_pretrained(repo_id)
+    assert read.encode("a patch") == tokenizer.encode("a patch")
+    assert read.chat_template == tokenizer.chat_template
+
+    count = sum(parameter.numel() for parameter in model.parameters())
+    metadata = api.get_safetensors_metadata(repo_id)
+    assert metadata.sharded
+    assert set(metadata.files_metadata) == set(shards)
+    assert metadata.parameter_count == {"F32": count}
+    information = api.model_info(repo_id)
+    assert information.safetensors is not None
+    assert information.safetensors.total == count
+    assert information.pipeline_tag == "text-generation"
+
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    api.create_branch(repo_id, branch="feat/louder")
+    model.push_to_hub(repo_id, revision="feat/louder", max_shard_size="20KB")
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, variant="louder", max_shard_size="20KB")
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="a variant")
+    whole: Any = AutoModelForCausalLM.from_pretrained(repo_id)
+    torch.testing.assert_close(whole(tokens).logits, expected)
+    for selection in ({"revision": "feat/louder"}, {"variant": "louder"}):
+        louder: Any = AutoModelForCausalLM.from_pretrained(repo_id, **selection)
+        torch.testing.assert_close(louder(tokens).logits, expected * 2)
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        api.upload_folder(repo_id=repo_id, folder_path=folder, path_in_repo="deep/sub")
+    below: Any = AutoModelForCausalLM.from_pretrained(repo_id, subfolder="deep/sub")
+    torch.testing.assert_close(below(tokens).logits, expected * 2)
+    assert AutoTokenizer.from_pretrained(repo_id, subfolder="deep/sub").chat_template == tokenizer.chat_template
+
+    for alone in (False, True):
+        cached: Any = AutoModelForCausalLM.from_pretrained(repo_id, local_files_only=alone)
+        torch.testing.assert_close(cached(tokens).logits, expected)
+
+
+def refusals_in_transformers_words(repo_id: str) -> None:
+    from huggingface_hub import HfApi
+    from transformers import AutoConfig, BertConfig
+
+    api = HfApi()
+    config: Any = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    config.push_to_hub(repo_id, private=True)
+
+    def refused(name: str, **selection: Any) -> str:
+        try:
+            AutoConfig.from_pretrained(name, **selection)
+        except OSError as error:
+            return str(error)
+        raise AssertionError(f"{name} was loaded with {selection}")
+
+    for hidden in (refused(repo_id, token=False), refused(f"{repo_id}-none"), refused(f"{repo_id}-none", token=False)):
+        assert "is not a valid model identifier" in hidden
+    assert "not a valid git identifier" in refused(repo_id, revision="no-such-branch")
+    assert "Invalid credentials" in refused(repo_id, token="ah_not-a-token-of-this-server")
+    api.update_repo_settings(repo_id, private=False, gated="manual")
+    assert "gated repo" in refused(repo_id, token=False)
+    assert AutoConfig.from_pretrained(repo_id).hidden_size == 8
+
+
+def pipelines(repo_id: str) -> None:
+    import numpy
+    from huggingface_hub import HfApi
+    from PIL import Image
+    from transformers import (
+        AutoImageProcessor,
+        AutoModelForImageClassification,
+        ViTConfig,
+        ViTForImageClassification,
+        ViTImageProcessor,
+        pipeline,
+    )
+
+    from tests.hub.serving import models
+
+    def vit(folder: Path) -> Path:
+        shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 48, "num_labels": 7}
+        config = ViTConfig(**shape, num_attention_heads=4, image_size=8, patch_size=4)
+        ViTForImageClassification(config).save_pretrained(folder)
+        ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+        return folder
+
+    made = {"llama": models.llama, "bert": models.bert_classifier, "vit": vit}
+    names = {kind: f"{repo_id}-{kind}" for kind in made}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, make in made.items():
+            path = make(Path(folder, kind))
+            HfApi().create_repo(names[kind])
+            HfApi().upload_folder(repo_id=names[kind], folder_path=path)
+        here: Any = pipeline("text-generation", model=str(Path(folder, "llama")))
+        expected = here("a patch", max_new_tokens=6, do_sample=False)
+    write: Any = pipeline("text-generation", model=names["llama"])
+    assert write("a patch", max_new_tokens=6, do_sample=False) == expected
+    feel: Any = pipeline("feature-extraction", model=names["bert"])
+    assert numpy.shape(feel("a patch")) == (1, 7, 32)
+    judge: Any = pipeline("text-classification", model=names["bert"])
+    assert judge("a patch")[0]["label"] in ("no", "maybe", "yes")
+    of_any_task: Any = pipeline
+    see = of_any_task(model=names["vit"])
+    assert see.task == "image-classification"
+    assert len(see(Image.new("L", (8, 8), 100))) == 5
+
+    processors: Any = AutoImageProcessor
+    processor = processors.from_pretrained(names["vit"])
+    processor.push_to_hub(f"{repo_id}-processor")
+    model: Any = AutoModelForImageClassification.from_pretrained(names["vit"])
+    model.push_to_hub(f"{repo_id}-processor")
+    second: Any = pipeline("image-classification", model=f"{repo_id}-processor")
+    assert second(Image.new("L", (8, 8), 100)) == see(Image.new("L", (8, 8), 100))
+
+
+def the_trainer_pushes(repo_id: str) -> None:
+    import torch
+    from huggingface_hub import HfApi, ModelCard
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+    from tests.hub.serving import models
+
+    api = HfApi()
+    with tempfile.TemporaryDirectory() as folder:
+        model: Any = AutoModelForCausalLM.from_pretrained(models.llama(Path(folder, "base")))
+        tokenizer: Any = models.tokenizer()
+        tokenizer.pad_token = tokenizer.eos_token
+        texts = [{"input_ids": torch.arange(8) + k, "labels": torch.arange(8) + k} for k in range(8)]
+        arguments = TrainingArguments(
+            output_dir=f"{folder}/out",
+            max_steps=4,
+            save_steps=2,
+            per_device_train_batch_size=2,
+            learning_rate=1e-2,
+            push_to_hub=True,
+            hub_model_id=repo_id,
+            hub_strategy="every_save",
+            hub_private_repo=True,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        trainer = Trainer(model=model, args=arguments, train_dataset=texts, processing_class=tokenizer)
+        trainer.train()
+        trainer.push_to_hub(commit_message="done", tags=["tiny"], license="apache-2.0")
+    titles = [commit.title for commit in api.list_repo_commits(repo_id)]
+    assert titles[0] == "done"
+    assert any(title.startswith("Training in progress, step") for title in titles)
+    paths = api.list_repo_files(repo_id)
+    assert {"training_args.bin", "model.safetensors", "tokenizer.json", "README.md"} <= set(paths)
+    card: Any = ModelCard.load(repo_id)
+    assert card.data.license == "apache-2.0"
+    assert card.data.library_name == "transformers"
+    assert "generated_from_trainer" in (api.model_info(repo_id).tags or [])
+    assert api.model_info(repo_id).private
+    loaded: Any = AutoModelForCausalLM.from_pretrained(repo_id)
+    torch.testing.assert_close(loaded.lm_head.weight, model.lm_head.weight)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])
