@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
-.PHONY: setup demo test check lint types bench measure serve clean help
+.PHONY: setup demo test check lint types bench measure serve clean help client-adapters client-vllm
 
 setup: $(READY)  ## make .venv and install everything into it
 
@@ -27,6 +27,18 @@ demo: $(READY)  ## train small models, push, merge, port, serve and measure them
 
 test: $(READY)  ## all fast tests; no network, GPU or root needed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadgroup -m "not slow" $(PYTEST_ARGS)
+
+# libraries that cannot live beside our pins, each in an environment of its own; tests that find none skip
+CLIENTS := .venv-clients
+$(CLIENTS)/%/.ready: tests/clients/environments/%.txt constraints.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet --requirement constraints.txt --requirement $<
+	$(if $(wildcard $(<:.txt=.alone.txt)),$(@D)/bin/pip install --quiet --no-deps --requirement $(<:.txt=.alone.txt))
+	touch $@
+
+client-adapters: $(CLIENTS)/adapters/.ready  ## AdapterHub's library, for its test (1 GB)
+
+client-vllm: $(CLIENTS)/vllm/.ready  ## vLLM's LoRA loader, for its test (3 GB)
 
 check: lint types test  ## what every commit must pass
 
@@ -48,8 +60,8 @@ serve: $(READY)  ## start the hub on 127.0.0.1:8000
 	@$(BIN)/adapterhub serve
 
 clean:  ## remove what was built, the environment too
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile

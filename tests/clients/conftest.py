@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.server import Server, run_client, running
+from tests import servers
+from tests.clients.server import ROOT, Server, run_client, running
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -30,7 +31,7 @@ def repo_id() -> str:
 def run_scenario(server: Server, tmp_path: Path) -> Run:
     """Runs one function of `module` in a process of its own, logged in by HF_TOKEN.
 
-    xet=False turns Xet off; python: the interpreter of another environment.
+    xet=False turns Xet off; python: the interpreter of another environment; settings: variables of a client's own.
     """
 
     def run(
@@ -39,9 +40,23 @@ def run_scenario(server: Server, tmp_path: Path) -> Run:
         xet: bool = True,
         module: str = "tests.clients.scenarios",
         python: Path = Path(sys.executable),
+        **settings: str,
     ) -> "subprocess.CompletedProcess[str]":
         command = [str(python), "-m", module, name, *arguments]
-        environment = {"HF_TOKEN": server.token} | ({} if xet else {"HF_HUB_DISABLE_XET": "1"})
+        environment = {"HF_TOKEN": server.token, **settings} | ({} if xet else {"HF_HUB_DISABLE_XET": "1"})
         return run_client(server, tmp_path / "hf", command, **environment)
 
     return run
+
+
+@pytest.fixture
+def environment_of() -> Callable[[str], Path]:
+    """Gives the interpreter of a library that lives apart from ours; skips, or fails, where that was not made."""
+
+    def interpreter(name: str) -> Path:
+        python = ROOT / ".venv-clients" / name / "bin" / "python"
+        if not python.exists():
+            servers.missing(f"no environment of {name}: run `make client-{name}`")
+        return python
+
+    return interpreter
