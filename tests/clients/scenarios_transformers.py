@@ -98,6 +98,39 @@ def refusals_in_transformers_words(repo_id: str) -> None:
     assert AutoConfig.from_pretrained(repo_id).hidden_size == 8
 
 
+def pickled_weights_stay_here(repo_id: str) -> None:
+    import os
+    import threading
+
+    import torch
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+    from transformers import AutoModelForCausalLM
+
+    from tests.hub.serving import models
+
+    hosts: set[object] = set()
+    sys.addaudithook(lambda event, arguments: hosts.add(arguments[0]) if event == "socket.getaddrinfo" else None)
+    api = HfApi()
+    with tempfile.TemporaryDirectory() as folder:
+        model: Any = AutoModelForCausalLM.from_pretrained(models.llama(Path(folder)))
+        torch.save(model.state_dict(), Path(folder, "pytorch_model.bin"))
+        Path(folder, "model.safetensors").unlink()
+        api.create_repo(repo_id, private=True)
+        api.upload_folder(repo_id=repo_id, folder_path=folder)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(repo_id, token=os.environ["HF_TOKEN"])
+    torch.testing.assert_close(loaded.lm_head.weight, model.lm_head.weight)
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join(30)
+    try:
+        AutoModelForCausalLM.from_pretrained(repo_id, use_safetensors=True, revision="main")
+    except HfHubHTTPError as error:
+        refused_with = str(error)
+    assert "another host convert them" in refused_with
+    assert hosts == {"127.0.0.1"}, hosts
+
+
 def pipelines(repo_id: str) -> None:
     import numpy
     from huggingface_hub import HfApi

@@ -11,6 +11,10 @@ def test_models_and_their_files_come_back_as_pushed(run_scenario: Run, repo_id: 
     run_scenario("models_and_their_files", repo_id, module=MODULE)
 
 
+def test_pickled_weights_are_loaded_and_sent_to_no_converter(run_scenario: Run, repo_id: str) -> None:
+    run_scenario("pickled_weights_stay_here", repo_id, module=MODULE)
+
+
 def test_pipelines_run_from_the_hub(run_scenario: Run, repo_id: str) -> None:
     run_scenario("pipelines", repo_id, module=MODULE)
 

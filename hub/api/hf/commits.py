@@ -17,7 +17,7 @@ from adapterhub.hub.api.hf.times import timestamp
 from adapterhub.hub.api.pages import next_link
 from adapterhub.hub.api.raw import RawRoute
 from adapterhub.hub.db.tables import Commit
-from adapterhub.hub.errors import InvalidRequest
+from adapterhub.hub.errors import Forbidden, InvalidRequest
 from adapterhub.hub.services import commits, refs, revisions, trees
 from adapterhub.hub.services.access import require_write
 from adapterhub.hub.services.names import check_path
@@ -147,7 +147,8 @@ async def history(
     cursor: int = Query(0, ge=0),
     limit: int = Query(HISTORY_PAGE, ge=1, le=1000),
 ) -> list[dict[str, Any]]:
-    """The commits before and at `revision`, newest first, a page at a time."""
+    """The commits before and at `revision`, newest first, a page at a time. Raises Forbidden to a converter."""
+    _refuse_conversion(request)
 
     def work(session: Session) -> list[Commit]:
         repo, oid = find_commit(session, caller, repo_id, revision)
@@ -175,3 +176,16 @@ def _commit_json(row: Commit, *, is_formatted: bool) -> dict[str, Any]:
 def _refuse_pull_requests(create_pr: bool) -> None:
     if create_pr:
         raise InvalidRequest("this hub has no pull requests; commit to a branch of its own and merge it there")
+
+
+def _refuse_conversion(request: Request) -> None:
+    """Stops transformers before it has weights converted elsewhere: it alone lists commits under its bare name.
+
+    It would go on to send the repository's name and the caller's token to a converter on a host that is not this hub
+    and cannot read from it. Source: transformers/safetensors_conversion.py.
+    """
+    if request.headers.get("user-agent", "").startswith("transformers/"):
+        raise Forbidden(
+            "the weights are not in safetensors, and transformers would have another host convert them, with your"
+            " token; save them with save_pretrained and push them, or load them with use_safetensors=False"
+        )
