@@ -1,5 +1,6 @@
 """One server for the tests of a process, and unmodified clients that know nothing but its address."""
 
+import os
 import secrets
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from tests import servers
 from tests.clients.server import ROOT, Server, run_client, running
 
+WATCH = Path(__file__).parent / "watch"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -29,7 +31,7 @@ def repo_id() -> str:
 
 @pytest.fixture
 def run_scenario(server: Server, tmp_path: Path) -> Run:
-    """Runs one function of `module` in a process of its own, logged in by HF_TOKEN.
+    """Runs one function of `module` in a process of its own, logged in by HF_TOKEN, that may look up no other host.
 
     xet=False turns Xet off; python: the interpreter of another environment; settings: variables of a client's own.
     """
@@ -44,7 +46,14 @@ def run_scenario(server: Server, tmp_path: Path) -> Run:
     ) -> "subprocess.CompletedProcess[str]":
         command = [str(python), "-m", module, name, *arguments]
         environment = {"HF_TOKEN": server.token, **settings} | ({} if xet else {"HF_HUB_DISABLE_XET": "1"})
-        return run_client(server, tmp_path / "hf", command, **environment)
+        hosts = tmp_path / "hosts"
+        environment |= {
+            "AHTEST_HOSTS": str(hosts),
+            "PYTHONPATH": f"{WATCH}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        }
+        done = run_client(server, tmp_path / "hf", command, **environment)
+        assert not hosts.exists(), f"{name} looked up {hosts.read_text().split()}"
+        return done
 
     return run
 
