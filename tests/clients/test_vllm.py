@@ -1,11 +1,13 @@
-"""vLLM's own resolver and LoRA loader, unmodified, up to the weights in memory: what needs no GPU."""
+"""vLLM's own resolver and LoRA loader, set as docs/clients.md says, up to the weights in memory: what needs no GPU."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.clients.conftest import Run
+from tests.clients.scenarios_page import snippet
 
 
 @pytest.mark.slow
@@ -13,6 +15,7 @@ def test_vllm_resolves_adapters_by_name_and_reads_them(
     run_scenario: Run, environment_of: Callable[[str], Path], repo_id: str
 ) -> None:
     python = environment_of("vllm")
+    exported = re.findall(r"^export (VLLM_\w+)=(.*)$", snippet("vLLM", "bash"), re.M)
     run_scenario("adapters_on_a_base", repo_id, module="tests.clients.scenarios_peft")
     run_scenario(
         "an_adapter_is_resolved_and_read",
@@ -21,6 +24,5 @@ def test_vllm_resolves_adapters_by_name_and_reads_them(
         module="tests.clients.scenarios_vllm",
         python=python,
         VLLM_TARGET_DEVICE="cpu",
-        VLLM_PLUGINS="lora_hf_hub_resolver",
-        VLLM_LORA_RESOLVER_HF_REPO_LIST=f"{repo_id}-lora",
+        **{name: value.replace("lab/", f"{repo_id}-") for name, value in exported},
     )
