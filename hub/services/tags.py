@@ -60,6 +60,12 @@ class Configs:
         """Whether AdapterHub's library, `adapters`, once `adapter-transformers`, wrote the adapter's configuration."""
         return not self.is_peft and {"config", "model_name", "model_type"} <= self.adapter.keys()
 
+    @property
+    def base(self) -> str | None:
+        """What the adapter's configuration calls the model it was trained on."""
+        key = "base_model_name_or_path" if self.is_peft else "model_name"
+        return self._texts(key).get(key) if self.is_peft or self.is_adapters else None
+
     def shown(self) -> dict[str, Any]:
         """What of them the API shows."""
         found: dict[str, Any] = {k: self.model[k] for k in ("architectures", "model_type") if k in self.model}
@@ -105,13 +111,10 @@ def training_method(card: Card) -> str | None:
 
 def base_models(card: Card, configs: Configs, facts: Sequence[Facts]) -> list[dict[str, str]]:
     """The declared bases as [{"name", "relation"}], those of the card first, each once."""
-    is_patch = configs.is_adapters or any(one.kind != "model" for one in facts)
+    is_patch = configs.base is not None or any(one.kind != "model" for one in facts)
     relation = card.text_of("base_model_relation") or ("adapter" if is_patch else "finetune")
-    named = configs.adapter["model_name"] if configs.is_adapters else None
-    names = [*card.texts("base_model"), *(f.base.name for f in facts if f.base.name)]
-    if isinstance(named, str) and named and is_storable(named):
-        names.append(named)
-    return [{"name": name, "relation": relation} for name in dict.fromkeys(names)]
+    names = [*card.texts("base_model"), *(f.base.name for f in facts if f.base.name), configs.base]
+    return [{"name": name, "relation": relation} for name in dict.fromkeys(names) if name]
 
 
 def derive(card: Card, configs: Configs, bases: Iterable[Mapping[str, str]], paths: Sequence[str]) -> list[str]:

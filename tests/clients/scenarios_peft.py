@@ -73,5 +73,53 @@ def adapters_on_a_base(repo_id: str) -> None:
     torch.testing.assert_close(answers(again), expected["two"])
 
 
+def every_shape_of_adapter(repo_id: str) -> None:
+    import peft
+    import torch
+    from huggingface_hub import HfApi
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    from tests.hub.serving import models
+
+    api = HfApi()
+    base_id = f"{repo_id}-base"
+    with tempfile.TemporaryDirectory() as folder:
+        api.create_repo(base_id)
+        api.upload_folder(repo_id=base_id, folder_path=models.llama(Path(folder)))
+    tokens = torch.arange(8)[None]
+    on: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"]}
+    causal: dict[str, Any] = {"task_type": "CAUSAL_LM"}
+    configs: dict[str, tuple[Any, Any]] = {
+        "dora": (AutoModelForCausalLM, peft.LoraConfig(r=2, use_dora=True, **on)),
+        "whole-head": (AutoModelForCausalLM, peft.LoraConfig(r=2, modules_to_save=["lm_head"], **on)),
+        "rows": (AutoModelForCausalLM, peft.LoraConfig(r=2, trainable_token_indices=[1, 2], **on)),
+        "ranks": (AutoModelForCausalLM, peft.LoraConfig(r=2, rank_pattern={"q_proj": 4}, **on)),
+        "embedding": (AutoModelForCausalLM, peft.LoraConfig(r=2, target_modules=["embed_tokens", "lm_head"])),
+        "backbone": (AutoModel, peft.LoraConfig(r=2, task_type="FEATURE_EXTRACTION", **on)),
+        "ia3": (AutoModelForCausalLM, peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[])),
+        "prompt": (AutoModelForCausalLM, peft.PromptTuningConfig(num_virtual_tokens=4, **causal)),
+        "prefix": (AutoModelForCausalLM, peft.PrefixTuningConfig(num_virtual_tokens=4, **causal)),
+        "loha": (AutoModelForCausalLM, peft.LoHaConfig(r=2, **on)),
+        "vera": (AutoModelForCausalLM, peft.VeraConfig(r=2, **on)),
+        "norms": (AutoModelForCausalLM, peft.LNTuningConfig(target_modules=["input_layernorm"])),
+    }
+
+    def answers(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            found: torch.Tensor = model.eval()(tokens)[0]
+        return found
+
+    for name, (auto, config) in configs.items():
+        tuned: Any = peft.get_peft_model(auto.from_pretrained(base_id), config)
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.1)
+        tuned.push_to_hub(f"{repo_id}-{name}")
+        loaded: Any = peft.PeftModel.from_pretrained(auto.from_pretrained(base_id), f"{repo_id}-{name}")
+        torch.testing.assert_close(answers(loaded), answers(tuned), msg=name)
+    found = api.list_models(filter=[f"base_model:adapter:{base_id}", "peft"])
+    assert {model.id for model in found} == {f"{repo_id}-{name}" for name in configs}
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](*sys.argv[2:])

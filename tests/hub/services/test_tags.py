@@ -53,6 +53,11 @@ def test_an_adapter_of_adapterhub_is_found_by_its_names_and_its_base() -> None:
     assert "peft" not in shown
 
 
+def test_an_adapter_of_a_kind_that_is_not_known_names_its_base() -> None:
+    unknown = {**LORA, "peft_type": "IA3"}
+    assert base_models(Card(), Configs({}, unknown), []) == [{"name": "ns/base", "relation": "adapter"}]
+
+
 def test_a_base_that_a_database_cannot_hold_is_not_named() -> None:
     configs = Configs({}, {**BOTTLENECK, "model_name": "ns/\0"})
     assert base_models(Card(), configs, []) == []
