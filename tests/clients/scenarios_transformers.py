@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -179,48 +180,45 @@ def pipelines(repo_id: str) -> None:
     assert second(Image.new("L", (8, 8), 100)) == see(Image.new("L", (8, 8), 100))
 
 
-def the_trainer_pushes(repo_id: str) -> None:
+def models_with_code_of_their_own(repo_id: str) -> None:
+    import importlib
+
     import torch
-    from huggingface_hub import HfApi, ModelCard
-    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+    from transformers import AutoConfig, AutoModel
 
-    from tests.hub.serving import models
+    code = """
+        import torch
+        from transformers import PreTrainedConfig, PreTrainedModel
 
-    api = HfApi()
+        class HouseConfig(PreTrainedConfig):
+            model_type = "house"
+            rooms = 3
+
+        class HouseModel(PreTrainedModel):
+            config_class = HouseConfig
+
+            def __init__(self, config):
+                super().__init__(config)
+                self.door = torch.nn.Linear(config.rooms, 2)
+                self.post_init()
+
+            def forward(self, x):
+                return self.door(x)
+    """
     with tempfile.TemporaryDirectory() as folder:
-        model: Any = AutoModelForCausalLM.from_pretrained(models.llama(Path(folder, "base")))
-        tokenizer: Any = models.tokenizer()
-        tokenizer.pad_token = tokenizer.eos_token
-        texts = [{"input_ids": torch.arange(8) + k, "labels": torch.arange(8) + k} for k in range(8)]
-        arguments = TrainingArguments(
-            output_dir=f"{folder}/out",
-            max_steps=4,
-            save_steps=2,
-            per_device_train_batch_size=2,
-            learning_rate=1e-2,
-            push_to_hub=True,
-            hub_model_id=repo_id,
-            hub_strategy="every_save",
-            hub_private_repo=True,
-            report_to=[],
-            use_cpu=True,
-            disable_tqdm=True,
-        )
-        trainer = Trainer(model=model, args=arguments, train_dataset=texts, processing_class=tokenizer)
-        trainer.train()
-        trainer.push_to_hub(commit_message="done", tags=["tiny"], license="apache-2.0")
-    titles = [commit.title for commit in api.list_repo_commits(repo_id)]
-    assert titles[0] == "done"
-    assert any(title.startswith("Training in progress, step") for title in titles)
-    paths = api.list_repo_files(repo_id)
-    assert {"training_args.bin", "model.safetensors", "tokenizer.json", "README.md"} <= set(paths)
-    card: Any = ModelCard.load(repo_id)
-    assert card.data.license == "apache-2.0"
-    assert card.data.library_name == "transformers"
-    assert "generated_from_trainer" in (api.model_info(repo_id).tags or [])
-    assert api.model_info(repo_id).private
-    loaded: Any = AutoModelForCausalLM.from_pretrained(repo_id)
-    torch.testing.assert_close(loaded.lm_head.weight, model.lm_head.weight)
+        Path(folder, "house.py").write_text(textwrap.dedent(code))
+        sys.path.insert(0, folder)
+        house: Any = importlib.import_module("house")
+        house.HouseConfig.register_for_auto_class()
+        house.HouseModel.register_for_auto_class("AutoModel")
+        model = house.HouseModel(house.HouseConfig())
+        model.push_to_hub(repo_id)
+        sys.path.remove(folder)
+        del sys.modules["house"]
+    loaded: Any = AutoModel.from_pretrained(repo_id, trust_remote_code=True)
+    assert type(loaded).__module__.startswith("transformers_modules")
+    torch.testing.assert_close(loaded.door.weight, model.door.weight)
+    assert AutoConfig.from_pretrained(repo_id, trust_remote_code=True, code_revision="main").rooms == 3
 
 
 if __name__ == "__main__":
