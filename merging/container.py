@@ -38,7 +38,8 @@ PATCH_HEADER_BYTES = 8 * 1024 * 1024
 """Longest header of a patch's file; real ones stay below 1 MiB."""
 MAX_TENSORS = 200_000
 
-_NAME = re.compile(r"[A-Za-z0-9_.\-/:@]{1,512}")
+_NAME = re.compile(r"[ -\[\]-~]{1,512}")
+"""Printable ASCII without the backslash: textual inversions name a tensor by its token, such as "<my cat>"."""
 _MAX_NUMBER = 2**63 - 1
 
 

@@ -106,5 +106,31 @@ def pipelines_and_loras(repo_id: str) -> None:
     assert api.model_info(f"{repo_id}-unet").library_name == "diffusers"
 
 
+def textual_inversions_and_variants(repo_id: str) -> None:
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from huggingface_hub import HfApi
+    from safetensors.torch import save_file
+
+    api = HfApi()
+    word_id = f"{repo_id}-cat"
+    with tempfile.TemporaryDirectory() as folder:
+        tiny_pipeline().save_pretrained(folder, variant="fp16")
+        api.create_repo(repo_id)
+        api.upload_folder(repo_id=repo_id, folder_path=folder)
+        save_file({"<my cat>": torch.ones(16)}, f"{folder}/learned_embeds.safetensors")
+        api.create_repo(word_id)
+        api.upload_file(
+            path_or_fileobj=f"{folder}/learned_embeds.safetensors",
+            path_in_repo="learned_embeds.safetensors",
+            repo_id=word_id,
+        )
+    assert api.model_info(repo_id).library_name == "diffusers"
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(repo_id, variant="fp16")
+    pipeline.load_textual_inversion(word_id)
+    [number] = pipeline.tokenizer.encode("<my cat>")
+    torch.testing.assert_close(pipeline.text_encoder.get_input_embeddings().weight[number], torch.ones(16))
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](*sys.argv[2:])

@@ -83,6 +83,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "empty name": (container({"": entry(0, 1)}, b"x"), "st.name"),
     "NUL in a name": (container({"a\0b": entry(0, 1)}, b"x"), "st.name"),
     "direction mark in a name": (container({"a‮b": entry(0, 1)}, b"x"), "st.name"),
+    "backslash in a name": (container({"a\\b": entry(0, 1)}, b"x"), "st.name"),
     "name of 4 kB": (container({"a" * 4096: entry(0, 1)}, b"x"), "st.name"),
 }
 
@@ -94,6 +95,11 @@ def test_a_broken_header_is_refused_by_rule(case: str) -> None:
         header_of(raw)
     assert caught.value.rule == rule
     assert "x.safetensors" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["<my cat>", "*", "lora_unet_down.alpha", "a" * 512, "[0] + {x} | 'y' \"z\""])
+def test_a_tensor_may_have_any_name_of_printable_ascii(name: str) -> None:
+    assert set(header_of(container({name: entry(0, 1)}, b"x")).tensors) == {name}
 
 
 def test_more_tensors_than_allowed_are_refused_before_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
