@@ -6,7 +6,7 @@ from typing import Any
 from sqlmodel import Session, col, select
 
 from adapterhub.hub.db.tables import AccessRequest, Account, Repository, now
-from adapterhub.hub.errors import AccessRequestNotFound, InvalidRequest
+from adapterhub.hub.errors import AccessRequestNotFound, InvalidRequest, Refused
 from adapterhub.hub.services import accounts, audit
 from adapterhub.hub.services.access import (
     Caller,
@@ -66,6 +66,15 @@ def requests(
         .order_by(col(AccessRequest.updated_at).desc(), col(AccessRequest.id))
     )
     return list(session.exec(rows.offset(skip).limit(limit)))
+
+
+def waiting(session: Session, caller: Caller, repo: Repository, limit: int) -> list[tuple[AccessRequest, Account]]:
+    """Up to `limit` pending requests, for those who may answer them; none for others, and where there is no gate."""
+    try:
+        require_requests(session, caller, repo, answer=True)
+        return requests(session, caller, repo, "pending", limit=limit)
+    except (Refused, InvalidRequest):
+        return []
 
 
 def answer(

@@ -1,9 +1,9 @@
-"""What a visitor does on the page of a repository: like it, ask for its files. Each form leads back to the page."""
+"""What a visitor does on the page of a repository: likes it, asks for its files, answers who asks. Each leads back."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse
 from sqlmodel import Session
 
@@ -41,6 +41,24 @@ async def ask_access(request: Request, owner: str, name: str, hub: HubDep, visit
         return gates.ask(session, caller, repo, fields)
 
     return await _done(request, hub, visitor, f"{owner}/{name}", ask)
+
+
+@router.post("/{owner}/{name}/answer-access")
+async def answer_access(
+    request: Request,
+    owner: str,
+    name: str,
+    hub: HubDep,
+    visitor: VisitorDep,
+    request_id: Annotated[str, Form()],
+    status: Annotated[Literal["accepted", "rejected"], Form()],
+) -> RedirectResponse:
+    """Let in, or refuse, one who asked for the files."""
+
+    def answer(session: Session, caller: Caller, repo: Repository) -> None:
+        gates.answer(session, caller, repo, status, request_id=request_id)
+
+    return await _done(request, hub, visitor, f"{owner}/{name}", answer)
 
 
 async def _done(

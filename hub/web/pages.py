@@ -17,8 +17,9 @@ from adapterhub import __version__
 from adapterhub.hub.api import threads
 from adapterhub.hub.api.deps import HubDep, PublicUrl
 from adapterhub.hub.context import Hub
+from adapterhub.hub.db.tables import AccessRequest, Account
 from adapterhub.hub.errors import InvalidToken, Refused
-from adapterhub.hub.services import cards, collections, describe, gates, layers, search
+from adapterhub.hub.services import cards, collections, describe, gates, layers, repos, search
 from adapterhub.hub.services.access import Caller, authenticate
 from adapterhub.hub.services.collections import Shown
 from adapterhub.hub.web import sessions
@@ -45,6 +46,9 @@ SORTS = (
 
 OWNED = 100
 """Repositories, and collections, that the page of an account lists."""
+
+WAITING = 50
+"""Requests for gated files that the page of a repository lists for its owner."""
 
 FITS = {
     "exact": "the same base, tensor by tensor",
@@ -229,10 +233,16 @@ def _repository(hub: Hub, caller: Caller, repo_id: str, revision: str | None) ->
         # S704: what cards.render gives is sanitised by an allow-list
         "card_html": Markup(cards.render(repo["card_text"], files_url)) if repo["card_text"] else None,  # noqa: S704
         "gate": gates.form(repo["card"]),
+        "waiting": _waiting(hub, caller, repo["id"]) if repo["gated"] else [],
         "heatmap": picture,
         "heatmap_title": title,
         "lineage": lineage(repo["id"], repo["lineage"]["parents"], repo["lineage"]["children"]),
     }
+
+
+def _waiting(hub: Hub, caller: Caller, repo_id: str) -> list[tuple[AccessRequest, Account]]:
+    with hub.db.read() as session:
+        return gates.waiting(session, caller, repos.find(session, caller, repo_id), WAITING)
 
 
 def _picture(hub: Hub, caller: Caller, repo: Mapping[str, Any]) -> tuple[str, Heatmap | None]:

@@ -1,5 +1,6 @@
 """What a visitor does on pages: liking, asking for gated files; and the pages of collections."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -97,6 +98,26 @@ def test_a_gated_page_asks_what_its_card_says_and_tells_what_became_of_it(
     assert "The files are gated" not in site.get("/ann/gated").text
     assert site.get("/ann/gated/resolve/main/README.md").status_code == 401
     assert site.post("/ann/code/ask-access").status_code == 400
+
+
+def test_the_owner_sees_who_waits_and_lets_them_in_on_the_page(
+    hub: Hub, visitor: Callable[[str], TestClient], app: FastAPI
+) -> None:
+    asker = visitor("asker")
+    asker.post("/ann/gated/ask-access", data={"Company": "<b>B"})
+    assert "Waiting for your answer" not in asker.get("/ann/gated").text
+    owner = TestClient(app, base_url="http://127.0.0.1:8000", headers={"Accept": "text/html"})
+    owner.post("/login", data={"token": TOKEN})
+    page = owner.get("/ann/gated").text
+    assert "Waiting for your answer" in page
+    assert "Company: &lt;b&gt;B" in page
+    found = re.search(r'name="request_id" value="(\w+)"', page)
+    assert found is not None
+    answer = {"request_id": found[1], "status": "accepted"}
+    assert asker.post("/ann/gated/answer-access", data=answer).status_code == 403
+    assert "Waiting for your answer" not in owner.post("/ann/gated/answer-access", data=answer).text
+    assert "The files are gated" not in asker.get("/ann/gated").text
+    owner.close()
 
 
 def test_a_gated_page_sends_the_anonymous_to_sign_in(hub: Hub, site: TestClient) -> None:
