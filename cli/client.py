@@ -99,10 +99,10 @@ class Client:
     def events(self, method: str, path: str, body: Any = None, last_id: str = "") -> Iterator[Event]:
         """The server-sent events of an answer, as they arrive."""
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
-        with self._http() as http, http.stream(method, path, json=body, headers=headers) as response:
+        with self.http() as http, http.stream(method, path, json=body, headers=headers) as response:
             if response.is_error:
                 response.read()
-                raise self._refusal(response)
+                raise self.refusal(response)
             yield from _parse_events(response.iter_lines())
 
     def watch(self, job_id: str) -> Iterator[dict[str, Any]]:
@@ -131,7 +131,7 @@ class Client:
         try:
             yield HfApi(endpoint=self.endpoint, token=self.token or False)
         except HfHubHTTPError as error:
-            raise self._refusal(error.response) from error
+            raise self.refusal(error.response) from error
         except HFValidationError as error:
             raise Declined(str(error)) from error
         except (LocalEntryNotFoundError, httpx.TransportError, ConnectionError) as error:
@@ -168,14 +168,15 @@ class Client:
             return Path(api.snapshot_download(repo_id, revision=revision, local_dir=folder))
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        with self._http() as http:
+        with self.http() as http:
             response = http.request(method, path, json=body)
             if response.is_error:
-                raise self._refusal(response)
+                raise self.refusal(response)
             return response.json() if response.content else None
 
     @contextmanager
-    def _http(self) -> Iterator[httpx.Client]:
+    def http(self) -> Iterator[httpx.Client]:
+        """One connection for as many requests as wanted; what goes wrong with it becomes an error of ours."""
         import httpx
 
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
@@ -193,7 +194,7 @@ class Client:
         except json.JSONDecodeError as error:
             raise CliError(f"{self.endpoint}: answers with something that is no JSON; is it an adapterhub?") from error
 
-    def _refusal(self, response: Any) -> CliError:
+    def refusal(self, response: Any) -> CliError:
         """The error in the server's own words. response: of httpx, or of what huggingface_hub uses in its place."""
         sentence = _sentence(response)
         if response.status_code == 401 and "log in" not in sentence:

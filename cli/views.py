@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from adapterhub.cli.output import show_fields, show_heading, show_table, show_text
+from adapterhub.cli.output import say, show_fields, show_heading, show_table, show_text
 from adapterhub.hub.web.wording import ago, bytes_short, count_short, plain
 
 Json = Mapping[str, Any]
@@ -191,6 +191,27 @@ def show_port(result: Json) -> None:
         show_heading("drift by layer")
         columns = ("layer", "sites", "drift", "drift/patch", "overlap above chance")
         show_table(columns, _drift_rows(report["sites"]), numeric=columns[1:])
+
+
+def show_import(outcome: Json) -> None:
+    """Print what became of one item of an import."""
+    if outcome["state"] == "skipped":
+        say(f"skipped {outcome['source']}: {plain(outcome['problems'])}")
+        return
+    counts = f"{outcome['commits']} commits" if outcome["commits"] != 1 else "1 commit"
+    parts = [
+        f"{outcome['state']} {outcome['kind']}".strip(),
+        f"{counts} on {plain(outcome['branches'])}" if outcome["branches"] else "",
+        f"tags {plain(outcome['tags'])}" if outcome["tags"] else "",
+    ]
+    if outcome["state"] != "planned":
+        parts += [f"{bytes_short(outcome['sent_bytes'])} sent", f"{bytes_short(outcome['kept_bytes'])} there already"]
+    say(f"{outcome['repo'] or outcome['source']}: {', '.join(filter(None, parts))}", to_stdout=True)
+    for name in ("problem", "warning"):
+        for text in outcome[name + "s"]:
+            say(f"  {name}: {text}")
+    for one in outcome["skipped"]:
+        say(f"  left out {one['what']}: {one['reason']}")
 
 
 def _show_lineage(lineage: Json) -> None:

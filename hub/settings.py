@@ -9,7 +9,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _PREFIX = "ADAPTERHUB_"
 
-CLIENT_VARIABLES = frozenset({"ADAPTERHUB_ENDPOINT", "ADAPTERHUB_TOKEN", "ADAPTERHUB_DEBUG"})
+CLIENT_VARIABLES = frozenset(
+    {"ADAPTERHUB_ENDPOINT", "ADAPTERHUB_TOKEN", "ADAPTERHUB_UPSTREAM_TOKEN", "ADAPTERHUB_DEBUG"}
+)
 """Variables of the command line client, which the service does not read and does not refuse."""
 
 
