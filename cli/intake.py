@@ -194,11 +194,10 @@ class _Intake:
                 draft.delete(path)
             for batch in _batches(changed):
                 contents = [self._content(commit, file) for file in batch]
-                after |= {
-                    content.path: frozenset({content.digest}) | _told(file)
-                    for content, file in zip(contents, batch, strict=True)
-                }
-                self._send(branch, contents, draft)
+                after |= {content.path: content.names for content in contents}
+                fresh = [content for content in contents if not content.names & before.get(content.path, Names())]
+                self.outcome.kept_bytes += sum(c.size_bytes for c in contents) - sum(c.size_bytes for c in fresh)
+                self._send(branch, fresh, draft)
             if draft.is_empty:
                 return parent, after
             head = self.target.commit(branch, draft, _message(commit, self.item.origin), parent)
@@ -219,11 +218,11 @@ class _Intake:
             if digest is None:
                 digest, oid = file_names(read(), file.size_bytes)
             _check(file, digest, oid)
-            return Content(file.path, file.size_bytes, digest, sample, read)
+            return Content(file.path, file.size_bytes, digest, sample, read, oid=oid)
         whole = b"".join(read())
         digest, oid = file_names(iter((whole,)), len(whole))
         _check(file, digest, oid)
-        return Content(file.path, len(whole), digest, whole[:SAMPLE_BYTES], lambda: iter((whole,)))
+        return Content(file.path, len(whole), digest, whole[:SAMPLE_BYTES], lambda: iter((whole,)), oid=oid)
 
     def _send(self, branch: str, contents: Sequence[Content], draft: Draft) -> None:
         """Send the large ones of some files, and put all of them into the commit."""

@@ -41,6 +41,12 @@ class Content:
     read: Callable[[], Iterator[bytes]]
     is_large: bool | None = None
     """Whether git is to hold a pointer; None leaves it to the server."""
+    oid: str | None = None
+
+    @property
+    def names(self) -> Names:
+        """All names of the content that are known."""
+        return frozenset(filter(None, (self.digest, self.oid)))
 
 
 @dataclass(frozen=True)

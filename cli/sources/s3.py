@@ -82,7 +82,7 @@ def _connect() -> S3Client:
     from botocore.config import Config
 
     config = Config(signature_version="s3v4", retries={"mode": "standard", "total_max_attempts": 5})
-    client: S3Client = boto3.client("s3", config=config)
+    client: S3Client = boto3.session.Session().client("s3", config=config)
     return client
 
 
