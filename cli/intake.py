@@ -32,6 +32,9 @@ AUTHOR, DATE = "Imported-Author: ", "Imported-Date: "
 ATTRIBUTES = ".gitattributes"
 """The file of a repository's first commit; it stays where a source has none, as git-lfs goes by it."""
 
+DEFAULT_BRANCH = "main"
+"""The one branch that cannot be removed."""
+
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 WHOLE_BYTES = 1 << 20
 """Largest file that is kept in memory between hashing and sending."""
@@ -133,6 +136,8 @@ class _Intake:
 
     def _branch(self, name: str, commits: Sequence[SourceCommit], history: list[CommitSeen] | None) -> None:
         """Bring a branch up to its last commit; known afterwards holds each of them."""
+        if history is not None and commits[-1].key in self.known and name != DEFAULT_BRANCH:
+            history = self._moved(name, self.known[commits[-1].key], history)
         here = self.known if history is None else self._keys(history)
         done = max((at for at, commit in enumerate(commits) if commit.key in here), default=-1)
         start = here[commits[done].key] if done >= 0 else self.root
@@ -141,19 +146,29 @@ class _Intake:
             self.outcome.state = "imported"
         head = start if history is None else history[0].oid
         left = commits[done + 1 :]
-        if left and history is not None and head != self.root and not _trailer(history[0].message, self.item.origin):
+        if left and history is not None and not self._is_ours(history[0]):
             raise CliError(f"{self.target.repo_id}: {name} has commits of its own; import into another namespace")
-        if not left and head != start and name != "main":
-            # the source's branch went back; the commits that it left stay reachable by their ids
-            self.target.delete_branch(name)
-            self.target.create_branch(name, start)
-            self.outcome.state, head = "imported", start
+        at = self.root
         for commit in commits[: done + 1]:
-            start = self.known[commit.key] = here.get(commit.key, start)
+            at = self.known[commit.key] = here.get(commit.key, at)
         before = self._present(commits[done] if done >= 0 and head == start else None, head) if left else {}
         for commit in left:
             head, before = self._commit(name, commit, head, before)
             self.known[commit.key] = head
+
+    def _moved(self, name: str, target: str, history: list[CommitSeen]) -> list[CommitSeen] | None:
+        """The branch's history; None once it was removed to be made again where its source has it.
+
+        The commits that it leaves stay reachable by their ids.
+        """
+        if history[0].oid == target or not self._is_ours(history[0]):
+            return history
+        self.target.delete_branch(name)
+        return None
+
+    def _is_ours(self, head: CommitSeen) -> bool:
+        """Whether a branch with that head holds nothing that was not imported from here."""
+        return head.oid == self.root or _trailer(head.message, self.item.origin) is not None
 
     def _tag(self, ref: SourceRef, present: str | None, histories: Mapping[str, list[CommitSeen]]) -> None:
         wanted = ref.commits[-1].key

@@ -79,7 +79,7 @@ class Wishes:
     upstream: str = "https://huggingface.co"
     upstream_token: str | None = None
     name_from: str = "path"
-    allow_file_uris: bool = False
+    follow_uris: bool = False
 
 
 class Source(Protocol):

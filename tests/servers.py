@@ -7,6 +7,7 @@ they fail instead, so that the gate cannot pass by leaving them out.
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import boto3
+import httpx
 import psycopg
 import pytest
 from botocore.config import Config
@@ -184,6 +186,39 @@ def _answers_s3(bucket: S3Bucket) -> bool:
     except (BotoCoreError, ClientError):
         return False
     return True
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[str | None]:
+    """URL of an MLflow server that keeps everything in `folder`, or None where MLflow is not installed.
+
+    It has an environment of its own, `.venv-mlflow` or that of `AHTEST_MLFLOW`: beside it in one environment,
+    transformers would report every training to it.
+    """
+    root = Path(__file__).parents[1]
+    program = Path(os.environ.get("AHTEST_MLFLOW") or root / ".venv-mlflow" / "bin" / "mlflow")
+    if not program.exists():
+        yield None
+        return
+    [port] = free_ports(1)
+    stores = [f"--backend-store-uri=sqlite:///{folder}/mlflow.db", f"--artifacts-destination={folder}/artifacts"]
+    command = [str(program), "server", "--host=127.0.0.1", f"--port={port}", "--workers=1", *stores]
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, env=inherited, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+    try:
+        wait_until(lambda: _answers(f"http://127.0.0.1:{port}/health"), server, folder / "log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url).is_success
+    except httpx.TransportError:
+        return False
 
 
 def wait_until(ready: Callable[[], bool], server: "subprocess.Popen[bytes]", log: Path) -> None:

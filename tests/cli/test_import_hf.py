@@ -67,7 +67,8 @@ def with_history(api: HfApi, repo_id: str, *, large: bytes = b"\0" * 3 * MIB) ->
     api.create_tag(repo_id, tag="v1", revision=first.oid)
     api.create_branch(repo_id, branch="feat/x", revision=second.oid)
     api.upload_file(path_or_fileobj=b"x", path_in_repo="x.txt", repo_id=repo_id, revision="feat/x")
-    api.create_commit(repo_id, [CommitOperationDelete("deep/ä.txt")], commit_message="third")
+    last = CommitOperationAdd("last.txt", b"last")
+    api.create_commit(repo_id, [CommitOperationDelete("deep/ä.txt"), last], commit_message="third")
 
 
 def same_everywhere(left: HfApi, left_id: str, right: HfApi, right_id: str) -> None:
