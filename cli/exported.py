@@ -21,7 +21,9 @@ from adapterhub.cli.source import PIECE_BYTES, Item, Skipped, SourceCommit, Sour
 from adapterhub.merging.folders import is_inside
 
 MANIFEST = "adapterhub-export.json"
+README = "README.md"
 REVISIONS = ".revisions"
+DEFAULT_BRANCH = "main"
 FORMAT, VERSION = "adapterhub-export", 1
 
 
@@ -80,7 +82,23 @@ def folder_of(repo_id: str, ref: str, *, is_tag: bool, is_default: bool) -> str:
 def write_list(dest: Path, hub: str, repositories: Sequence[ExportedRepository]) -> None:
     """Write the list of an export, whole or not at all."""
     told = {"format": FORMAT, "version": VERSION, "hub": hub, "repositories": [asdict(one) for one in repositories]}
+    replace_file(dest / README, GUIDE.encode())
     replace_file(dest / MANIFEST, json.dumps(told, indent=1, ensure_ascii=False).encode())
+
+
+GUIDE = """# An export of adapterhub
+
+Every repository is a folder `NAMESPACE/NAME` with the files of its branch `main`, as they were: point any loader at it.
+Other branches and tags lie below it, in `.revisions/heads/NAME` and `.revisions/tags/NAME` (a "/" in a name is written
+`%2F`). A file that is the same there as on `main` may be a hard link to it: copy it before you change it.
+
+`adapterhub-export.json` lists the repositories: who could see them, what they were made from, each branch and tag with
+its commit and the history that leads to it, and each file with its size and SHA-256.
+
+Check that nothing was lost with `adapterhub export --check THIS_FOLDER`, or with any tool that computes SHA-256.
+Take it into a hub again with `adapterhub import folder THIS_FOLDER`.
+"""
+"""What lies beside the list, for a person who finds the folder."""
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -48,6 +49,21 @@ def wait(client: Client, job: dict[str, Any], title: str) -> dict[str, Any]:
         say(f"job {job['id']} goes on; watch it with `adapterhub job watch {job['id']}`")
         raise
     return outcome(job)
+
+
+def bytes_shown(waiting: Waiting) -> Callable[[str, int], None]:
+    """Shows how many bytes were dealt with, and of which file the last were."""
+    from adapterhub.hub.web.wording import bytes_short
+
+    done = 0
+
+    def show(path: str, size_bytes: int) -> None:
+        nonlocal done
+        done += size_bytes
+        told = f"{bytes_short(done)}, {path}"
+        waiting.update({"state": "running", "progress": {"done": done, "total": 0, "message": told}})
+
+    return show
 
 
 def settings(given: dict[str, Any]) -> Settings:

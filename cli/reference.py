@@ -40,6 +40,7 @@ those of the REST API, which the server explains at `/docs`:
 | `recipe explain`, `recipe parse` | as `POST /api/recipes/explain`, `POST /api/recipes/parse` |
 | `recipe show` | as `GET /api/recipes/{digest}` |
 | `import` | each item: `source`, `repo`, `kind`, `state`, `commits`, `sent_bytes`, `problems`, `warnings`, ... |
+| `export` | each repository: `repo`, `state`, `refs`, `files`, `received_bytes`, `kept_bytes`, `problems` |
 | `whoami` | `GET /api/whoami-v2` |
 | `token create`, `token list` | as `POST /api/tokens`; an item of `GET /api/tokens` |
 | `org create`, `org list`, `org member list` | as `POST /api/organisations`; items of its `GET` and of its `members` |

@@ -214,6 +214,19 @@ def show_import(outcome: Json) -> None:
         say(f"  left out {one['what']}: {one['reason']}")
 
 
+def show_export(saved: Json) -> None:
+    """Print what became of one repository of an export, or how it was found."""
+    received = saved["received_bytes"]
+    parts = [
+        f"{saved['state']}: {saved['files']} files of {plain(saved['refs'])}",
+        f"{bytes_short(received)} received" if received else "",
+        f"{bytes_short(saved['kept_bytes'])} there already" if saved["state"] == "exported" else "",
+    ]
+    say(f"{saved['repo']}: {', '.join(filter(None, parts))}", to_stdout=True)
+    for text in saved["problems"]:
+        say(f"  problem: {text}")
+
+
 def _show_lineage(lineage: Json) -> None:
     parents = [(p.get("relation"), p.get("repository") or p.get("name"), _short(p)) for p in lineage["parents"]]
     children = [("parent of", c.get("repository") or c.get("name"), c.get("relation")) for c in lineage["children"]]

@@ -10,7 +10,7 @@ import typer
 
 from adapterhub.cli import views
 from adapterhub.cli.errors import REFUSED, Missing, Misused
-from adapterhub.cli.options import AsJson, connect, examples
+from adapterhub.cli.options import AsJson, bytes_shown, connect, examples
 from adapterhub.cli.output import Waiting, show_json
 from adapterhub.errors import AdapterHubError
 
@@ -54,8 +54,11 @@ def import_(
     name_from: Annotated[
         str, typer.Option(help="With folder and s3: name by path, or by the name in the card.")
     ] = "path",
-    allow_file_uris: Annotated[
-        bool, typer.Option("--allow-file-uris", help="With mlflow: read artifacts at file: addresses of this machine.")
+    follow_uris: Annotated[
+        bool,
+        typer.Option(
+            "--follow-uris", help="With mlflow: read s3: and file: addresses that it names, with your rights."
+        ),
     ] = False,
     private: Annotated[bool, typer.Option("--private", help="Hide what is made, also what its source shows.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
@@ -66,7 +69,7 @@ def import_(
     from adapterhub.cli.sources import open_source
 
     client = connect(ctx)
-    opened = open_source(_place(source, path), Wishes(upstream, upstream_token, name_from, allow_file_uris))
+    opened = open_source(_place(source, path), Wishes(upstream, upstream_token, name_from, follow_uris))
     namespace = _namespace(client, to)
     states = []
     taken: set[str] = set()
@@ -137,21 +140,7 @@ def _import_one(
             intake.plan(source, item, outcome)
             return
         with Waiting(f"import {item.origin}") as waiting:
-            intake.bring(client, source, item, outcome, _shown(waiting))
+            intake.bring(client, source, item, outcome, bytes_shown(waiting))
     except AdapterHubError as error:
         outcome.state = "failed"
         outcome.problems.append(str(error))
-
-
-def _shown(waiting: Waiting) -> Callable[[str, int], None]:
-    from adapterhub.hub.web.wording import bytes_short
-
-    done = 0
-
-    def show(path: str, size_bytes: int) -> None:
-        nonlocal done
-        done += size_bytes
-        told = f"{bytes_short(done)} sent, {path}"
-        waiting.update({"state": "running", "progress": {"done": done, "total": 0, "message": told}})
-
-    return show
