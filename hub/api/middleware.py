@@ -24,6 +24,9 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9=;:._-]{8,128}")
 PLAIN_BODY_BYTES = 16 << 20
 """Largest body of a request whose route reads it whole."""
 
+_GIT = re.compile(r"/[^/]+/[^/]+/git-upload-pack")
+"""Where a body may be gzip: git packs its longer requests, and the route unpacks them up to a limit of its own."""
+
 _STREAMED = re.compile(r"/api/models/[^/]+/[^/]+/commit/|/xet/|/uploads/|/api/patches/")
 """Paths whose routes read their bodies piece by piece and set limits of their own."""
 
@@ -113,7 +116,8 @@ class RequestGuard:
         except AdapterHubError as error:
             await domain_response(scope["path"], error)(scope, receive, send)
             return
-        if headers.get("content-encoding", "identity").lower() != "identity":
+        encoding = headers.get("content-encoding", "identity").lower()
+        if encoding != "identity" and not (encoding in ("gzip", "x-gzip") and _GIT.fullmatch(scope["path"])):
             text = "bodies are accepted as they are, without Content-Encoding"
             await error_response(scope["path"], 415, "UnsupportedEncoding", text)(scope, receive, send)
             return

@@ -28,14 +28,26 @@ def pointer_text(digest: str, size_bytes: int) -> bytes:
 
 def tree_oid(entries: Iterable[tuple[str, str, str]]) -> str:
     """The id of a folder. entries: (mode, name, oid) in any order; git sorts folders as if their name ended in "/"."""
+    return object_oid("tree", tree_content(entries))
+
+
+def tree_content(entries: Iterable[tuple[str, str, str]]) -> bytes:
+    """What git stores for a folder. entries: as `tree_oid` takes them."""
     ordered = sorted(entries, key=lambda e: e[1].encode() + (b"/" if e[0] == FOLDER_MODE else b""))
-    return object_oid("tree", b"".join(f"{m} {n}\0".encode() + bytes.fromhex(oid) for m, n, oid in ordered))
+    return b"".join(f"{m} {n}\0".encode() + bytes.fromhex(oid) for m, n, oid in ordered)
 
 
 def commit_oid(
     tree: str, parents: Sequence[str], author_name: str, author_email: str, committed_at: datetime, message: str
 ) -> str:
     """The id of a commit whose author is its committer. committed_at: with zone; whole seconds count, shown as UTC."""
+    return object_oid("commit", commit_content(tree, parents, author_name, author_email, committed_at, message))
+
+
+def commit_content(
+    tree: str, parents: Sequence[str], author_name: str, author_email: str, committed_at: datetime, message: str
+) -> bytes:
+    """What git stores for a commit; the arguments as `commit_oid` takes them."""
     who = f"{author_name} <{author_email}> {int(committed_at.timestamp())} +0000"
     lines = [f"tree {tree}", *(f"parent {p}" for p in parents), f"author {who}", f"committer {who}", "", message]
-    return object_oid("commit", "\n".join(lines).encode())
+    return "\n".join(lines).encode()

@@ -33,7 +33,6 @@ def api(server: Server) -> HfApi:
 def here(command: Command, server: Server, monkeypatch: pytest.MonkeyPatch) -> Command:
     monkeypatch.setenv("ADAPTERHUB_ENDPOINT", server.url)
     monkeypatch.setenv("ADAPTERHUB_TOKEN", server.token)
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     return command
 
 

@@ -41,7 +41,6 @@ def here(command: Command, server: Server, upstream: Server, monkeypatch: pytest
     """`adapterhub import ... --upstream UPSTREAM`, told the one hub's token and not the other's."""
     monkeypatch.setenv("ADAPTERHUB_ENDPOINT", server.url)
     monkeypatch.setenv("ADAPTERHUB_TOKEN", server.token)
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     return lambda *arguments: command("import", *arguments, "--upstream", upstream.url)
 
 

@@ -7,7 +7,9 @@ from adapterhub.hub.api.hf import (
     collections,
     commits,
     gates,
+    git,
     lfs,
+    lfs_downloads,
     likes,
     lists,
     overviews,
@@ -20,5 +22,22 @@ from adapterhub.hub.api.hf import (
 )
 
 router = APIRouter(include_in_schema=False)
-for _part in (users, overviews, likes, gates, collections, cards, lists, repos, refs, tree, commits, lfs, xet, resolve):
+for _part in (
+    users,
+    overviews,
+    likes,
+    gates,
+    collections,
+    cards,
+    lists,
+    repos,
+    refs,
+    tree,
+    commits,
+    git,
+    lfs,
+    lfs_downloads,
+    xet,
+    resolve,
+):
     router.include_router(_part.router)

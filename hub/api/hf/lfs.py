@@ -1,6 +1,6 @@
 """Git-LFS uploads, transfer "basic": ask, send the bytes to a signed link, have them verified.
 
-Source: huggingface_hub/lfs.py and git-lfs docs/api/batch.md. Differs: downloads go through /resolve only.
+Source: huggingface_hub/lfs.py and git-lfs docs/api/batch.md. Downloads are in `lfs_downloads`.
 """
 
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from adapterhub.hub.api import threads
 from adapterhub.hub.api.bodies import pour
 from adapterhub.hub.api.deps import CallerDep, HubDep, PublicUrl
 from adapterhub.hub.api.errors import status_of
+from adapterhub.hub.api.hf import lfs_downloads
 from adapterhub.hub.api.hf.addressing import RepoId, find, read
 from adapterhub.hub.api.raw import RawRoute
 from adapterhub.hub.errors import Invalid, InvalidRequest, TooLarge
@@ -46,8 +47,11 @@ class Batch(BaseModel):
 @router.post("/{namespace}/{name}.git/info/lfs/objects/batch")
 async def batch(hub: HubDep, caller: CallerDep, public_url: PublicUrl, repo_id: RepoId, wanted: Batch) -> Response:
     """For each file a link to PUT it to; none for those that the repository has, and a reason for those refused."""
-    if wanted.operation != "upload" or wanted.hash_algo != "sha256":
-        raise InvalidRequest("only uploads named by sha256 go through LFS here; download from /resolve")
+    if wanted.hash_algo != "sha256":
+        raise InvalidRequest(f"hash_algo {wanted.hash_algo!r}: files are named by sha256 here")
+    if wanted.operation == "download":
+        named = [(file.oid, file.size) for file in wanted.objects]
+        return await lfs_downloads.batch(hub, caller, public_url, repo_id, named)
 
     def work(session: Session) -> list[dict[str, Any]]:
         repo = find(session, caller, repo_id)
