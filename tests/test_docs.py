@@ -2,13 +2,18 @@
 
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import typer
 
+from adapterhub.cli.main import build
+from adapterhub.cli.sources import kinds
 from adapterhub.hub.settings import Settings
 from adapterhub.merging import methods, patches, terms, transfer
 from adapterhub.merging.folders import LocalFolder
@@ -77,3 +82,19 @@ def test_the_tree_in_the_architecture_is_the_tree() -> None:
             assert (ROOT / folder).is_dir(), folder
         for word in entry.split() if entry.startswith(" ") else ():
             assert (ROOT / folder / word).exists(), f"{folder}{word}"
+
+
+def test_every_command_in_the_page_on_moving_is_one() -> None:
+    command: Any = typer.main.get_command(build())
+    lines = re.findall(r"^adapterhub (.+?)(?: +#.*)?$", (DOCS / "moving.md").read_text(), re.M)
+    assert len(lines) > 10
+    for line in lines:
+        name, *arguments = shlex.split(line)
+        command.commands[name].make_context(name, arguments, resilient_parsing=False)
+
+
+def test_every_kind_of_source_is_told_in_the_page_on_moving() -> None:
+    text = (DOCS / "moving.md").read_text()
+    assert [
+        one.name for one in kinds().values() if not re.search(rf"adapterhub import [\"]?{one.name}[: ]", text)
+    ] == []
