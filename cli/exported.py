@@ -174,5 +174,8 @@ class ExportedSource:
         except OSError as error:
             raise SourceFailed(f"{path}: cannot be read: {error.strerror}") from error
 
+    def close(self) -> None:
+        """Nothing is open between two reads."""
+
     def _ref(self, item: Item, commit: SourceCommit) -> ExportedRef:
         return next(ref for ref in self._repositories[item.origin].refs if ref.commit == commit.key)

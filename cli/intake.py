@@ -67,7 +67,7 @@ class Outcome:
 
 def plan(source: Source, item: Item, outcome: Outcome) -> None:
     """Say what bringing the item would do; nothing is written, and of files only what recognises them is read."""
-    refs = source.refs(item)
+    refs = _refs(source, item)
     outcome.commits = len({commit.key for ref in refs for commit in ref.commits})
     for ref in refs:
         (outcome.tags if ref.is_tag else outcome.branches).append(ref.name)
@@ -97,7 +97,7 @@ def bring(client: Client, source: Source, item: Item, outcome: Outcome, seen: Se
 
     Raises CliError where that broke off; what arrived until then stays, and the next run goes on from there.
     """
-    refs = source.refs(item)
+    refs = _refs(source, item)
     look(source, item, refs[0].commits[-1], outcome)
     with client.http() as http:
         _Intake(Target(client, http, outcome.repo), source, item, outcome, seen).run(refs)
@@ -115,6 +115,7 @@ class _Intake:
     def run(self, refs: Sequence[SourceRef]) -> None:
         if not self.target.exists():
             self.target.create(is_private=self.item.is_private, gated=self.item.gated)
+        self.outcome.repo = self.target.repo_id
         self.branches, tags = self.target.refs()
         histories = {name: self.target.history(name) for name in self.branches}
         for history in histories.values():
@@ -257,6 +258,14 @@ class _Intake:
                 self.outcome.sent_bytes += content.size_bytes
             else:
                 self.outcome.kept_bytes += content.size_bytes
+
+
+def _refs(source: Source, item: Item) -> Sequence[SourceRef]:
+    """The item's refs. Raises SourceFailed where there is nothing to bring."""
+    refs = [ref for ref in source.refs(item) if ref.commits]
+    if not refs:
+        raise SourceFailed(f"{item.origin}: has no commit on any branch")
+    return refs
 
 
 def _told(file: SourceFile) -> Names:

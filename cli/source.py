@@ -99,6 +99,9 @@ class Source(Protocol):
     ) -> Iterator[bytes]:
         """Bytes [start, end) of a file in pieces; end None means its end."""
 
+    def close(self) -> None:
+        """Give back connections; the source is not asked afterwards."""
+
 
 @dataclass(frozen=True)
 class SourceKind:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +31,11 @@ from adapterhub.cli.source import PIECE_BYTES, file_names
 from adapterhub.merging.folders import is_inside
 
 if TYPE_CHECKING:
+    import httpx
     from huggingface_hub import HfApi, RepoFile
+
+PARTIAL = ".adapterhub-partial"
+"""The one file that is on its way; a run that was killed leaves at most this, and the next one replaces it."""
 
 Seen = Callable[[str, int], None]
 
@@ -57,7 +59,7 @@ def save(client: Client, repo_id: str, dest: Path, saved: Saved, seen: Seen) -> 
     Raises CliError and OSError where that broke off; the files that are there by then are sound.
     """
     view = client.get(repo_path(repo_id))
-    with client.files() as api:
+    with client.files() as api, client.http() as http:
         info = api.model_info(repo_id)
         told = api.list_repo_refs(repo_id)
         named = [(ref.name, ref.target_commit, False) for ref in told.branches]
@@ -70,7 +72,7 @@ def save(client: Client, repo_id: str, dest: Path, saved: Saved, seen: Seen) -> 
             folder = folder_of(repo_id, name, is_tag=is_tag, is_default=not is_tag and name == DEFAULT_BRANCH)
             history = _history(api, repo_id, oid)
             commits |= {commit.id: commit for commit in history}
-            writer = _Writer(client, repo_id, oid, dest, saved, seen)
+            writer = _Writer(client, http, repo_id, oid, dest, saved, seen)
             files = [writer.write(folder, file) for file in _files(api, repo_id, oid)]
             refs.append(ExportedRef(name, is_tag, oid, folder, [commit.id for commit in history], files))
     is_private, gated = bool(info.private), info.gated or None
@@ -106,8 +108,10 @@ def check(dest: Path, seen: Seen) -> Iterator[Saved]:
 class _Writer:
     """Writes the files of one ref."""
 
-    def __init__(self, client: Client, repo_id: str, commit: str, dest: Path, saved: Saved, seen: Seen) -> None:
-        self.client, self.repo_id, self.commit = client, repo_id, commit
+    def __init__(
+        self, client: Client, http: httpx.Client, repo_id: str, commit: str, dest: Path, saved: Saved, seen: Seen
+    ) -> None:
+        self.client, self.http, self.repo_id, self.commit = client, http, repo_id, commit
         self.dest, self.saved, self.seen = dest.resolve(), saved, seen
 
     def write(self, folder: str, file: RepoFile) -> ExportedFile:
@@ -146,24 +150,18 @@ class _Writer:
     def _fetch(self, path: Path, file: RepoFile) -> str:
         """The digest of a file that was received whole and put in its place."""
         url = f"/{quote(self.repo_id)}/resolve/{self.commit}/{quote(file.path)}"
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".adapterhub-", delete=False) as part:
-            try:
-                with self.client.http() as http, http.stream("GET", url) as response:
-                    if response.is_error:
-                        response.read()
-                        raise self.client.refusal(response)
-                    for piece in response.iter_bytes(PIECE_BYTES):
-                        part.write(piece)
-                part.flush()
-                digest = _digest_of(Path(part.name), file)
-                if digest is None:
-                    raise CliError(f"{self.repo_id}/{file.path}: other bytes arrived than were announced; run it again")
-                Path(part.name).chmod(0o644)
-                Path(part.name).replace(path)
-            except BaseException:
-                with suppress(FileNotFoundError):
-                    Path(part.name).unlink()
-                raise
+        part = self.dest / PARTIAL
+        part.unlink(missing_ok=True)
+        with self.http.stream("GET", url) as response, part.open("xb") as opened:
+            if response.is_error:
+                response.read()
+                raise self.client.refusal(response)
+            for piece in response.iter_bytes(PIECE_BYTES):
+                opened.write(piece)
+        digest = _digest_of(part, file)
+        if digest is None:
+            raise CliError(f"{self.repo_id}/{file.path}: other bytes arrived than were announced; run it again")
+        part.replace(path)
         return digest
 
 

@@ -62,14 +62,15 @@ class Target:
 
     def __init__(self, client: Client, http: httpx.Client, repo_id: str) -> None:
         self.client = client
-        self.repo_id = repo_id
         self._http = http
-        self._own = repo_path(repo_id)
-        self._api = f"/api/models/{quote(repo_id)}"
+        self._name(repo_id)
 
     def exists(self) -> bool:
-        """Whether there is such a repository that the token may see."""
-        return self._http.get(self._api).is_success
+        """Whether there is such a repository that the token may see; one that was renamed is found by its old name."""
+        response = self._http.get(self._api)
+        if response.is_success:
+            self._name(str(response.json()["id"]))
+        return response.is_success
 
     def create(self, *, is_private: bool, gated: str | None) -> None:
         """Make the repository, closed from its first moment where it is to be closed."""
@@ -138,6 +139,11 @@ class Target:
         body = draft.body(header)
         told = self._ask("POST", f"{self._api}/commit/{quote(branch, safe='')}", content=body)
         return str(told["commitOid"])
+
+    def _name(self, repo_id: str) -> None:
+        self.repo_id = repo_id
+        self._own = repo_path(repo_id)
+        self._api = f"/api/models/{quote(repo_id)}"
 
     def _put(self, content: Content, action: Mapping[str, Any], seen: Callable[[str, int], None]) -> None:
         import httpx

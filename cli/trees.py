@@ -107,6 +107,9 @@ class TreeSource:
     ) -> Iterator[bytes]:
         return self._tree.read(self._leaves[item.origin][file.path].path, start, end)
 
+    def close(self) -> None:
+        """Nothing is open between two reads."""
+
     def _roots(self, leaves: Sequence[Leaf]) -> tuple[list[str], list[Skipped]]:
         """The outermost folders that hold something recognised, to which what lies deeper belongs; and broken ones."""
         everything = Item(self._tree.name, self._tree.label)

@@ -60,6 +60,9 @@ class Settings(BaseSettings):
         default=1 << 20, ge=1024, description="Largest file that a commit may carry inside its own body."
     )
     file_max_bytes: int = Field(default=1 << 40, ge=1, description="Largest file accepted, in bytes.")
+    git_max_bytes: int = Field(
+        default=8 << 30, ge=1 << 20, description="Largest pack that one `git clone` or fetch is sent, in bytes."
+    )
     commit_max_bytes: int = Field(default=512 << 20, ge=1 << 20, description="Largest commit request body, in bytes.")
     commit_max_files: int = Field(default=25_000, ge=1, description="Most operations in one commit.")
     xet_retention_days: int = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,15 +74,16 @@ def import_(
     namespace = _namespace(client, to)
     states = []
     taken: set[str] = set()
-    for found in opened.items():
-        outcome = _outcome(found, namespace)
-        if outcome.state == "planned":
-            _import_one(client, opened, found, outcome, taken, is_private=private, is_dry=dry_run)
-        states.append(outcome.state)
-        if as_json:
-            show_json(asdict(outcome))
-        else:
-            views.show_import(asdict(outcome))
+    with closing(opened):
+        for found in opened.items():
+            outcome = _outcome(found, namespace)
+            if outcome.state == "planned":
+                _import_one(client, opened, found, outcome, taken, is_private=private, is_dry=dry_run)
+            states.append(outcome.state)
+            if as_json:
+                show_json(asdict(outcome))
+            else:
+                views.show_import(asdict(outcome))
     if not set(states) - {"skipped"}:
         raise Missing(f"{_place(source, path)}: holds no patch or model of a known kind")
     if "failed" in states:
@@ -134,13 +136,13 @@ def _import_one(
     item = replace(found, is_private=found.is_private or is_private)
     try:
         if outcome.repo.casefold() in taken:
-            raise Misused(f"{outcome.repo}: another item of this import has that name; import it with --name-from path")
+            raise Misused(f"{outcome.repo}: an earlier item of this import has that name")
         taken.add(outcome.repo.casefold())
         if is_dry:
             intake.plan(source, item, outcome)
             return
         with Waiting(f"import {item.origin}") as waiting:
             intake.bring(client, source, item, outcome, bytes_shown(waiting))
-    except AdapterHubError as error:
+    except (AdapterHubError, OSError) as error:
         outcome.state = "failed"
         outcome.problems.append(str(error))

@@ -26,6 +26,7 @@ from adapterhub.cli.source import (
 )
 
 if TYPE_CHECKING:
+    import httpx
     from huggingface_hub.hf_api import GitCommitInfo
 
 TIMEOUT_S = 60.0
@@ -43,6 +44,7 @@ class HfSource:
         self._place = place
         self._upstream = wishes.upstream.rstrip("/")
         self._token = wishes.upstream_token
+        self._http: httpx.Client | None = None
         self._api = HfApi(endpoint=self._upstream, token=wishes.upstream_token or False)
 
     def items(self) -> Iterator[Item | Skipped]:
@@ -83,20 +85,28 @@ class HfSource:
     ) -> Iterator[bytes]:
         import httpx
 
+        if self._http is None:
+            self._http = httpx.Client(follow_redirects=True, timeout=TIMEOUT_S)
         url = f"{self._upstream}/{_repo_id(item)}/resolve/{commit.key}/{quote(file.path)}"
-        headers = {"Accept-Encoding": "identity"}
+        stop = file.size_bytes if end is None else end
+        is_part = start > 0 or stop < file.size_bytes
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-{stop - 1}"} if is_part else {})
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
-        if (start, end) not in ((0, None), (0, file.size_bytes)):
-            headers["Range"] = f"bytes={start}-{(file.size_bytes if end is None else end) - 1}"
         try:
-            with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=TIMEOUT_S) as response:
+            with self._http.stream("GET", url, headers=headers) as response:
                 if response.is_error:
                     told = response.headers.get("X-Error-Message") or f"answers {response.status_code}"
                     raise SourceFailed(f"{_repo_id(item)}/{file.path}: {self._upstream}: {told}")
+                if is_part and response.status_code != httpx.codes.PARTIAL_CONTENT:
+                    raise SourceFailed(f"{_repo_id(item)}/{file.path}: {self._upstream} sends no parts of files")
                 yield from response.iter_bytes(PIECE_BYTES)
         except httpx.HTTPError as error:
             raise SourceFailed(f"{url}: {error or type(error).__name__}") from error
+
+    def close(self) -> None:
+        if self._http is not None:
+            self._http.close()
 
     def _item(self, repo_id: str) -> Item:
         with self._translated():

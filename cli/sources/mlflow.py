@@ -196,6 +196,9 @@ class MlflowSource:
             return iter((self._card(item, commit)[start:end],))
         return tree.read(file.path, start, end)
 
+    def close(self) -> None:
+        """Nothing is open between two reads."""
+
     def _tree(self, item: Item, commit: SourceCommit) -> tuple[Tree, dict[str, Leaf]]:
         key = (item.origin, commit.key)
         if key not in self._trees:

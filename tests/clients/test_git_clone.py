@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from tests import servers
-from tests.clients.server import Server
+from tests.clients.server import Server, running
 
 MIB = 1 << 20
 Git = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -179,3 +179,15 @@ def test_what_is_no_request_of_git_is_refused(server: Server, api: HfApi, repo_i
     assert packed.status_code == 400
     assert httpx.post(f"{url}/git-upload-pack", content=b"x", headers={"Content-Encoding": "br"}).status_code == 415
     assert httpx.post(f"{url}/git-receive-pack", content=b"x").status_code == 403
+
+
+def test_a_pack_above_the_limit_is_refused(git: Git, repo_id: str, tmp_path: Path) -> None:
+    with running(tmp_path / "data", git_max_bytes=str(MIB)) as server:
+        api = HfApi(endpoint=server.url, token=server.token)
+        api.create_repo(repo_id)
+        for number in range(3):
+            text = os.urandom(500_000).hex().encode()
+            api.upload_file(path_or_fileobj=text, path_in_repo=f"{number}.txt", repo_id=repo_id)
+        assert git("clone", f"{server.url}/{repo_id}", check=False).returncode != 0
+        spool = tmp_path / "data" / "spool"
+        assert list(spool.iterdir()) == []
