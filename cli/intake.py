@@ -7,6 +7,7 @@ A run that was killed goes on from there, and a second run brings only what came
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -39,6 +40,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 WHOLE_BYTES = 1 << 20
 """Largest file that is kept in memory between hashing and sending."""
 
+READERS = 8
 BATCH_FILES = 64
 """Files that are asked about at once: as many small ones are in memory together."""
 TITLE_CHARACTERS = 1000
@@ -209,7 +211,7 @@ class _Intake:
             for path in before.keys() - {file.path for file in files} - {ATTRIBUTES}:
                 draft.delete(path)
             for batch in _batches(changed):
-                contents = [self._content(commit, file) for file in batch]
+                contents = self._contents(commit, batch)
                 after |= {content.path: content.names for content in contents}
                 fresh = [content for content in contents if not content.names & before.get(content.path, Names())]
                 self.outcome.kept_bytes += sum(c.size_bytes for c in contents) - sum(c.size_bytes for c in fresh)
@@ -219,6 +221,11 @@ class _Intake:
             head = self.target.commit(branch, draft, _message(commit, self.item.origin), parent)
         self.outcome.commits += head != parent
         return head, after
+
+    def _contents(self, commit: SourceCommit, batch: Sequence[SourceFile]) -> list[Content]:
+        """The files with their digests; several are read at once, as each costs the source's delay."""
+        with ThreadPoolExecutor(READERS) as readers:
+            return list(readers.map(lambda file: self._content(commit, file), batch))
 
     def _content(self, commit: SourceCommit, file: SourceFile) -> Content:
         """The file with its digest: as told for a large one, else found by reading it."""

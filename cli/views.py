@@ -198,14 +198,15 @@ def show_import(outcome: Json) -> None:
     if outcome["state"] == "skipped":
         say(f"skipped {outcome['source']}: {plain(outcome['problems'])}")
         return
-    counts = f"{outcome['commits']} commits" if outcome["commits"] != 1 else "1 commit"
+    count = outcome["commits"]
+    commits = "1 commit" if count == 1 else f"{count} commits"
     parts = [
         f"{outcome['state']} {outcome['kind']}".strip(),
-        f"{counts} on {plain(outcome['branches'])}" if outcome["branches"] else "",
-        f"tags {plain(outcome['tags'])}" if outcome["tags"] else "",
+        f"{commits} on {plain(outcome['branches'])}" if count else "",
+        f"tags {plain(outcome['tags'])}" if count and outcome["tags"] else "",
+        f"{bytes_short(outcome['sent_bytes'])} sent" if outcome["sent_bytes"] else "",
+        f"{bytes_short(outcome['kept_bytes'])} there already" if outcome["kept_bytes"] else "",
     ]
-    if outcome["state"] != "planned":
-        parts += [f"{bytes_short(outcome['sent_bytes'])} sent", f"{bytes_short(outcome['kept_bytes'])} there already"]
     say(f"{outcome['repo'] or outcome['source']}: {', '.join(filter(None, parts))}", to_stdout=True)
     for name in ("problem", "warning"):
         for text in outcome[name + "s"]:
@@ -220,7 +221,9 @@ def show_export(saved: Json) -> None:
     parts = [
         f"{saved['state']}: {saved['files']} files of {plain(saved['refs'])}",
         f"{bytes_short(received)} received" if received else "",
-        f"{bytes_short(saved['kept_bytes'])} there already" if saved["state"] == "exported" else "",
+        f"{bytes_short(saved['kept_bytes'])} there already"
+        if saved["kept_bytes"] and saved["state"] == "exported"
+        else "",
     ]
     say(f"{saved['repo']}: {', '.join(filter(None, parts))}", to_stdout=True)
     for text in saved["problems"]:
