@@ -43,7 +43,8 @@ WHOLE_BYTES = 1 << 20
 READERS = 8
 BATCH_FILES = 64
 """Files that are asked about at once: as many small ones are in memory together."""
-TITLE_CHARACTERS = 1000
+TITLE_CHARACTERS, BODY_CHARACTERS = 1000, 60_000
+"""How much of a message is kept: the server takes 64 Ki characters in all."""
 
 Seen = Callable[[str, int], None]
 """Told of each piece that was dealt with: the file's path, and bytes."""
@@ -111,15 +112,17 @@ class _Intake:
     def __init__(self, target: Target, source: Source, item: Item, outcome: Outcome, seen: Seen) -> None:
         self.target, self.source, self.item, self.outcome, self.seen = target, source, item, outcome, seen
         self.known: dict[str, str] = {}
-        self.branches: dict[str, str] = {}
         self.root = ""
 
     def run(self, refs: Sequence[SourceRef]) -> None:
         if not self.target.exists():
-            self.target.create(is_private=self.item.is_private, gated=self.item.gated)
+            self.target.create(is_private=self.item.is_private)
         self.outcome.repo = self.target.repo_id
-        self.branches, tags = self.target.refs()
-        histories = {name: self.target.history(name) for name in self.branches}
+        branches, tags = self.target.refs()
+        histories = {name: self.target.history(name) for name in branches}
+        if all(len(history) == 1 for history in histories.values()):
+            # before anything that is to be hidden arrives, also after a run that was killed right here
+            self.target.close(is_private=self.item.is_private, gated=self.item.gated)
         for history in histories.values():
             self.root = history[-1].oid
             self.known = self._keys(history) | self.known
@@ -297,7 +300,7 @@ def _message(commit: SourceCommit, origin: str) -> tuple[str, str]:
     title = _storable(commit.title)[:TITLE_CHARACTERS] or "Import"
     lines = [AUTHOR + commit.author] * bool(commit.author) + [DATE + commit.at] * bool(commit.at)
     trailer = "\n".join(_storable(" ".join(line.split())) for line in [*lines, f"{TRAILER}{origin}@{commit.key}"])
-    return title, "\n\n".join(filter(None, (_storable(commit.body).strip(), trailer)))
+    return title, "\n\n".join(filter(None, (_storable(commit.body)[:BODY_CHARACTERS].strip(), trailer)))
 
 
 def _storable(text: str) -> str:

@@ -72,17 +72,17 @@ class Target:
             self._name(str(response.json()["id"]))
         return response.is_success
 
-    def create(self, *, is_private: bool, gated: str | None) -> None:
-        """Make the repository, closed from its first moment where it is to be closed."""
+    def create(self, *, is_private: bool) -> None:
+        """Make the repository, hidden from its first moment where it is to be hidden."""
         namespace, _, name = self.repo_id.partition("/")
         visibility = "private" if is_private else "public"
         self._ask("POST", "/api/repos/create", {"name": name, "organization": namespace, "visibility": visibility})
-        if gated:
-            self._ask("PUT", f"{self._api}/settings", {"gated": gated})
 
-    def kind(self) -> str:
-        """What the server takes the repository for."""
-        return str(self._ask("GET", self._own)["kind"])
+    def close(self, *, is_private: bool, gated: str | None) -> None:
+        """Hide the repository and gate its files where they are to be; neither is undone."""
+        wanted = ({"visibility": "private"} if is_private else {}) | ({"gated": gated} if gated else {})
+        if wanted:
+            self._ask("PUT", f"{self._api}/settings", wanted)
 
     def refs(self) -> tuple[dict[str, str], dict[str, str]]:
         """The commits of branches, and of tags, by name."""
@@ -142,8 +142,7 @@ class Target:
 
     def _name(self, repo_id: str) -> None:
         self.repo_id = repo_id
-        self._own = repo_path(repo_id)
-        self._api = f"/api/models/{quote(repo_id)}"
+        self._api = "/api/models/" + repo_path(repo_id).removeprefix("/api/patches/")
 
     def _put(self, content: Content, action: Mapping[str, Any], seen: Callable[[str, int], None]) -> None:
         import httpx

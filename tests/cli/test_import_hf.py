@@ -109,6 +109,16 @@ def test_a_private_repository_comes_with_its_revisions_flags_and_words(
     ]
 
 
+def test_an_empty_repository_that_was_public_is_closed_before_anything_arrives(
+    here: Command, server: Server, upstream: Server
+) -> None:
+    with_history(there(upstream), "admin/closed")
+    there(server).create_repo("admin/closed")
+    only(here("hf:admin/closed", "--upstream-token", upstream.token, "--json"))
+    info = there(server).model_info("admin/closed")
+    assert (info.private, info.gated) == (True, "manual")
+
+
 def test_a_second_run_brings_only_what_came_since(here: Command, server: Server, upstream: Server) -> None:
     api = there(upstream)
     with_history(api, "admin/again")
