@@ -1,4 +1,4 @@
-"""The command's only HTTP: huggingface_hub for files, httpx for everything else."""
+"""The command's only way to the server: huggingface_hub for files, httpx for everything else."""
 
 from __future__ import annotations
 

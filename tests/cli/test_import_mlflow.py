@@ -30,7 +30,9 @@ class Registry:
     url: str
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        told: dict[str, Any] = httpx.post(f"{self.url}/api/2.0/mlflow/{path}", json=body).raise_for_status().json()
+        told: dict[str, Any] = (
+            httpx.post(f"{self.url}/api/2.0/mlflow/{path}", json=body, timeout=60).raise_for_status().json()
+        )
         return told
 
     def add_version(self, name: str, number: int, files: Sequence[AddRegular], location: str = "") -> str:
@@ -41,7 +43,7 @@ class Registry:
         source = f"{told['artifact_uri']}/model"
         for file in files:
             path = f"/api/2.0/mlflow-artifacts/artifacts/{source.removeprefix('mlflow-artifacts:/')}/{file.path}"
-            httpx.put(self.url + path, content=file.content).raise_for_status()
+            httpx.put(self.url + path, content=file.content, timeout=60).raise_for_status()
         self.register(name, source, run_id=told["run_id"], description=f"try {number}")
         return str(source)
 

@@ -181,6 +181,24 @@ def test_what_is_no_request_of_git_is_refused(server: Server, api: HfApi, repo_i
     assert httpx.post(f"{url}/git-receive-pack", content=b"x").status_code == 403
 
 
+def test_an_old_name_leads_to_the_new_one_and_a_gate_is_told(
+    server: Server, api: HfApi, git: Git, repo_id: str
+) -> None:
+    fill(api, repo_id)
+    api.move_repo(repo_id, f"{repo_id}-new")
+    for name in (repo_id, f"{repo_id}.git"):
+        git("clone", f"{server.url}/{name}", name.replace("/", "-"))
+    api.update_repo_settings(f"{repo_id}-new", gated="manual")
+    url = f"{server.url}/{repo_id}-new/info/refs?service=git-upload-pack"
+    with server.http() as http:
+        user = f"u{repo_id[-6:]}"
+        token = http.post("/api/admin/users", json={"name": user}).json()["token"]
+    assert httpx.get(url).status_code == 401
+    gated = httpx.get(url, auth=(user, token))
+    assert (gated.status_code, gated.headers["X-Error-Code"]) == (403, "GatedRepo")
+    git("clone", with_token(server, f"{repo_id}-new"), "members")
+
+
 def test_a_pack_above_the_limit_is_refused(git: Git, repo_id: str, tmp_path: Path) -> None:
     with running(tmp_path / "data", git_max_bytes=str(MIB)) as server:
         api = HfApi(endpoint=server.url, token=server.token)
