@@ -5,6 +5,7 @@ Errors are plain text, which git shows to the user. Source: git's gitprotocol-ht
 
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from tempfile import SpooledTemporaryFile
 from typing import IO
 
@@ -97,20 +98,20 @@ def _readable(session: Session, caller: Caller, repo_id: str) -> Repository:
 
 def _pack(hub: Hub, caller: Caller, repo_id: str, body: bytes) -> IO[bytes]:
     """A file with the answer to a client's request, standing at its start."""
-    file = SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES, dir=str(hub.settings.data / SPOOL_FOLDER))  # noqa: SIM115
+    with ExitStack() as stack:
+        file = SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES, dir=str(hub.settings.data / SPOOL_FOLDER))  # noqa: SIM115
+        stack.callback(file.close)
 
-    def write(piece: bytes) -> int:
-        if file.tell() + len(piece) > hub.settings.git_max_bytes:
-            raise TooLarge(f"{repo_id}: a pack of more than {hub.settings.git_max_bytes} bytes; fetch with --depth 1")
-        return file.write(piece)
+        def write(piece: bytes) -> int:
+            if file.tell() + len(piece) > hub.settings.git_max_bytes:
+                limit = hub.settings.git_max_bytes
+                raise TooLarge(f"{repo_id}: a pack of more than {limit} bytes; fetch with --depth 1")
+            return file.write(piece)
 
-    try:
         with hub.db.read() as session:
             git_pack.upload(session, hub, _readable(session, caller, repo_id), body, write)
         file.seek(0)
-    except BaseException:
-        file.close()
-        raise
+        stack.pop_all()
     return file
 
 
