@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 from peft import LoraConfig
 
 from tests.cli.conftest import Command
@@ -85,6 +88,25 @@ def test_an_export_goes_on_and_takes_only_what_came_since(here: Command, api: Hf
     assert 0 < third["received_bytes"] < 3 * MIB
     assert not (dest / "admin" / "twice" / "adapter_config.json").exists()
     assert here("export", "--check", str(dest)).code == 0
+
+
+def test_an_export_that_was_killed_goes_on(server: Server, api: HfApi, here: Command, tmp_path: Path) -> None:
+    api.create_repo("admin/cut")
+    names = [f"{number}.bin" for number in range(6)]
+    adds = [CommitOperationAdd(name, os.urandom(4 * MIB)) for name in names]
+    api.create_commit("admin/cut", adds, commit_message="all")
+    dest = tmp_path / "dest"
+    command = [sys.executable, "-m", "adapterhub.cli", "--endpoint", server.url, "--token", server.token]
+    process = subprocess.Popen([*command, "export", "admin/cut", str(dest)], stderr=subprocess.PIPE)
+    while not (dest / "admin" / "cut" / "1.bin").exists() and process.poll() is None:
+        os.sched_yield()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert here("export", "--check", str(dest)).code == 3  # what is not whole is no export yet
+    saved = json.loads(here("export", "admin/cut", str(dest), "--json").out)
+    assert saved["kept_bytes"] >= 4 * MIB
+    assert here("export", "--check", str(dest)).code == 0
+    assert sorted(path.name for path in dest.iterdir()) == ["README.md", "adapterhub-export.json", "admin"]
 
 
 def test_a_check_names_every_file_that_is_not_as_it_was(here: Command, api: HfApi, tmp_path: Path) -> None:
