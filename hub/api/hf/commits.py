@@ -18,15 +18,16 @@ from adapterhub.hub.api.pages import next_link
 from adapterhub.hub.api.raw import RawRoute
 from adapterhub.hub.db.tables import Commit
 from adapterhub.hub.errors import Forbidden, InvalidRequest
-from adapterhub.hub.services import commits, refs, revisions, trees
+from adapterhub.hub.services import commits, refs, revisions, upload_modes
 from adapterhub.hub.services.access import require_write
 from adapterhub.hub.services.names import check_path
-from adapterhub.hub.services.trees import Entry
+from adapterhub.hub.services.upload_modes import Mode, Wanted
 from adapterhub.hub.services.wiring import SPOOL_FOLDER
 
 router = APIRouter(prefix="/api/models/{namespace}/{name}", route_class=RawRoute)
 
 PREUPLOAD_FILES = 1000
+GIT_IGNORE_CHARACTERS = 256 * 1024
 HISTORY_PAGE = 50
 
 
@@ -39,63 +40,46 @@ class UploadFile(BaseModel):
 
 
 class Preupload(BaseModel):
-    """The files that are about to be committed."""
+    """The files that are about to be committed. gitIgnore: in place of the repository's own .gitignore."""
 
     files: list[UploadFile] = Field(max_length=PREUPLOAD_FILES)
+    gitIgnore: str | None = Field(default=None, max_length=GIT_IGNORE_CHARACTERS)  # noqa: N815  the client's spelling
 
 
 @router.post("/preupload/{revision}")
 async def preupload(
     hub: HubDep, caller: CallerDep, repo_id: RepoId, revision: str, wanted: Preupload, create_pr: bool = False
 ) -> dict[str, Any]:
-    """How each file should travel: "regular" inside the commit, "lfs" beforehand through Xet or LFS.
+    """How each file should travel: "regular" inside the commit, "lfs" beforehand through Xet or LFS; or not at all.
 
     Rights and paths are checked here already: the upload itself would fail in words that the client does not show.
     """
     _refuse_pull_requests(create_pr)
 
-    def work(session: Session) -> dict[str, Entry]:
+    for file in wanted.files:
+        check_path(file.path)
+    files = [Wanted(file.path, file.size, _sample(file.sample)) for file in wanted.files]
+
+    def work(session: Session) -> list[Mode]:
         repo = find(session, caller, repo_id)
         require_write(session, caller, repo)
         head = refs.branch_head(session, repo, revision)
-        return {e.path: e for e in trees.paths_info(session, repo, head, [f.path for f in wanted.files])}
+        return upload_modes.modes(session, hub, repo, head, files, wanted.gitIgnore)
 
-    for file in wanted.files:
-        check_path(file.path)
-    present = await read(hub, work)
-    modes = {file.path: upload_mode(file, hub.settings.regular_max_bytes) for file in wanted.files}
-    return {
-        "files": [
-            {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": _known_oid(present.get(path), mode)}
-            for path, mode in modes.items()
-        ]
-    }
+    return {"files": [_mode_json(mode) for mode in await read(hub, work)]}
 
 
-def upload_mode(file: UploadFile, regular_max_bytes: int) -> str:
-    """ "regular" for text up to the limit, else "lfs"."""
-    return "regular" if file.size <= regular_max_bytes and _is_text(file.sample) else "lfs"
-
-
-def _is_text(sample: str) -> bool:
-    """Whether the sampled bytes are UTF-8 without NUL; a character cut at the sample's end is no fault."""
+def _sample(written: str) -> bytes:
+    """The bytes of a sample, those of a file that is no text where it is not base64."""
     try:
-        content = base64.b64decode(sample, validate=True)
-        content.decode()
-    except UnicodeDecodeError as error:
-        return error.reason == "unexpected end of data" and b"\0" not in content
+        return base64.b64decode(written, validate=True)
     except binascii.Error:
-        return False
-    return b"\0" not in content
+        return b"\0"
 
 
-def _known_oid(entry: Entry | None, mode: str) -> str | None:
-    """The name of the present content as the client computes it for that mode, so that it leaves out equal files."""
-    if entry is None or entry.is_folder:
-        return None
-    if mode == "lfs":
-        return entry.digest.removeprefix("sha256:")
-    return None if entry.is_lfs else entry.oid
+def _mode_json(mode: Mode) -> dict[str, Any]:
+    travels = "lfs" if mode.is_large else "regular"
+    return {"path": mode.path, "uploadMode": travels, "shouldIgnore": mode.is_ignored, "oid": mode.known_oid}
 
 
 @router.post("/commit/{revision}")
