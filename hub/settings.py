@@ -59,6 +59,12 @@ class Settings(BaseSettings):
     regular_max_bytes: int = Field(
         default=1 << 20, ge=1024, description="Largest file that a commit may carry inside its own body."
     )
+    multipart_min_bytes: int = Field(
+        default=256 << 20, ge=1, description="Smallest file that goes in parts over LFS, where the client offers it."
+    )
+    multipart_part_bytes: int = Field(
+        default=64 << 20, ge=1 << 16, description="Bytes of one part; more where a file would have over 10000 of them."
+    )
     file_max_bytes: int = Field(default=1 << 40, ge=1, description="Largest file accepted, in bytes.")
     git_max_bytes: int = Field(
         default=8 << 30, ge=1 << 20, description="Largest pack that one `git clone` or fetch is sent, in bytes."

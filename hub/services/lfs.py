@@ -30,10 +30,8 @@ class Ticket:
     size_bytes: int
 
 
-def upload_link(
-    session: Session, hub: Hub, caller: Caller, repo: Repository, digest: str, size_bytes: int
-) -> str | None:
-    """The signature of a link to upload those bytes to `repo`, None when it has them.
+def wanted(session: Session, hub: Hub, caller: Caller, repo: Repository, digest: str, size_bytes: int) -> Ticket | None:
+    """What `caller` needs to upload those bytes to `repo`, None when it has them.
 
     Bytes that only other repositories have are asked for all the same: naming a digest proves no possession. Raises
     NotAuthenticated, Forbidden, InvalidDigest, InvalidRequest, TooLarge.
@@ -44,11 +42,16 @@ def upload_link(
         raise TooLarge(f"{digest}: {size_bytes} bytes, at most {hub.settings.file_max_bytes} are taken")
     present = blobs.owned(session, repo.id, digest)
     if present is None:
-        claims = {"repo": repo.id, "digest": digest, "size": size_bytes}
-        return seal(hub.secret, _PURPOSE, claims, LINK_TTL_S)
+        return Ticket(repo.id, digest, size_bytes)
     if present.size_bytes != size_bytes:
         raise InvalidRequest(f"{digest} has {present.size_bytes} bytes, not {size_bytes}")
     return None
+
+
+def sign(hub: Hub, allowed: Ticket) -> str:
+    """The signature of the link that allows this."""
+    claims = {"repo": allowed.repository_id, "digest": allowed.digest, "size": allowed.size_bytes}
+    return seal(hub.secret, _PURPOSE, claims, LINK_TTL_S)
 
 
 def ticket(hub: Hub, signature: str, digest: str) -> Ticket:

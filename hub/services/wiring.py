@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.engine import Database, migrate
 from adapterhub.hub.jobs.queue import JobQueue
+from adapterhub.hub.services import lfs_parts
 from adapterhub.hub.services.secret import load_or_make
 from adapterhub.hub.settings import Settings
 from adapterhub.storage.blobs import BlobStore
@@ -31,6 +32,7 @@ def open_hub(settings: Settings) -> Hub:
     """
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     _sweep(settings.data / SPOOL_FOLDER)
+    lfs_parts.sweep(settings.data)
     migrate(settings.sqlalchemy_url)
     db = Database(settings.sqlalchemy_url)
     return Hub(settings=settings, db=db, store=_store(settings), secret=load_or_make(settings), jobs=JobQueue(db))

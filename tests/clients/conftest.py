@@ -29,12 +29,9 @@ def repo_id() -> str:
     return f"admin/r{secrets.token_hex(5)}"
 
 
-@pytest.fixture
-def run_scenario(server: Server, tmp_path: Path) -> Run:
-    """Runs one function of `module` in a process of its own, logged in by HF_TOKEN, that may look up no other host.
-
-    xet=False turns Xet off; python: the interpreter of another environment; settings: variables of a client's own.
-    """
+def scenario_runner(server: Server, home: Path) -> Run:
+    """Runs scenarios against that server; they share the client's cache in `home`, and may look up no other host."""
+    hosts = home.with_name(f"{home.name}-hosts")
 
     def run(
         name: str,
@@ -46,16 +43,24 @@ def run_scenario(server: Server, tmp_path: Path) -> Run:
     ) -> "subprocess.CompletedProcess[str]":
         command = [str(python), "-m", module, name, *arguments]
         environment = {"HF_TOKEN": server.token, **settings} | ({} if xet else {"HF_HUB_DISABLE_XET": "1"})
-        hosts = tmp_path / "hosts"
         environment |= {
             "AHTEST_HOSTS": str(hosts),
             "PYTHONPATH": f"{WATCH}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         }
-        done = run_client(server, tmp_path / "hf", command, **environment)
+        done = run_client(server, home, command, **environment)
         assert not hosts.exists(), f"{name} looked up {hosts.read_text().split()}"
         return done
 
     return run
+
+
+@pytest.fixture
+def run_scenario(server: Server, tmp_path: Path) -> Run:
+    """Runs one function of `module` in a process of its own, logged in by HF_TOKEN, that may look up no other host.
+
+    xet=False turns Xet off; python: the interpreter of another environment; settings: variables of a client's own.
+    """
+    return scenario_runner(server, tmp_path / "hf")
 
 
 @pytest.fixture

@@ -1,0 +1,50 @@
+"""Files, listings and metadata, by unmodified clients."""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests import servers
+from tests.clients.conftest import Run, scenario_runner
+from tests.clients.server import Server, running
+
+SMALL_PARTS = {"multipart_min_bytes": str(1 << 20), "multipart_part_bytes": str(1 << 18)}
+MODULE = "tests.clients.scenarios_files"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that takes files from 1 MiB on in parts of 256 KiB."""
+    with running(tmp_path_factory.mktemp("files") / "data", **SMALL_PARTS) as server:
+        yield server
+
+
+@pytest.fixture
+def run(server: Server, tmp_path: Path) -> Run:
+    """Runs one function of `scenarios_files.py`."""
+    return partial(scenario_runner(server, tmp_path / "hf"), module=MODULE)
+
+
+def paths(server: Server, method: str) -> list[str]:
+    """What was asked of the server so far with that method, oldest first."""
+    events = [json.loads(line) for line in server.lines if line.startswith("{")]
+    return [event["path"] for event in events if event.get("event") == "request" and event["method"] == method]
+
+
+def test_a_large_file_goes_in_parts_over_lfs(server: Server, run: Run, repo_id: str) -> None:
+    run("large_file_in_parts", repo_id, xet=False)
+    sent = paths(server, "PUT")
+    assert sum("/parts/" in path for path in sent) == 12
+    assert sum(path.endswith("/complete") for path in paths(server, "POST")) == 1
+    assert list((server.data / "lfs-parts").iterdir()) == []
+
+
+@pytest.mark.s3
+def test_a_large_file_goes_in_parts_to_s3(s3_bucket: servers.S3Bucket, repo_id: str, tmp_path: Path) -> None:
+    with running(tmp_path / "data", storage_url=s3_bucket.url, **SMALL_PARTS) as server:
+        scenario_runner(server, tmp_path / "hf")("large_file_in_parts", repo_id, module=MODULE, xet=False)
+        assert not server.blobs()
+        assert list((server.data / "lfs-parts").iterdir()) == []
