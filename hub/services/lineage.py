@@ -42,19 +42,24 @@ def record(session: Session, repo: Repository, commit: str, found: Iterable[Pare
     mine = and_(col(LineageEdge.child_repository_id) == repo.id, col(LineageEdge.child_commit) == commit)
     session.execute(delete(LineageEdge).where(mine))
     for parent in found:
-        edge = LineageEdge(
-            child_repository_id=repo.id,
-            child_commit=commit,
-            child_digest=digest,
-            parent_repository_id=parent.repository_id,
-            parent_name=parent.name,
-            parent_commit=parent.commit,
-            parent_digest=parent.digest,
-            relation=parent.relation,
-            evidence=parent.evidence,
-            weight=parent.weight,
-        )
-        session.add(edge)
+        add(session, repo, commit, parent, digest)
+
+
+def add(session: Session, repo: Repository, commit: str, parent: Parent, digest: str | None = None) -> None:
+    """Let `parent` lead to the commit, besides what does already."""
+    edge = LineageEdge(
+        child_repository_id=repo.id,
+        child_commit=commit,
+        child_digest=digest,
+        parent_repository_id=parent.repository_id,
+        parent_name=parent.name,
+        parent_commit=parent.commit,
+        parent_digest=parent.digest,
+        relation=parent.relation,
+        evidence=parent.evidence,
+        weight=parent.weight,
+    )
+    session.add(edge)
 
 
 def parents(session: Session, caller: Caller, repo: Repository, commit: str) -> list[dict[str, Any]]:

@@ -60,24 +60,31 @@ def create(hub: Hub, caller: Caller, repo_id: str, *, private: bool = False) -> 
     Raises NotAuthenticated, Forbidden, InvalidName; RepoExists for a name in use, NameReserved for one that a deleted
     repository had.
     """
-    namespace, name = check_repo_id(repo_id)
+    namespace, _ = check_repo_id(repo_id)
     require_signed_in(caller)
     with hub.db.read() as session:
         _owner(session, caller, namespace, repo_id)
     stat = blobs.put(hub, GITATTRIBUTES)
 
     def write(session: Session) -> Repository:
-        owner = _owner(session, caller, namespace, repo_id)
-        repo = Repository(owner_id=owner.id, full_name=f"{owner.name}/{name}", name_key=None, is_private=private)
-        repo.creator_id = caller.account_id
-        session.add(repo)
-        session.flush()
-        _take_name(session, repo)
+        repo = begin(session, caller, repo_id, private=private)
         _first_commit(session, caller, repo, stat)
         audit.record(session, caller, "repo.create", repo.id, repo.full_name, detail={"private": private})
         return repo
 
     return hub.db.transact(write)
+
+
+def begin(session: Session, caller: Caller, repo_id: str, *, private: bool) -> Repository:
+    """A repository of that name in the transaction, with no commit yet. Raises as `create`."""
+    namespace, name = check_repo_id(repo_id)
+    owner = _owner(session, caller, namespace, repo_id)
+    repo = Repository(owner_id=owner.id, full_name=f"{owner.name}/{name}", name_key=None, is_private=private)
+    repo.creator_id = caller.account_id
+    session.add(repo)
+    session.flush()
+    _take_name(session, repo)
+    return repo
 
 
 def delete(session: Session, caller: Caller, repo_id: str) -> None:

@@ -48,3 +48,14 @@ def test_a_large_file_goes_in_parts_to_s3(s3_bucket: servers.S3Bucket, repo_id: 
         scenario_runner(server, tmp_path / "hf")("large_file_in_parts", repo_id, module=MODULE, xet=False)
         assert not server.blobs()
         assert list((server.data / "lfs-parts").iterdir()) == []
+
+
+@pytest.mark.parametrize("xet", [True, False], ids=["xet", "lfs"])
+def test_files_are_copied_between_repositories(server: Server, run: Run, repo_id: str, *, xet: bool) -> None:
+    before = len(server.blobs())
+    run("copies_between_repositories", repo_id, xet=xet)
+    assert len(server.blobs()) - before <= 4  # the two files, .gitattributes, and with Xet one xorb
+
+
+def test_a_repository_is_duplicated_with_its_history(run: Run, repo_id: str) -> None:
+    run("duplicated_repository", repo_id)

@@ -83,11 +83,16 @@ async def create(hub: HubDep, caller: CallerDep, public_url: PublicUrl, new: New
     try:
         repo = await threads.run(lambda: repos.create(hub, caller, repo_id, private=private))
     except RepoExists as error:
-        told = domain_response("/api/repos/create", error)
-        body = {"error": str(error), "url": f"{public_url}/{error.repo_id}", "name": error.repo_id}
-        headers = {name: told.headers[name] for name in ("X-Error-Code", "X-Error-Message")}
-        return JSONResponse(body, told.status_code, headers)
+        return exists_already(public_url, error)
     return JSONResponse({"url": f"{public_url}/{repo.full_name}", "name": repo.full_name, "id": repo.id})
+
+
+def exists_already(public_url: str, error: RepoExists) -> Response:
+    """The reply to who makes a repository that is there: its body names it too, which `exist_ok=True` reads."""
+    told = domain_response("/api/repos/create", error)
+    body = {"error": str(error), "url": f"{public_url}/{error.repo_id}", "name": error.repo_id}
+    headers = {name: told.headers[name] for name in ("X-Error-Code", "X-Error-Message")}
+    return JSONResponse(body, told.status_code, headers)
 
 
 @router.delete("/api/repos/delete")

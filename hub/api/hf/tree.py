@@ -60,13 +60,21 @@ async def paths_info(
         response.headers["X-Repo-Commit"] = commit
         return trees.paths_info(session, repo, commit, paths)
 
-    return [entry_json(entry) for entry in await read(hub, work)]
+    return [_with_copy_mark(entry_json(entry)) for entry in await read(hub, work)]
+
+
+def _with_copy_mark(shape: dict[str, Any]) -> dict[str, Any]:
+    """The shape with the `xetHash` that the client wants to see before it copies a large file to another repository.
+
+    It is no Xet hash, and cannot be taken for one, so no client downloads by it; `copies.share` goes by the sha256.
+    """
+    return {**shape, "xetHash": f"sha256:{shape['lfs']['oid']}"} if "lfs" in shape else shape
 
 
 def entry_json(entry: Entry) -> dict[str, Any]:
     """`entry` as the client's RepoFile or RepoFolder reads it.
 
-    `xetHash` is never sent: the client would then fetch the file through Xet, which serves uploads only.
+    `xetHash` is not sent in trees: the client would then fetch the file through Xet.
     """
     if entry.is_folder:
         return {"type": "directory", "oid": entry.oid, "size": 0, "path": entry.path}
