@@ -85,5 +85,136 @@ def duplicated_repository(repo_id: str) -> None:
     assert first == second
 
 
+NAMES = (
+    "模型/权重 一.txt",
+    "العربية/ملف.txt",
+    "emoji 🎉.txt",
+    "a b/c d.txt",
+    "100%.txt",
+    "a%20b.txt",
+    "#hash.txt",
+    "what?.txt",
+    "c++.txt",
+    "amp&eq=;at@,'(1)'!.txt",
+    "ünïcödé.bin",
+)
+"""File names in any script, and with every sign that means something in a URL."""
+
+
+def names_in_any_script(repo_id: str) -> None:
+    from huggingface_hub import CommitOperationCopy, HfApi, HfFileSystem, hf_hub_download, snapshot_download
+
+    api = HfApi()
+    api.create_repo(repo_id)
+    contents = {name: name.encode() + (b"\0" * 2000 if name.endswith(".bin") else b"") for name in NAMES}
+    for name, content in list(contents.items())[:3]:
+        api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=repo_id)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in contents.items():
+            path = Path(folder, name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+        api.upload_folder(repo_id=repo_id, folder_path=folder)
+    assert set(api.list_repo_files(repo_id)) == {".gitattributes", *NAMES}
+    assert [e.path for e in api.get_paths_info(repo_id, list(NAMES))] == list(NAMES)
+    for name, content in contents.items():
+        assert Path(hf_hub_download(repo_id, name)).read_bytes() == content
+    snapshot = Path(snapshot_download(repo_id))
+    assert {name: (snapshot / name).read_bytes() for name in NAMES} == contents
+    system = HfFileSystem(skip_instance_cache=True)
+    found = {path.removeprefix(f"{repo_id}/") for path in system.find(repo_id)}
+    assert found == {".gitattributes", *NAMES}
+    copies = [CommitOperationCopy(name, f"kopie/{name}") for name in NAMES]
+    api.create_commit(repo_id, copies, commit_message="copies")
+    assert Path(hf_hub_download(repo_id, f"kopie/{NAMES[0]}")).read_bytes() == contents[NAMES[0]]
+    for name in NAMES:
+        api.delete_file(name, repo_id)
+    assert {path for path in api.list_repo_files(repo_id) if not path.startswith("kopie/")} == {".gitattributes"}
+
+
+def file_system(repo_id: str) -> None:
+    """HfFileSystem on main, on a branch with a slash in its name, and on a full ref."""
+    from huggingface_hub import HfApi, HfFileSystem
+
+    api = HfApi()
+    api.create_repo(repo_id)
+    api.create_branch(repo_id, branch="feat/x")
+    large = os.urandom(1_500_000)
+    for at in (repo_id, f"{repo_id}@feat%2Fx"):
+        system = HfFileSystem(skip_instance_cache=True)
+        with system.open(f"{at}/deep/a.txt", "w") as file:
+            file.write("text")
+        with system.open(f"{at}/large.bin", "wb") as file:
+            file.write(large)
+        system.invalidate_cache()
+        assert system.read_text(f"{at}/deep/a.txt") == "text"
+        assert system.cat_file(f"{at}/large.bin", start=1000, end=2000) == large[1000:2000]
+        assert system.exists(f"{at}/large.bin")
+        assert not system.exists(f"{at}/nothing")
+        assert system.isdir(f"{at}/deep")
+        names = {Path(entry["name"]).name: entry for entry in system.ls(at, detail=True)}
+        assert {name: entry["type"] for name, entry in names.items()} == {
+            ".gitattributes": "file",
+            "deep": "directory",
+            "large.bin": "file",
+        }
+        told = system.info(f"{at}/large.bin", expand_info=True)
+        assert told["size"] == len(large)
+        assert told["last_commit"].title.startswith("Upload large.bin")
+        assert system.info(f"{at}/deep", expand_info=True)["last_commit"].title.startswith("Upload deep/a.txt")
+        assert system.modified(f"{at}/large.bin") == told["last_commit"].date
+        assert [Path(path).name for path in system.glob(f"{at}/**/*.txt")] == ["a.txt"]
+        system.cp_file(f"{at}/large.bin", f"{at}/deep/copy.bin")
+        system.mv(f"{at}/deep/a.txt", f"{at}/moved.txt")
+        system.invalidate_cache()
+        found = {path.rpartition("/")[2] for path in system.find(at)}
+        assert found == {".gitattributes", "copy.bin", "large.bin", "moved.txt"}
+        assert system.read_bytes(f"{at}/deep/copy.bin") == large
+        assert system.du(at) > 2 * len(large)
+        with tempfile.TemporaryDirectory() as folder:
+            system.get_file(f"{at}/large.bin", f"{folder}/large.bin")
+            assert Path(folder, "large.bin").read_bytes() == large
+            Path(folder, "put.txt").write_text("put")
+            system.put_file(f"{folder}/put.txt", f"{at}/put.txt")
+        system.rm(f"{at}/deep", recursive=True)
+        system.rm(f"{at}/put.txt")
+        system.invalidate_cache()
+        assert {path.rpartition("/")[2] for path in system.find(at)} == {".gitattributes", "large.bin", "moved.txt"}
+    whole = HfFileSystem(skip_instance_cache=True)
+    assert whole.read_text(f"{repo_id}@refs%2Fheads%2Ffeat%2Fx/moved.txt") == "text"
+    assert whole.isfile(f"{repo_id}@{api.model_info(repo_id).sha}/large.bin")
+    tree = {entry.path: entry for entry in api.list_repo_tree(repo_id, expand=True)}
+    assert tree["moved.txt"].last_commit.title
+    assert {entry.path for entry in api.get_paths_info(repo_id, ["large.bin"], expand=True)} == {"large.bin"}
+
+
+def patterns(repo_id: str) -> None:
+    """What is sent, deleted, ignored and fetched by patterns."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    api = HfApi()
+    api.create_repo(repo_id)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("a.txt", "b.log", "deep/c.txt", "deep/d.bin", "build/e.txt"):
+            path = Path(folder, name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(name)
+        api.upload_folder(
+            repo_id=repo_id, folder_path=folder, allow_patterns=["*.txt", "*.bin"], ignore_patterns="*/d.*"
+        )
+        assert api.list_repo_files(repo_id) == [".gitattributes", "a.txt", "build/e.txt", "deep/c.txt"]
+        api.upload_file(path_or_fileobj=b"build/\n*.log\n", path_in_repo=".gitignore", repo_id=repo_id)
+        Path(folder, "build", "f.txt").write_text("ignored")
+        api.upload_folder(
+            repo_id=repo_id, folder_path=folder, delete_patterns="deep/*.txt", allow_patterns=["b*", "deep/d*"]
+        )
+    assert api.list_repo_files(repo_id) == [".gitattributes", ".gitignore", "a.txt", "build/e.txt", "deep/d.bin"]
+    snapshot = Path(snapshot_download(repo_id, allow_patterns=["*.txt", "deep/*"], ignore_patterns="build/*"))
+    assert {path.name for path in snapshot.rglob("*") if path.is_file()} == {"a.txt", "d.bin"}
+    with tempfile.TemporaryDirectory() as folder:
+        snapshot_download(repo_id, local_dir=folder)
+        assert Path(folder, "build", "e.txt").read_text() == "build/e.txt"
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](*sys.argv[2:])

@@ -59,3 +59,16 @@ def test_files_are_copied_between_repositories(server: Server, run: Run, repo_id
 
 def test_a_repository_is_duplicated_with_its_history(run: Run, repo_id: str) -> None:
     run("duplicated_repository", repo_id)
+
+
+def test_file_names_may_be_in_any_script(run: Run, repo_id: str) -> None:
+    run("names_in_any_script", repo_id)
+
+
+@pytest.mark.parametrize("xet", [True, False], ids=["xet", "lfs"])
+def test_the_clients_file_system_works(run: Run, repo_id: str, *, xet: bool) -> None:
+    run("file_system", repo_id, xet=xet)
+
+
+def test_patterns_choose_what_is_sent_and_fetched(run: Run, repo_id: str) -> None:
+    run("patterns", repo_id)
