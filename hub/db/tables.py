@@ -225,6 +225,8 @@ class RevisionFacts(SQLModel, table=True):
     size_bytes: int = Field(default=0, sa_type=BigInteger)
     fingerprint: str | None = Field(default=None, index=True)
     config: dict[str, Any] = _json(dict)
+    parameter_count: int = Field(default=0, sa_type=BigInteger)
+    """The sum of `parameters`, which lists are filtered by."""
     __table_args__ = (ForeignKeyConstraint(["repository_id", "commit_oid"], ["commit.repository_id", "commit.oid"]),)
 
 

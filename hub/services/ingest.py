@@ -156,7 +156,8 @@ def _open_base(hub: Hub, base: BaseRevision, files: Sequence[Entry]) -> Checkpoi
 
 
 def _whole(folder: Folder, card: Card, found: Sequence[Facts]) -> dict[str, Any]:
-    configs = tags.Configs(_json(folder, "config.json"), _json(folder, "adapter_config.json"))
+    files = ("config.json", "adapter_config.json", "tokenizer_config.json")
+    configs = tags.Configs(*(_json(folder, name) for name in files))
     declared = tags.base_models(card, configs, found)
     parameters: Counter[str] = Counter()
     for one in found:
@@ -172,6 +173,7 @@ def _whole(folder: Folder, card: Card, found: Sequence[Facts]) -> dict[str, Any]
         "licence": card.text_of("license"),
         "base_models": declared,
         "parameters": dict(parameters),
+        "parameter_count": parameters.total(),
         "size_bytes": sum(folder.size(name) for name in folder.names()),
         "config": configs.shown(),
     }

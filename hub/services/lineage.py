@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, select
+from sqlalchemy import ColumnElement, Select, and_, func, select
 from sqlmodel import Session, col, delete
 
 from adapterhub.hub.db.tables import LineageEdge, Ref, Repository
@@ -78,19 +78,30 @@ def parents(session: Session, caller: Caller, repo: Repository, commit: str) -> 
 def children(session: Session, caller: Caller, repo: Repository) -> list[dict[str, Any]]:
     """What was made from the repository: children that `caller` may see, at commits that a branch or tag is on."""
     edges = session.execute(
-        select(LineageEdge, Repository)
-        .join(Repository, col(Repository.id) == col(LineageEdge.child_repository_id))
-        .join(
-            Ref,
-            and_(col(Ref.repository_id) == col(Repository.id), col(Ref.target_oid) == col(LineageEdge.child_commit)),
+        _to_children(caller, repo, LineageEdge, Repository).order_by(
+            col(Repository.full_name), col(LineageEdge.created_at).desc()
         )
-        .where(col(LineageEdge.parent_repository_id) == repo.id, readable(caller))
-        .order_by(col(Repository.full_name), col(LineageEdge.created_at).desc())
     )
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for edge, child in edges:
         found.setdefault((child.id, edge.relation), _edge_json(edge, child.full_name, child, edge.child_commit))
     return list(found.values())
+
+
+def count_children(session: Session, caller: Caller, repo: Repository) -> int:
+    """The number of repositories among `children`."""
+    return session.scalar(_to_children(caller, repo, func.count(col(Repository.id).distinct()))) or 0
+
+
+def _to_children(caller: Caller, repo: Repository, *what: Any) -> Select[Any]:
+    at_ref = and_(col(Ref.repository_id) == col(Repository.id), col(Ref.target_oid) == col(LineageEdge.child_commit))
+    statement: Select[Any] = (
+        select(*what)
+        .select_from(LineageEdge)
+        .join(Repository, col(Repository.id) == col(LineageEdge.child_repository_id))
+        .join(Ref, at_ref)
+    )
+    return statement.where(col(LineageEdge.parent_repository_id) == repo.id, readable(caller))
 
 
 def _is_parent_readable(caller: Caller) -> ColumnElement[bool]:

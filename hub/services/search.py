@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, exists, false, func, or_, select
 from sqlmodel import Session, col
 
-from adapterhub.hub.db.tables import Patch, Ref, Repository, RepositoryName, RepositoryTag, RevisionFacts
+from adapterhub.hub.db.tables import LineageEdge, Patch, Ref, Repository, RepositoryName, RepositoryTag, RevisionFacts
 from adapterhub.hub.errors import InvalidRequest
 from adapterhub.hub.services import describe, search_index
 from adapterhub.hub.services.access import Caller, readable
@@ -37,7 +37,8 @@ class Filters:
     """What to show. Every field that is not empty narrows; `tags` must all be there.
 
     query: words, each of which must occur in name, tags or card. base: a repository or declared name. author: a
-    namespace. task: a pipeline tag. kind: of the whole or of any patch in it.
+    namespace. task: a pipeline tag. kind: of the whole or of any patch in it. parameters: least and greatest number of
+    them, None where there is no bound; a repository with none fits no bound.
     """
 
     query: str = ""
@@ -47,6 +48,8 @@ class Filters:
     task: str = ""
     author: str = ""
     tags: Sequence[str] = ()
+    is_gated: bool | None = None
+    parameters: tuple[int | None, int | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -114,16 +117,18 @@ def listing(
     sort: str = "updated",
     limit: int = 30,
     cursor: str | None = None,
+    reverse: bool = False,
 ) -> Page:
-    """The rows that `search` words. limit: clamped to 1 to 1000. Raises as `search`."""
+    """The rows that `search` words. limit: clamped to 1 to 1000. reverse: in the other order. Raises as `search`."""
     if sort not in _COLUMNS:
         raise InvalidRequest(f"sort {sort!r}: one of {', '.join(SORTS)}")
     limit = max(1, min(limit, MAX_LIMIT))
     conditions = _conditions(session, caller, filters)
     total = session.scalar(_heads(caller, func.count()).where(*conditions)) or 0
     by, key = _COLUMNS[sort], col(Repository.id)
-    after = [_after(sort, cursor)] if cursor else []
-    order = (by.asc(), key.asc()) if sort == "name" else (by.desc(), key.desc())
+    ascending = (sort == "name") != reverse
+    after = [_after(sort, cursor, ascending=ascending)] if cursor else []
+    order = (by.asc(), key.asc()) if ascending else (by.desc(), key.desc())
     rows = session.execute(
         _heads(caller, Repository, col(Ref.target_oid), RevisionFacts)
         .where(*conditions, *after)
@@ -188,7 +193,38 @@ def _conditions(session: Session, caller: Caller, filters: Filters) -> list[Colu
         wanted.append(or_(col(RevisionFacts.pipeline_tag) == filters.task, _has_tag(filters.task)))
     if filters.author:
         wanted.append(col(Repository.name_key).startswith(filters.author.casefold() + "/", autoescape=True))
-    return [condition for condition in (*wanted, *map(_has_tag, filters.tags)) if condition is not None]
+    if filters.is_gated is not None:
+        wanted.append(col(Repository.gated).is_not(None) if filters.is_gated else col(Repository.gated).is_(None))
+    least, greatest = filters.parameters
+    if (least, greatest) != (None, None):
+        wanted.append(col(RevisionFacts.parameter_count) >= max(1, least or 0))
+    if greatest is not None:
+        wanted.append(col(RevisionFacts.parameter_count) <= greatest)
+    tagged = (_is_tagged(caller, tag) for tag in filters.tags)
+    return [condition for condition in (*wanted, *tagged) if condition is not None]
+
+
+def _is_tagged(caller: Caller, tag: str) -> ColumnElement[bool]:
+    """Whether the tag is there; one that names a base also finds what was made of it under another of its names."""
+    word, _, name = tag.partition(":")
+    if word != "base_model":
+        return _has_tag(tag)
+    relation, _, rest = name.partition(":")
+    here = (
+        col(LineageEdge.child_repository_id) == col(Repository.id),
+        col(LineageEdge.child_commit) == col(Ref.target_oid),
+        col(LineageEdge.parent_repository_id).in_(_named(caller, rest or name)),
+        *([col(LineageEdge.relation) == relation] if rest else []),
+    )
+    return or_(_has_tag(tag), exists().where(*here))
+
+
+def _named(caller: Caller, name: str) -> Select[Any]:
+    """The repository that has or had that name, where `caller` may see it."""
+    visible = select(col(Repository.id)).where(readable(caller)).correlate(None)
+    return select(col(RepositoryName.repository_id)).where(
+        col(RepositoryName.name_key) == name.casefold(), col(RepositoryName.repository_id).in_(visible)
+    )
 
 
 def _has_tag(tag: str) -> ColumnElement[bool]:
@@ -206,7 +242,7 @@ def _is_base(name: str) -> ColumnElement[bool]:
     return or_(col(Patch.base_name) == name, col(Patch.base_repository_id).in_(base))
 
 
-def _after(sort: str, cursor: str) -> ColumnElement[bool]:
+def _after(sort: str, cursor: str, *, ascending: bool) -> ColumnElement[bool]:
     """The condition under which a row comes after `cursor` in that order."""
     try:
         kind, written, last = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
@@ -217,7 +253,7 @@ def _after(sort: str, cursor: str) -> ColumnElement[bool]:
     if not right:
         raise InvalidRequest("cursor: not one that this list gave for this sort; begin without one")
     by, key = _COLUMNS[sort], col(Repository.id)
-    if sort == "name":
+    if ascending:
         return or_(by > value, and_(by == value, key > last))
     return or_(by < value, and_(by == value, key < last))
 

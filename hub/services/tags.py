@@ -4,7 +4,7 @@ Source: what huggingface.co answers for models and adapters; list_models filters
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from adapterhub.hub.services.cards import Card
@@ -22,17 +22,29 @@ _TASK_OF_PEFT = {
     "FEATURE_EXTRACTION": "feature-extraction",
     "SEQ_2_SEQ_LM": "text2text-generation",
 }
-_TASK_OF_HEAD = {
-    "ForCausalLM": "text-generation",
-    "LMHeadModel": "text-generation",
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-    "ForMaskedLM": "fill-mask",
-    "ForImageClassification": "image-classification",
-    "ForConditionalGeneration": "text2text-generation",
-    "Model": "feature-extraction",
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the head of an architecture is for. loader, processor: the classes of transformers that load it."""
+
+    task: str
+    loader: str
+    processor: str = "AutoTokenizer"
+
+
+_HEADS = {
+    "ForCausalLM": Head("text-generation", "AutoModelForCausalLM"),
+    "LMHeadModel": Head("text-generation", "AutoModelForCausalLM"),
+    "ForSequenceClassification": Head("text-classification", "AutoModelForSequenceClassification"),
+    "ForTokenClassification": Head("token-classification", "AutoModelForTokenClassification"),
+    "ForQuestionAnswering": Head("question-answering", "AutoModelForQuestionAnswering"),
+    "ForMaskedLM": Head("fill-mask", "AutoModelForMaskedLM"),
+    "ForImageClassification": Head("image-classification", "AutoModelForImageClassification", "AutoImageProcessor"),
+    "ForConditionalGeneration": Head("text2text-generation", "AutoModelForSeq2SeqLM"),
+    "Model": Head("feature-extraction", "AutoModel"),
 }
+_SPECIAL_TOKENS = ("bos_token", "cls_token", "eos_token", "mask_token", "pad_token", "sep_token", "unk_token")
 
 
 _LIBRARY_OF_FILE = {
@@ -49,6 +61,7 @@ class Configs:
 
     model: Mapping[str, Any]
     adapter: Mapping[str, Any]
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_peft(self) -> bool:
@@ -68,7 +81,11 @@ class Configs:
 
     def shown(self) -> dict[str, Any]:
         """What of them the API shows."""
-        found: dict[str, Any] = {k: self.model[k] for k in ("architectures", "model_type") if k in self.model}
+        shown = ("architectures", "model_type", "auto_map")
+        found: dict[str, Any] = {k: self.model[k] for k in shown if k in self.model}
+        written = {k: _token_text(self.tokenizer.get(k)) for k in _SPECIAL_TOKENS}
+        if tokens := {k: text for k, text in written.items() if text}:
+            found["tokenizer_config"] = tokens
         if self.is_peft:
             found["peft"] = self._texts("base_model_name_or_path", "task_type", "peft_type")
         if self.is_adapters:  # the library reads the one in its list of adapters and the other of a single one
@@ -98,9 +115,36 @@ def pipeline_tag(card: Card, configs: Configs) -> str | None:
         return named
     if task := _TASK_OF_PEFT.get(str(configs.adapter.get("task_type"))):
         return task
-    architectures = configs.model.get("architectures")
+    head = _head(configs.model)
+    return head.task if head else None
+
+
+def transformers_info(config: Mapping[str, Any]) -> dict[str, str] | None:
+    """The classes of transformers that load the revision, None where they do not. config: as `Configs.shown` gives it.
+
+    Where the head is not known, AutoModel loads what is below it.
+    """
+    if not config.get("model_type"):
+        return None
+    head = _head(config)
+    if head is None:
+        return {"auto_model": "AutoModel"}
+    info = {"auto_model": head.loader, "pipeline_tag": head.task, "processor": head.processor}
+    own = config.get("auto_map")
+    custom = own.get(head.loader) if isinstance(own, dict) else None
+    return {**info, "custom_class": custom} if isinstance(custom, str) else info
+
+
+def _head(config: Mapping[str, Any]) -> Head | None:
+    architectures = config.get("architectures")
     name = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
-    return next((task for head, task in _TASK_OF_HEAD.items() if name.endswith(head)), None)
+    return next((head for suffix, head in _HEADS.items() if name.endswith(suffix)), None)
+
+
+def _token_text(token: Any) -> str | None:
+    """A special token as text: some tokenizers write it as an object with its content."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) and is_storable(content) else None
 
 
 def training_method(card: Card) -> str | None:

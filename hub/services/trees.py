@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from adapterhub.hub.db.queries import chunks, insert_missing
@@ -77,6 +78,12 @@ def paths_info(session: Session, repo: Repository, commit: str, paths: Iterable[
         except EntryNotFound:
             continue
     return found
+
+
+def stored_bytes(session: Session, repo: Repository) -> int:
+    """Bytes of all files of all commits, each content once."""
+    contents = select(GitBlob.digest, GitBlob.size_bytes).where(GitBlob.repository_id == repo.id).distinct().subquery()
+    return session.scalar(select(func.coalesce(func.sum(contents.c.size_bytes), 0))) or 0
 
 
 @dataclass(frozen=True)

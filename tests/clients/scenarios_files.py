@@ -141,7 +141,7 @@ def file_system(repo_id: str) -> None:
     api.create_branch(repo_id, branch="feat/x")
     large = os.urandom(1_500_000)
     for at in (repo_id, f"{repo_id}@feat%2Fx"):
-        system = HfFileSystem(skip_instance_cache=True)
+        system: Any = HfFileSystem(skip_instance_cache=True)
         with system.open(f"{at}/deep/a.txt", "w") as file:
             file.write("text")
         with system.open(f"{at}/large.bin", "wb") as file:
@@ -180,10 +180,10 @@ def file_system(repo_id: str) -> None:
         system.rm(f"{at}/put.txt")
         system.invalidate_cache()
         assert {path.rpartition("/")[2] for path in system.find(at)} == {".gitattributes", "large.bin", "moved.txt"}
-    whole = HfFileSystem(skip_instance_cache=True)
+    whole: Any = HfFileSystem(skip_instance_cache=True)
     assert whole.read_text(f"{repo_id}@refs%2Fheads%2Ffeat%2Fx/moved.txt") == "text"
     assert whole.isfile(f"{repo_id}@{api.model_info(repo_id).sha}/large.bin")
-    tree = {entry.path: entry for entry in api.list_repo_tree(repo_id, expand=True)}
+    tree: dict[str, Any] = {entry.path: entry for entry in api.list_repo_tree(repo_id, expand=True)}
     assert tree["moved.txt"].last_commit.title
     assert {entry.path for entry in api.get_paths_info(repo_id, ["large.bin"], expand=True)} == {"large.bin"}
 

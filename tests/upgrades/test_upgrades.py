@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
+from sqlmodel import select
 
 from adapterhub.hub.context import Hub
+from adapterhub.hub.db.tables import RevisionFacts
 from adapterhub.hub.services import blobs, describe, recipes, refs, repos, search, trees
 from adapterhub.hub.services.access import ANONYMOUS, Caller, authenticate
 from adapterhub.hub.services.commits import AddRegular, commit
@@ -58,6 +60,13 @@ def test_what_was_known_is_still_known(kept: Hub, ann: Caller) -> None:
     assert recipes.show(kept, ann, both["recipe"]["digest"])["text"] == "ann/base + 0.5*ann/code"
     with kept.db.read() as session:
         assert "ann/secret" not in [item["id"] for item in search.search(session, ANONYMOUS)["items"]]
+
+
+def test_models_are_still_counted(kept: Hub) -> None:
+    with kept.db.read() as session:
+        facts = session.exec(select(RevisionFacts)).all()
+    assert any(row.parameters for row in facts)
+    assert all(row.parameter_count == sum(row.parameters.values()) for row in facts)
 
 
 def test_work_goes_on(kept: Hub, ann: Caller) -> None:

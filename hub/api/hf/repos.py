@@ -12,7 +12,7 @@ from adapterhub.hub.api import threads
 from adapterhub.hub.api.deps import CallerDep, HubDep, PublicUrl
 from adapterhub.hub.api.errors import domain_response
 from adapterhub.hub.api.hf.addressing import RepoId, find, find_commit, read, write
-from adapterhub.hub.api.hf.shapes import model_json
+from adapterhub.hub.api.hf.shapes import check_expand, model_json
 from adapterhub.hub.api.raw import RawRoute
 from adapterhub.hub.errors import OtherRepoType, RepoExists, UnsupportedRepoType
 from adapterhub.hub.services import repos, trees
@@ -146,13 +146,18 @@ async def info(
     blobs: bool = False,
     expand: Expand = (),
 ) -> dict[str, Any]:
-    """The repository at a revision. expand: only these fields, besides the id. Raises RevisionNotFound."""
+    """The repository at a revision. expand: only these fields, besides the id.
+
+    Raises RevisionNotFound, and InvalidRequest for a field that no model has.
+    """
+    check_expand(expand)
 
     def work(session: Session) -> dict[str, Any]:
         repo, commit = find_commit(session, caller, repo_id, revision)
         response.headers["X-Repo-Commit"] = commit
-        files = trees.files(session, repo, commit)
-        return model_json(session, repo, commit, files, with_blobs=blobs)
+        files = trees.files(session, repo, commit) if blobs or not expand or "siblings" in expand else None
+        extras = expand or ("usedStorage", "spaces")
+        return model_json(session, caller, repo, commit, files=files, with_blobs=blobs, extras=extras)
 
     return only_expanded(await read(hub, work), expand)
 
