@@ -7,7 +7,7 @@ from adapterhub.hub.errors import InvalidName, InvalidPath, NameReserved
 
 RESERVED = frozenset(
     """
-    about accessibility accounts activity alias aliases analysis api archive assets auth billing blog bases
+    about accessibility accounts activity alias aliases analysis api archive assets auth billing blog bases buckets
     campaigns catalogue chat collections compare contact datasets docs download downloads evaluations explore
     favicon.ico feed files front-end health healthz help home huggingface info jobs join kernels legal licences
     login logout manual merge merges metrics model models new notifications oauth openapi.json org organisations

@@ -4,6 +4,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,54 @@ def patterns(repo_id: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         snapshot_download(repo_id, local_dir=folder)
         assert Path(folder, "build", "e.txt").read_text() == "build/e.txt"
+
+
+def other_types_are_refused(repo_id: str) -> None:
+    """Whatever is asked about a dataset, space, kernel or bucket gets the one sentence."""
+    from huggingface_hub import HfApi, HfFileSystem, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import BadRequestError
+
+    api = HfApi()
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("dataset", partial(api.dataset_info, repo_id)),
+        ("dataset", lambda: list(api.list_datasets(author="admin"))),
+        ("dataset", api.get_dataset_tags),
+        ("dataset", partial(HfFileSystem().ls, f"datasets/{repo_id}")),
+        ("space", partial(api.space_info, repo_id)),
+        ("space", lambda: list(api.list_spaces())),
+        ("space", partial(api.get_space_runtime, repo_id)),
+        ("space", partial(api.restart_space, repo_id)),
+        ("space", partial(api.add_space_secret, repo_id, "K", "v")),
+        ("space", partial(api.create_repo, repo_id, repo_type="space", space_sdk="gradio")),
+    ]
+    upload = partial(api.upload_file, path_or_fileobj=b"x", path_in_repo="a.txt", repo_id=repo_id)
+    for kind in ("dataset", "space"):
+        calls += [
+            (kind, partial(api.delete_repo, repo_id, repo_type=kind)),
+            (kind, partial(api.repo_exists, repo_id, repo_type=kind)),
+            (kind, partial(api.list_repo_files, repo_id, repo_type=kind)),
+            (kind, partial(api.list_repo_refs, repo_id, repo_type=kind)),
+            (kind, partial(api.list_repo_commits, repo_id, repo_type=kind)),
+            (kind, partial(next, api.list_lfs_files(repo_id, repo_type=kind))),
+            (kind, partial(api.create_branch, repo_id, branch="x", repo_type=kind)),
+            (kind, partial(api.move_repo, repo_id, f"{repo_id}-x", repo_type=kind)),
+            (kind, partial(api.update_repo_settings, repo_id, private=True, repo_type=kind)),
+            (kind, partial(api.auth_check, repo_id, repo_type=kind)),
+            (kind, partial(api.super_squash_history, repo_id, repo_type=kind)),
+            (kind, partial(upload, repo_type=kind)),
+            (kind, partial(snapshot_download, repo_id, repo_type=kind)),
+            (kind, partial(hf_hub_download, repo_id, "a.txt", repo_type=kind)),
+        ]
+    if hasattr(api, "create_bucket"):
+        calls.append(("bucket", partial(api.create_bucket, repo_id)))
+        calls.append(("bucket", lambda: list(api.list_buckets())))
+    if hasattr(api, "kernel_info"):
+        calls.append(("kernel", partial(api.kernel_info, repo_id)))
+    for kind, call in calls:
+        error = refused(Exception, call)
+        while error is not None and not isinstance(error, BadRequestError):
+            error = error.__cause__
+        assert f"{kind}s are not kept here; this hub holds models and patches only" in str(error), (call, kind, error)
 
 
 if __name__ == "__main__":

@@ -72,3 +72,7 @@ def test_the_clients_file_system_works(run: Run, repo_id: str, *, xet: bool) -> 
 
 def test_patterns_choose_what_is_sent_and_fetched(run: Run, repo_id: str) -> None:
     run("patterns", repo_id)
+
+
+def test_other_types_of_repositories_are_refused_in_one_sentence(run: Run, repo_id: str) -> None:
+    run("other_types_are_refused", repo_id)

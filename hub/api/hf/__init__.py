@@ -13,6 +13,7 @@ from adapterhub.hub.api.hf import (
     lfs_downloads,
     likes,
     lists,
+    other_types,
     overviews,
     refs,
     repos,
@@ -24,6 +25,7 @@ from adapterhub.hub.api.hf import (
 
 router = APIRouter(include_in_schema=False)
 for _part in (
+    other_types,
     users,
     overviews,
     likes,

@@ -11,7 +11,8 @@ from starlette.responses import JSONResponse
 from adapterhub.hub.api import threads
 from adapterhub.hub.api.deps import CallerDep, HubDep, PublicUrl
 from adapterhub.hub.api.hf.addressing import RepoId, find, read, write
-from adapterhub.hub.api.hf.repos import exists_already, refuse_other_types
+from adapterhub.hub.api.hf.other_types import refuse_other_types
+from adapterhub.hub.api.hf.repos import exists_already
 from adapterhub.hub.api.hf.times import timestamp
 from adapterhub.hub.api.pages import next_link
 from adapterhub.hub.api.raw import RawRoute

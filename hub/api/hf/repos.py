@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 from sqlmodel import Session
 from starlette.responses import JSONResponse
@@ -12,9 +12,10 @@ from adapterhub.hub.api import threads
 from adapterhub.hub.api.deps import CallerDep, HubDep, PublicUrl
 from adapterhub.hub.api.errors import domain_response
 from adapterhub.hub.api.hf.addressing import RepoId, find, find_commit, read, write
+from adapterhub.hub.api.hf.other_types import refuse_other_types
 from adapterhub.hub.api.hf.shapes import check_expand, model_json
 from adapterhub.hub.api.raw import RawRoute
-from adapterhub.hub.errors import OtherRepoType, RepoExists, UnsupportedRepoType
+from adapterhub.hub.errors import RepoExists
 from adapterhub.hub.services import repos, trees
 from adapterhub.hub.services.access import Caller, require_content, require_signed_in, require_write
 
@@ -61,17 +62,6 @@ class RepoSettings(BaseModel):
     private: bool | None = None
     visibility: Literal["public", "private"] | None = None
     gated: Literal["auto", "manual", False] | None = None
-
-
-def refuse_other_types(repo_type: str | None) -> None:
-    """Pass for models. Raises UnsupportedRepoType for a dataset or space."""
-    if repo_type not in (None, "model"):
-        raise UnsupportedRepoType(refusal(f"{repo_type}s"))
-
-
-def refusal(kind: str) -> str:
-    """Why there is none of them, `kind` in the plural."""
-    return f"{kind} are not kept here; this hub holds models and patches only"
 
 
 @router.post("/api/repos/create")
@@ -165,20 +155,3 @@ async def info(
 def only_expanded(model: dict[str, Any], expand: Sequence[str]) -> dict[str, Any]:
     """`model` with its ids and the fields in `expand`; all of it when nothing is asked for."""
     return model if not expand else {k: v for k, v in model.items() if k in ("_id", "id", *expand)}
-
-
-async def other_types(request: Request) -> None:
-    """Refuses what belongs to a dataset, space, kernel or bucket.
-
-    Raises OtherRepoType for reading one: clients take it for a missing repository, and any other refusal of a file for
-    a lost connection. Raises UnsupportedRepoType for everything else.
-    """
-    kind, *names = request.url.path.removeprefix("/api").strip("/").split("/")
-    if request.method in ("GET", "HEAD") and len(names) >= 2:
-        raise OtherRepoType("/".join(names[:2]), refusal(kind))
-    raise UnsupportedRepoType(refusal(kind))
-
-
-for _kind in ("datasets", "spaces", "kernels", "buckets"):
-    for _path in (f"/api/{_kind}", f"/api/{_kind}/{{rest:path}}", f"/{_kind}/{{namespace}}/{{name}}/{{rest:path}}"):
-        router.add_api_route(_path, other_types, methods=["GET", "HEAD", "POST", "PUT", "DELETE"])

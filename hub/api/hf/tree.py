@@ -8,14 +8,16 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Query, Request, Response
 from sqlmodel import Session
 
+from adapterhub.hub.api import threads
 from adapterhub.hub.api.deps import CallerDep, HubDep, PublicUrl
 from adapterhub.hub.api.hf.addressing import RepoId, find_commit, read
 from adapterhub.hub.api.hf.times import timestamp
 from adapterhub.hub.api.pages import next_link
 from adapterhub.hub.api.raw import RawRoute
 from adapterhub.hub.db.tables import Commit, Repository
-from adapterhub.hub.errors import InvalidRequest
-from adapterhub.hub.services import trees
+from adapterhub.hub.errors import EntryNotFound, InvalidRequest
+from adapterhub.hub.services import shards, trees
+from adapterhub.hub.services.access import require_content
 from adapterhub.hub.services.last_changes import last_commits
 from adapterhub.hub.services.trees import Entry
 
@@ -75,6 +77,21 @@ async def paths_info(
         return shapes if expand else [_with_copy_mark(shape) for shape in shapes]
 
     return await read(hub, work)
+
+
+@router.get("/safetensors-metadata/{path:path}")
+async def shard_headers(hub: HubDep, caller: CallerDep, repo_id: RepoId, path: str) -> Response:
+    """The header of each shard that an index on the default branch names. Raises EntryNotFound, InvalidRequest."""
+
+    def work(session: Session) -> list[Entry]:
+        repo, commit = find_commit(session, caller, repo_id, None)
+        require_content(session, caller, repo)
+        if trees.entry(session, repo, commit, path).is_folder:
+            raise EntryNotFound(repo_id, path, commit)
+        return trees.files(session, repo, commit)
+
+    found = await threads.run(shards.read_shard_headers, hub, await read(hub, work), path)
+    return Response(shards.as_json(found), media_type="application/json")
 
 
 def _with_copy_mark(shape: dict[str, Any]) -> dict[str, Any]:

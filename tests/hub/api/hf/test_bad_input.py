@@ -176,3 +176,55 @@ def test_a_name_encoded_wrongly_is_refused(admin_client: TestClient, repo: str) 
     assert (reply.status_code, reply.headers["X-Error-Code"]) == (400, "InvalidRequest")
     for path in ("..%2f..%2fsecret", "%252e%252e%252fsecret", "a%00b"):
         assert admin_client.get(f"/{repo}/resolve/main/{path}").headers["X-Error-Code"] == "EntryNotFound"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api/datasets"),
+        ("POST", "/api/datasets/ann/r/preupload/main"),
+        ("GET", "/api/datasets-tags-by-type"),
+        ("PATCH", "/api/spaces/ann/r/settings"),
+        ("DELETE", "/api/kernels/ann/r/branch/x"),
+        ("GET", "/api/buckets/ann"),
+        ("HEAD", "/datasets/ann/r/resolve/main/a.txt"),
+        ("POST", "/spaces/ann/r.git/info/lfs/objects/batch"),
+        ("GET", "/kernels/ann/r/resolve/main/a.txt"),
+        ("GET", "/buckets/ann/r/resolve/a.txt"),
+    ],
+)
+def test_other_types_of_repositories_are_refused(admin_client: TestClient, method: str, path: str) -> None:
+    reply = admin_client.request(method, path)
+    kind = path.removeprefix("/api").split("/")[1].partition("-")[0]
+    assert (reply.status_code, reply.headers["X-Error-Code"]) == (400, "UnsupportedRepoType")
+    assert reply.headers["X-Error-Message"] == f"{kind} are not kept here; this hub holds models and patches only"
+
+
+def test_a_card_is_validated_as_the_client_expects(admin_client: TestClient) -> None:
+    def asked(content: str, repo_type: str = "model") -> Response:
+        return admin_client.post("/api/validate-yaml", json={"content": content, "repoType": repo_type})
+
+    sound = asked("---\nlicense: mit\n---\n")
+    assert (sound.status_code, sound.json()) == (200, {"errors": [], "warnings": []})
+    assert asked("# no front matter").json()["warnings"]
+    for repo_type in ("dataset", "space", "kernel"):
+        assert asked("# no front matter", repo_type).json() == {"errors": [], "warnings": []}
+    for repo_type in ("model", "dataset"):
+        broken = asked("---\nlicense: [\n---\n", repo_type)
+        assert broken.status_code == 400
+        assert "README.md line" in broken.json()["errors"][0]["message"]
+
+
+def test_an_index_that_is_none_is_refused(admin_client: TestClient, repo: str) -> None:
+    index = json.dumps({"weight_map": {"w": "missing.safetensors"}}).encode()
+    lines = [file("config.json", b"{}"), file("a.safetensors.index.json", index), file("deep/x.txt", b"x")]
+    commit(admin_client, repo, *lines).raise_for_status()
+    for path, code in (
+        ("config.json", "InvalidRequest"),
+        ("a.safetensors.index.json", "InvalidRequest"),
+        ("deep/x.txt", "InvalidRequest"),
+        ("deep", "EntryNotFound"),
+        ("nothing.json", "EntryNotFound"),
+    ):
+        reply = admin_client.get(f"/api/models/{repo}/safetensors-metadata/{path}")
+        assert reply.headers["X-Error-Code"] == code, path
