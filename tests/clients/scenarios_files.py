@@ -1,5 +1,7 @@
 """What users do with files, listings and metadata, each function run in a process of its own, as in `scenarios.py`."""
 
+import inspect
+import json
 import os
 import sys
 import tempfile
@@ -263,6 +265,204 @@ def other_types_are_refused(repo_id: str) -> None:
         while error is not None and not isinstance(error, BadRequestError):
             error = error.__cause__
         assert f"{kind}s are not kept here; this hub holds models and patches only" in str(error), (call, kind, error)
+
+
+def metadata(repo_id: str) -> None:
+    """What model_info, cards and the safetensors calls tell of a sharded model."""
+    import huggingface_hub as hf
+    import numpy as np
+    from huggingface_hub import HfApi, ModelCard, ModelCardData, metadata_update
+    from huggingface_hub.errors import BadRequestError
+    from safetensors.numpy import save_file
+
+    api = HfApi()
+    api.create_repo(repo_id)
+    config = {"model_type": "bert", "architectures": ["BertForMaskedLM"], "auto_map": {"AutoModelForMaskedLM": "m.Own"}}
+    tensors = {f"layer.{n}.weight": np.full((4, 8), n, np.float32) for n in range(3)}
+    shards = {
+        f"model-0000{n + 1}-of-00003.safetensors": {name: tensors[name]} for n, name in enumerate(sorted(tensors))
+    }
+    weight_map = {name: shard for shard, held in shards.items() for name in held}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, held in shards.items():
+            save_file(held, Path(folder, name))
+        index = {"metadata": {"total_size": 384}, "weight_map": weight_map}
+        Path(folder, "model.safetensors.index.json").write_text(json.dumps(index))
+        Path(folder, "config.json").write_text(json.dumps(config))
+        Path(folder, "tokenizer_config.json").write_text(json.dumps({"mask_token": {"content": "[MASK]"}}))
+        api.upload_folder(repo_id=repo_id, folder_path=folder)
+    card = ModelCard.from_template(
+        ModelCardData(
+            license="mit",
+            model_name="Tiny",
+            tags=["tiny"],
+            widget=[{"text": "a [MASK]"}],
+            eval_results=[
+                hf.EvalResult(
+                    task_type="fill-mask", dataset_type="d", dataset_name="D", metric_type="accuracy", metric_value=0.5
+                )
+            ],
+        ),
+        template_str="---\n{{ card_data }}\n---\n# Tiny\n",
+    )
+    card.validate()
+    card.push_to_hub(repo_id)
+    metadata_update(repo_id, {"language": ["en"], "license": "apache-2.0"}, overwrite=True)
+    assert ModelCard.load(repo_id).data.license == "apache-2.0"
+    refused(ValueError, ModelCard("---\nlicense: mit\nlibrary_name: [a, b]\n---\n").validate)
+    refused(Exception, api.upload_file, path_or_fileobj=b"---\na: [\n---\n", path_in_repo="README.md", repo_id=repo_id)
+
+    info: Any = api.model_info(repo_id, files_metadata=True, securityStatus=True)
+    assert (info.author, info.library_name, info.pipeline_tag) == ("admin", "transformers", "fill-mask")
+    assert (info.safetensors.parameters, info.safetensors.total) == ({"F32": 96}, 96)
+    assert info.transformers_info.auto_model == "AutoModelForMaskedLM"
+    assert (info.transformers_info.processor, info.transformers_info.custom_class) == ("AutoTokenizer", "m.Own")
+    assert info.mask_token == "[MASK]"
+    assert info.widget_data == [{"text": "a [MASK]"}]
+    assert info.model_index[0]["name"] == "Tiny"
+    assert info.card_data.eval_results[0].metric_value == 0.5
+    assert {"tiny", "safetensors", "en", "license:apache-2.0"} <= set(info.tags)
+    sizes = {sibling.rfilename: sibling.size for sibling in info.siblings}
+    assert all(sizes.values())
+    assert info.used_storage >= sum(sizes.values())
+    expanded: Any = api.model_info(repo_id, expand=["sha", "downloadsAllTime", "usedStorage"])
+    assert (expanded.sha, expanded.siblings, expanded.used_storage) == (info.sha, None, info.used_storage)
+    if hasattr(api, "get_sharded_safetensors_metadata"):
+        found = api.get_sharded_safetensors_metadata(repo_id)
+        assert found.weight_map == weight_map
+        assert found.files_metadata["model-00001-of-00003.safetensors"].tensors["layer.0.weight"].shape == [4, 8]
+    parsed = api.get_safetensors_metadata(repo_id)
+    assert (parsed.sharded, parsed.weight_map, parsed.parameter_count) == (True, weight_map, {"F32": 96})
+    one = api.parse_safetensors_file_metadata(repo_id, "model-00002-of-00003.safetensors")
+    assert list(one.tensors) == ["layer.1.weight"]
+    if hasattr(api, "resolve_revision"):
+        assert api.resolve_revision(repo_id, revision="main").resolved == info.sha
+    if hasattr(api, "verify_repo_checksums"):
+        hf.snapshot_download(repo_id)
+        verified = api.verify_repo_checksums(repo_id)
+        assert (verified.mismatches, verified.missing_paths, verified.checked_count) == ([], [], len(sizes))
+    refused(BadRequestError, api.model_info, repo_id, expand=["colour"])
+    tags = api.get_model_tags()
+    assert "fill-mask" in {tag["id"] for tag in tags["pipeline_tag"]}
+
+
+def lists(repo_id: str) -> None:
+    """list_models by what the client can ask for; the names begin with that of `repo_id`."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import BadRequestError
+
+    api = HfApi()
+    word = repo_id.partition("/")[2]
+    base = f"{repo_id}-base"
+    relations = {
+        "adapter": f"{repo_id}-a",
+        "finetune": f"{repo_id}-f",
+        "merge": f"{repo_id}-m",
+        "quantized": f"{repo_id}-q",
+    }
+    for name in (base, *relations.values()):
+        api.create_repo(name)
+    for relation, name in relations.items():
+        declared = f"base_model: {base}\nbase_model_relation: {relation}\ntags: [{word}]\nlibrary_name: lib-{word}\n"
+        content = f"---\n{declared}pipeline_tag: fill-mask\nlicense: mit\ndatasets: [d]\n---\n"
+        api.upload_file(path_or_fileobj=content.encode(), path_in_repo="README.md", repo_id=name)
+    api.update_repo_settings(relations["merge"], gated="auto")
+
+    def found(**asked: Any) -> set[str]:
+        return {model.id for model in api.list_models(**asked)}
+
+    all_four = set(relations.values())
+    for relation, name in relations.items():
+        assert found(filter=f"base_model:{relation}:{base}") == {name}
+    assert found(filter=f"base_model:{base}") == all_four
+    assert found(filter=[word, f"lib-{word}", "fill-mask", "license:mit", "dataset:d"]) == all_four
+    assert found(search=word, author="admin") == all_four | {base}
+    assert found(filter=word, pipeline_tag="fill-mask", trained_dataset="d") == all_four
+    if "gated" in inspect.signature(api.list_models).parameters:
+        assert found(filter=word, gated=True) == {relations["merge"]}
+        assert found(filter=word, gated=False) == all_four - {relations["merge"]}
+    if "num_parameters" in inspect.signature(api.list_models).parameters:
+        assert found(filter=word, num_parameters="min:1") == set()
+        refused(BadRequestError, found, filter=word, num_parameters="some")
+    if "apps" in inspect.signature(api.list_models).parameters:
+        refused(BadRequestError, found, filter=word, apps="vllm")
+    assert found(filter=word, inference="warm") == set()
+    for sort in ("last_modified", "created_at", "downloads", "likes", "trending_score"):
+        ordered = [model.id for model in api.list_models(filter=word, sort=sort, limit=3)]
+        assert len(ordered) == 3
+    by_age = [model.id for model in api.list_models(filter=word, sort="created_at")]
+    assert by_age == list(relations.values())[::-1]
+    [full] = api.list_models(filter=f"base_model:merge:{base}", full=True, cardData=True, fetch_config=True)
+    told: Any = full
+    assert (told.gated, told.card_data.license, [s.rfilename for s in told.siblings]) == (
+        "auto",
+        "mit",
+        [".gitattributes", "README.md"],
+    )
+    [expanded] = api.list_models(filter=f"base_model:merge:{base}", expand=["downloads", "baseModels", "safetensors"])
+    told = expanded
+    assert (told.downloads, told.base_models, told.sha) == (0, [base], None)
+
+
+def downloads(repo_id: str) -> None:
+    """The cache after one download, a second one, and a new commit; a broken transfer goes on where it ended."""
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.file_download import http_get
+
+    api = HfApi()
+    api.create_repo(repo_id)
+    large = os.urandom(1_500_000)
+    api.upload_file(path_or_fileobj=large, path_in_repo="large.bin", repo_id=repo_id)
+    first = api.upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id=repo_id)
+    for _ in range(2):
+        path = Path(hf_hub_download(repo_id, "config.json"))
+        assert path.read_bytes() == b"{}"
+        assert Path(hf_hub_download(repo_id, "large.bin")).read_bytes() == large
+    counts = (api.model_info(repo_id).downloads for _ in range(200))  # counted once the reply has gone out
+    assert next(filter(None, counts)) == 1
+    cached = try_to_load_from_cache(repo_id, "config.json", revision=first.oid)
+    assert cached == str(path)
+    api.upload_file(path_or_fileobj=b'{"a": 1}', path_in_repo="config.json", repo_id=repo_id)
+    assert Path(hf_hub_download(repo_id, "config.json")).read_bytes() == b'{"a": 1}'
+    assert Path(hf_hub_download(repo_id, "config.json", revision=first.oid)).read_bytes() == b"{}"
+    snapshot_download(repo_id)
+    url = f"{api.endpoint}/{repo_id}/resolve/main/large.bin"
+    with tempfile.TemporaryFile() as file:
+        file.write(large[:1_000_000])
+        http_get(url, file, resume_size=1_000_000, headers={"Authorization": f"Bearer {os.environ['HF_TOKEN']}"})
+        file.seek(0)
+        assert file.read() == large
+
+
+def offline(repo_id: str) -> None:
+    """What `downloads` left in the cache is enough, with no server to ask."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    assert Path(hf_hub_download(repo_id, "config.json")).read_bytes() == b'{"a": 1}'
+    assert len(list(Path(snapshot_download(repo_id)).iterdir())) == 3
+    refused(LocalEntryNotFoundError, hf_hub_download, repo_id, "other.json")
+
+
+def known_content(repo_id: str, path: str) -> None:
+    """The file at `path` under a second name, a third one from another folder, and once more unchanged."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.upload_file(path_or_fileobj=path, path_in_repo="second.bin", repo_id=repo_id)
+    api.upload_file(path_or_fileobj=path, path_in_repo="first.bin", repo_id=repo_id)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "third.bin").write_bytes(Path(path).read_bytes())
+        api.upload_folder(repo_id=repo_id, folder_path=folder, path_in_repo="deep")
+    assert set(api.list_repo_files(repo_id)) == {".gitattributes", "deep/third.bin", "first.bin", "second.bin"}
+
+
+def first_content(repo_id: str, path: str) -> None:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(repo_id)
+    api.upload_file(path_or_fileobj=path, path_in_repo="first.bin", repo_id=repo_id)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Files, listings and metadata, by unmodified clients."""
 
 import json
+import random
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from tests import servers
 from tests.clients.conftest import Run, scenario_runner
+from tests.clients.relay import relay
 from tests.clients.server import Server, running
 
 SMALL_PARTS = {"multipart_min_bytes": str(1 << 20), "multipart_part_bytes": str(1 << 18)}
@@ -76,3 +78,37 @@ def test_patterns_choose_what_is_sent_and_fetched(run: Run, repo_id: str) -> Non
 
 def test_other_types_of_repositories_are_refused_in_one_sentence(run: Run, repo_id: str) -> None:
     run("other_types_are_refused", repo_id)
+
+
+def test_metadata_is_told_as_the_client_reads_it(run: Run, repo_id: str) -> None:
+    run("metadata", repo_id)
+
+
+def test_models_are_listed_by_all_that_the_client_can_ask_for(run: Run, repo_id: str) -> None:
+    run("lists", repo_id)
+
+
+def test_a_second_download_asks_for_headers_alone_and_none_is_needed_offline(
+    server: Server, run: Run, repo_id: str
+) -> None:
+    run("downloads", repo_id)
+    fetched = [path for path in paths(server, "GET") if path.startswith(f"/{repo_id}/resolve/")]
+    assert fetched.count(f"/{repo_id}/resolve/main/config.json") == 2
+    assert fetched.count(f"/{repo_id}/resolve/main/large.bin") == 2  # the second is the resumed one
+    before = len(server.lines)
+    run("offline", repo_id, HF_HUB_OFFLINE="1")
+    assert [line for line in server.lines[before:] if repo_id in line] == []
+
+
+@pytest.mark.parametrize("xet", [True, False], ids=["xet", "lfs"])
+def test_content_that_the_repository_has_is_not_sent_again(
+    server: Server, run: Run, repo_id: str, tmp_path: Path, *, xet: bool
+) -> None:
+    path = tmp_path / "file.bin"
+    path.write_bytes(random.Random(repo_id).randbytes(3 << 20))
+    with relay(server) as through:
+        run("first_content", repo_id, str(path), xet=xet, HF_ENDPOINT=through.url)
+        assert through.received > 3 << 20
+        before = through.received
+        run("known_content", repo_id, str(path), xet=xet, HF_ENDPOINT=through.url)
+        assert through.received - before < 64 << 10
