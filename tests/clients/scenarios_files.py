@@ -270,46 +270,39 @@ def other_types_are_refused(repo_id: str) -> None:
 def metadata(repo_id: str) -> None:
     """What model_info, cards and the safetensors calls tell of a sharded model."""
     import huggingface_hub as hf
-    import numpy as np
     from huggingface_hub import HfApi, ModelCard, ModelCardData, metadata_update
     from huggingface_hub.errors import BadRequestError
-    from safetensors.numpy import save_file
 
     api = HfApi()
     api.create_repo(repo_id)
     config = {"model_type": "bert", "architectures": ["BertForMaskedLM"], "auto_map": {"AutoModelForMaskedLM": "m.Own"}}
-    tensors = {f"layer.{n}.weight": np.full((4, 8), n, np.float32) for n in range(3)}
-    shards = {
-        f"model-0000{n + 1}-of-00003.safetensors": {name: tensors[name]} for n, name in enumerate(sorted(tensors))
-    }
-    weight_map = {name: shard for shard, held in shards.items() for name in held}
+    shards = {f"model-0000{n}-of-00003.safetensors": f"layer.{n}.weight" for n in (1, 2, 3)}
+    weight_map = {tensor: shard for shard, tensor in shards.items()}
     with tempfile.TemporaryDirectory() as folder:
-        for name, held in shards.items():
-            save_file(held, Path(folder, name))
+        for shard, tensor in shards.items():
+            header = json.dumps({tensor: {"dtype": "F32", "shape": [4, 8], "data_offsets": [0, 128]}}).encode()
+            Path(folder, shard).write_bytes(len(header).to_bytes(8, "little") + header + bytes(128))
         index = {"metadata": {"total_size": 384}, "weight_map": weight_map}
         Path(folder, "model.safetensors.index.json").write_text(json.dumps(index))
         Path(folder, "config.json").write_text(json.dumps(config))
         Path(folder, "tokenizer_config.json").write_text(json.dumps({"mask_token": {"content": "[MASK]"}}))
         api.upload_folder(repo_id=repo_id, folder_path=folder)
-    card = ModelCard.from_template(
-        ModelCardData(
-            license="mit",
-            model_name="Tiny",
-            tags=["tiny"],
-            widget=[{"text": "a [MASK]"}],
-            eval_results=[
-                hf.EvalResult(
-                    task_type="fill-mask", dataset_type="d", dataset_name="D", metric_type="accuracy", metric_value=0.5
-                )
-            ],
-        ),
-        template_str="---\n{{ card_data }}\n---\n# Tiny\n",
+    result = hf.EvalResult(
+        task_type="fill-mask", dataset_type="d", dataset_name="D", metric_type="accuracy", metric_value=0.5
     )
-    card.validate()
-    card.push_to_hub(repo_id)
-    metadata_update(repo_id, {"language": ["en"], "license": "apache-2.0"}, overwrite=True)
+    told = ModelCardData(
+        license="mit", model_name="Tiny", tags=["tiny"], widget=[{"text": "a [MASK]"}], eval_results=[result]
+    )
+    card = ModelCard(f"---\n{told.to_yaml()}\n---\n# Tiny\n")
+    if hf.__version__ >= "2":  # older ones validate cards at huggingface.co, wherever HF_ENDPOINT leads
+        card.validate()
+        card.push_to_hub(repo_id)
+        metadata_update(repo_id, {"language": ["en"], "license": "apache-2.0"}, overwrite=True)
+        refused(ValueError, ModelCard("---\nlicense: mit\nlibrary_name: [a, b]\n---\n").validate)
+    else:
+        card.data.language, card.data.license = ["en"], "apache-2.0"
+        api.upload_file(path_or_fileobj=str(card).encode(), path_in_repo="README.md", repo_id=repo_id)
     assert ModelCard.load(repo_id).data.license == "apache-2.0"
-    refused(ValueError, ModelCard("---\nlicense: mit\nlibrary_name: [a, b]\n---\n").validate)
     refused(Exception, api.upload_file, path_or_fileobj=b"---\na: [\n---\n", path_in_repo="README.md", repo_id=repo_id)
 
     info: Any = api.model_info(repo_id, files_metadata=True, securityStatus=True)
@@ -330,11 +323,11 @@ def metadata(repo_id: str) -> None:
     if hasattr(api, "get_sharded_safetensors_metadata"):
         found = api.get_sharded_safetensors_metadata(repo_id)
         assert found.weight_map == weight_map
-        assert found.files_metadata["model-00001-of-00003.safetensors"].tensors["layer.0.weight"].shape == [4, 8]
+        assert found.files_metadata["model-00001-of-00003.safetensors"].tensors["layer.1.weight"].shape == [4, 8]
     parsed = api.get_safetensors_metadata(repo_id)
     assert (parsed.sharded, parsed.weight_map, parsed.parameter_count) == (True, weight_map, {"F32": 96})
     one = api.parse_safetensors_file_metadata(repo_id, "model-00002-of-00003.safetensors")
-    assert list(one.tensors) == ["layer.1.weight"]
+    assert list(one.tensors) == ["layer.2.weight"]
     if hasattr(api, "resolve_revision"):
         assert api.resolve_revision(repo_id, revision="main").resolved == info.sha
     if hasattr(api, "verify_repo_checksums"):
@@ -400,13 +393,13 @@ def lists(repo_id: str) -> None:
         [".gitattributes", "README.md"],
     )
     [expanded] = api.list_models(filter=f"base_model:merge:{base}", expand=["downloads", "baseModels", "safetensors"])
-    told = expanded
-    assert (told.downloads, told.base_models, told.sha) == (0, [base], None)
+    told = vars(expanded)
+    assert (told["downloads"], told.get("base_models") or told["baseModels"], told["sha"]) == (0, [base], None)
 
 
 def downloads(repo_id: str) -> None:
     """The cache after one download, a second one, and a new commit; a broken transfer goes on where it ended."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
+    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
     from huggingface_hub.file_download import http_get
 
     api = HfApi()
@@ -418,8 +411,9 @@ def downloads(repo_id: str) -> None:
         path = Path(hf_hub_download(repo_id, "config.json"))
         assert path.read_bytes() == b"{}"
         assert Path(hf_hub_download(repo_id, "large.bin")).read_bytes() == large
-    counts = (api.model_info(repo_id).downloads for _ in range(200))  # counted once the reply has gone out
-    assert next(filter(None, counts)) == 1
+    if hasattr(constants, "X_HF_DOWNLOAD_COUNTER"):
+        counts = (api.model_info(repo_id).downloads for _ in range(200))  # counted once the reply has gone out
+        assert next(filter(None, counts)) == 1
     cached = try_to_load_from_cache(repo_id, "config.json", revision=first.oid)
     assert cached == str(path)
     api.upload_file(path_or_fileobj=b'{"a": 1}', path_in_repo="config.json", repo_id=repo_id)
