@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, exists, false, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, exists, false, func, or_, select, union
+from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
 from adapterhub.hub.db.tables import LineageEdge, Patch, Ref, Repository, RepositoryName, RepositoryTag, RevisionFacts
@@ -63,10 +64,13 @@ class Found:
 
 @dataclass(frozen=True)
 class Page:
-    """Some of what was found. total: number of all of it. cursor: where the next page begins, None on the last."""
+    """Some of what was found.
+
+    total: number of all of it, None where it was not counted. cursor: where the next page begins, None on the last.
+    """
 
     rows: list[Found]
-    total: int
+    total: int | None
     cursor: str | None
 
 
@@ -118,13 +122,17 @@ def listing(
     limit: int = 30,
     cursor: str | None = None,
     reverse: bool = False,
+    is_counted: bool = True,
 ) -> Page:
-    """The rows that `search` words. limit: clamped to 1 to 1000. reverse: in the other order. Raises as `search`."""
+    """The rows that `search` words. limit: clamped to 1 to 1000. reverse: in the other order. Raises as `search`.
+
+    is_counted: whether to look at every row for their number, which takes long where there are many.
+    """
     if sort not in _COLUMNS:
         raise InvalidRequest(f"sort {sort!r}: one of {', '.join(SORTS)}")
     limit = max(1, min(limit, MAX_LIMIT))
     conditions = _conditions(session, caller, filters)
-    total = session.scalar(_heads(caller, func.count()).where(*conditions)) or 0
+    total = session.scalar(_heads(caller, func.count()).where(*conditions)) if is_counted else None
     by, key = _COLUMNS[sort], col(Repository.id)
     ascending = (sort == "name") != reverse
     after = [_after(sort, cursor, ascending=ascending)] if cursor else []
@@ -210,21 +218,32 @@ def _is_tagged(caller: Caller, tag: str) -> ColumnElement[bool]:
     if word != "base_model":
         return _has_tag(tag)
     relation, _, rest = name.partition(":")
-    here = (
-        col(LineageEdge.child_repository_id) == col(Repository.id),
-        col(LineageEdge.child_commit) == col(Ref.target_oid),
-        col(LineageEdge.parent_repository_id).in_(_named(caller, rest or name)),
-        *([col(LineageEdge.relation) == relation] if rest else []),
-    )
-    return or_(_has_tag(tag), exists().where(*here))
+    tagged = select(col(RepositoryTag.repository_id)).where(col(RepositoryTag.tag) == tag)
+    return col(Repository.id).in_(union(tagged, _made_of(caller, rest or name, relation if rest else "")))
 
 
-def _named(caller: Caller, name: str) -> Select[Any]:
-    """The repository that has or had that name, where `caller` may see it."""
-    visible = select(col(Repository.id)).where(readable(caller)).correlate(None)
-    return select(col(RepositoryName.repository_id)).where(
-        col(RepositoryName.name_key) == name.casefold(), col(RepositoryName.repository_id).in_(visible)
+def _made_of(caller: Caller, name: str, relation: str) -> Select[Any]:
+    """Repositories whose head was made of the one that has or had that name, where `caller` may see it."""
+    base = (
+        select(col(RepositoryName.repository_id))
+        .join(Repository, col(Repository.id) == col(RepositoryName.repository_id))
+        .where(col(RepositoryName.name_key) == name.casefold(), readable(caller))
+        .correlate(None)
     )
+    child = aliased(Repository)
+    head = and_(
+        col(Ref.repository_id) == col(child.id),
+        col(Ref.name) == BRANCH + col(child.default_branch),
+        col(Ref.target_oid) == col(LineageEdge.child_commit),
+    )
+    made = (
+        select(col(child.id))
+        .join(LineageEdge, col(LineageEdge.child_repository_id) == col(child.id))
+        .join(Ref, head)
+        .where(col(LineageEdge.parent_repository_id).in_(base))
+        .correlate(None)
+    )
+    return made.where(col(LineageEdge.relation) == relation) if relation else made
 
 
 def _has_tag(tag: str) -> ColumnElement[bool]:

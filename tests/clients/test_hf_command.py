@@ -20,3 +20,21 @@ def test_the_hf_command_logs_in_uploads_and_downloads(server: Server, repo_id: s
     run_client(server, home, [HF, "download", repo_id, "--local-dir", str(back)])
     for name in ("a.txt", "deep/b.bin"):
         assert (back / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_the_hf_command_takes_patterns_lists_and_names_in_any_script(
+    server: Server, repo_id: str, tmp_path: Path
+) -> None:
+    home, folder, back = tmp_path / "hf", tmp_path / "folder", tmp_path / "back"
+    contents = {"模型 一.txt": "一", "deep/100% #1?.txt": "%", "skip.log": "log"}
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    run_client(server, home, [HF, "auth", "login", "--token", server.token])
+    run_client(server, home, [HF, "upload", repo_id, str(folder), "--exclude", "*.log"])
+    run_client(server, home, [HF, "download", repo_id, "--include", "*.txt", "--local-dir", str(back)])
+    found = {str(path.relative_to(back)): path.read_text() for path in back.rglob("*.txt")}
+    assert found == {name: content for name, content in contents.items() if name.endswith(".txt")}
+    listed = run_client(server, home, [HF, "models", "ls", "--author", "admin", "--search", repo_id.partition("/")[2]])
+    assert repo_id.partition("/")[2] in listed.stdout
+    run_client(server, home, [HF, "download", repo_id, "deep/100% #1?.txt"])

@@ -92,7 +92,9 @@ async def list_files(
     cursor: str = "",
     limit: int = Query(PAGE_FILES, ge=1, le=PAGE_FILES),
 ) -> list[dict[str, Any]]:
-    """The large files of all commits, a page at a time."""
+    """The large files of all commits, a page at a time. Raises InvalidDigest for a cursor that is none."""
+    if cursor:
+        check_digest(cursor)
 
     def work(session: Session) -> list[LargeFile]:
         repo = find(session, caller, repo_id)

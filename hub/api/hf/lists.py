@@ -118,6 +118,7 @@ async def list_models(
             limit=min(wanted.limit, PAGE_MODELS),
             cursor=wanted.cursor,
             reverse=wanted.direction == "1",
+            is_counted=False,
         )
         shapes = []
         for row in page.rows:

@@ -14,11 +14,23 @@ from adapterhub.hub.errors import (
     RepoNotFound,
     RevisionNotFound,
 )
-from adapterhub.hub.services import accounts, collections, holdings, refs, repos, revisions, trees
+from adapterhub.hub.services import (
+    accounts,
+    collections,
+    copies,
+    holdings,
+    large_files,
+    lineage,
+    refs,
+    repos,
+    revisions,
+    trees,
+)
 from adapterhub.hub.services import search as search_service
 from adapterhub.hub.services.access import ANONYMOUS, Caller, authenticate
 from adapterhub.hub.services.commits import AddRegular, DeleteFolder, commit
 from adapterhub.hub.services.describe import repo_view
+from adapterhub.hub.services.last_changes import last_commits
 from adapterhub.hub.services.search import SORTS, Filters, listing, search
 from tests.hub.services.samples import card, lora, stock
 
@@ -82,6 +94,36 @@ def test_people_tags_and_collections_are_listed_the_same(hub: Hub, ann: Caller) 
         assert all(one.size_bytes > 0 for one in held)
         [shown] = collections.listing(session, ANONYMOUS, items=["models/ann/base"], limit=9)
         assert [repo.full_name for _, repo in shown.items] == ["ann/base"]
+
+
+def test_filters_and_copies_work_the_same(hub: Hub, ann: Caller) -> None:
+    stock(hub, ann)
+    wanted = [
+        (Filters(tags=["base_model:adapter:ann/base"]), ["ann/code-lora"]),
+        (Filters(parameters=(100, None)), ["ann/base"]),
+        (Filters(parameters=(None, 100)), ["ann/code-lora"]),
+        (Filters(is_gated=True), []),
+    ]
+    with hub.db.read() as session:
+        for filters, found in wanted:
+            assert [row.repo.full_name for row in listing(session, ANONYMOUS, filters).rows] == found
+        licences = search_service.tags_by_type(session, ANONYMOUS)["license"]
+        assert licences == ["license:apache-2.0", "license:mit"]
+    made = copies.duplicate(hub, ann, "ann/base", "ann/second")
+    copies.duplicate(hub, ann, "ann/code-lora", "ann/third")
+    with hub.db.read() as session:
+        base = repos.find(session, ann, "ann/base")
+        head = refs.branch_head(session, base, "main")
+        assert refs.branch_head(session, made, "main") == head
+        assert trees.stored_bytes(session, made) == trees.stored_bytes(session, base)
+        changed = last_commits(session, made, head, ["model.safetensors", ".gitattributes"])
+        assert {path: row.message for path, row in changed.items()} == {
+            "model.safetensors": "push",
+            ".gitattributes": "initial commit",
+        }
+        assert lineage.count_children(session, ann, base) == 3
+        [large] = large_files.listing(session, made, limit=10)
+    assert large.path == "model.safetensors"
 
 
 @pytest.mark.parametrize("text", ["a\0b", "a\ud800b"])
