@@ -35,6 +35,7 @@ def test_the_hf_command_takes_patterns_lists_and_names_in_any_script(
     run_client(server, home, [HF, "download", repo_id, "--include", "*.txt", "--local-dir", str(back)])
     found = {str(path.relative_to(back)): path.read_text() for path in back.rglob("*.txt")}
     assert found == {name: content for name, content in contents.items() if name.endswith(".txt")}
-    listed = run_client(server, home, [HF, "models", "ls", "--author", "admin", "--search", repo_id.partition("/")[2]])
-    assert repo_id.partition("/")[2] in listed.stdout
+    word = repo_id.partition("/")[2]
+    listed = run_client(server, home, [HF, "models", "ls", "--author", "admin", "--search", word, "--quiet"])
+    assert listed.stdout.split() == [repo_id]
     run_client(server, home, [HF, "download", repo_id, "deep/100% #1?.txt"])
