@@ -20,9 +20,10 @@ from adapterhub.hub.errors import (
     InvalidPath,
     TooLarge,
 )
-from adapterhub.hub.services import audit, blobs, ingest, refs, repos, revisions, trees
+from adapterhub.hub.services import audit, blobs, ingest, refs, repos, revisions, trees, upload_modes
 from adapterhub.hub.services.access import Caller, require_write
 from adapterhub.hub.services.git_objects import blob_oid, pointer_text
+from adapterhub.hub.services.git_patterns import Attributes
 from adapterhub.hub.services.names import check_path, is_storable, path_key
 from adapterhub.hub.services.trees import Entry
 from adapterhub.storage.blobs import BlobStat, check_digest
@@ -139,7 +140,9 @@ def _attempt(
     with hub.db.read() as session:
         head = _check_parent(session, repo, branch, parent)
         before = {e.path: e for e in trees.files(session, repo, head)}
-        after = _apply(session, repo, head, before, steps)
+        sent = {step.path: step for step in steps if isinstance(step, Entry)}
+        attributes = upload_modes.attributes_of(hub, (before | sent).values())
+        after = _apply(session, repo, head, before, steps, attributes)
     if after == before:
         return CommitResult(repo.full_name, branch, head, is_new=False)
     _check_collisions(after)
@@ -223,9 +226,14 @@ def _lfs_entry(path: str, digest: str, size_bytes: int) -> Entry:
 
 
 def _apply(
-    session: Session, repo: Repository, head: str, before: dict[str, Entry], steps: list[_Step]
+    session: Session,
+    repo: Repository,
+    head: str,
+    before: dict[str, Entry],
+    steps: list[_Step],
+    attributes: Attributes,
 ) -> dict[str, Entry]:
-    """The files after `steps`, by path."""
+    """The files after `steps`, by path; those of them that the attributes call large as pointers, however they came."""
     state = dict(before)
     for step in steps:
         if isinstance(step, DeleteFile):
@@ -239,6 +247,8 @@ def _apply(
                 del state[path]
         else:
             added = _added(session, repo, head, state, step)
+            if not added.is_lfs and added.size_bytes and attributes.is_large(added.path):
+                added = _lfs_entry(added.path, added.digest, added.size_bytes)
             state[added.path] = added
     return state
 

@@ -58,6 +58,12 @@ def modes(
     return found
 
 
+def attributes_of(hub: Hub, entries: Iterable[Entry]) -> Attributes:
+    """What the .gitattributes among those files say."""
+    named = (entry for entry in entries if entry.path.rpartition("/")[2] == ATTRIBUTES)
+    return Attributes({entry.path: _text(hub, entry) for entry in named if entry.size_bytes})
+
+
 def _is_large(file: Wanted, attributes: Attributes, regular_max_bytes: int) -> bool:
     if file.size_bytes > regular_max_bytes:
         return True
@@ -103,6 +109,9 @@ def _texts(session: Session, hub: Hub, repo: Repository, head: str, paths: Itera
         except EntryNotFound:
             continue
         if not entry.is_folder and entry.size_bytes:
-            content = b"".join(blobs.open_file(hub, entry, 0, READ_BYTES))
-            found[path] = content.decode(errors="replace")
+            found[path] = _text(hub, entry)
     return found
+
+
+def _text(hub: Hub, entry: Entry) -> str:
+    return b"".join(blobs.open_file(hub, entry, 0, READ_BYTES)).decode(errors="replace")

@@ -100,6 +100,18 @@ def test_a_file_is_a_pointer_only_above_the_limit_of_regular_files(hub: Hub, rep
     assert b"".join(blobs.open_file(hub, large, 1000)) == b"x" * 25
 
 
+def test_a_file_that_the_repository_calls_large_is_a_pointer_however_it_comes(
+    hub: Hub, repo: Repository, push: Push
+) -> None:
+    attributes = b"*.weights filter=lfs\n"
+    push(AddRegular(".gitattributes", attributes), AddRegular("a.weights", b"a"), AddRegular("empty.weights", b""))
+    push(AddRegular("b.txt", b"b"), AddStored("c.weights", blobs.put(hub, b"c")), CopyFile("b.txt", "b.weights"))
+    with hub.db.read() as session:
+        found = {e.path: e.is_lfs for e in trees.files(session, repo, head(hub, repo))}
+    assert [path for path, is_lfs in found.items() if is_lfs] == ["a.weights", "b.weights", "c.weights"]
+    assert not push(AddLfs("c.weights", digest_of(b"c"))).is_new
+
+
 def test_stored_bytes_make_the_same_commit_as_sent_bytes(hub: Hub, ann: Caller, repo: Repository, push: Push) -> None:
     sent = push(AddRegular("f", b"hello"))
     assert not push(AddStored("f", blobs.put(hub, b"hello"))).is_new
