@@ -163,12 +163,13 @@ def _refuse_pull_requests(create_pr: bool) -> None:
 
 
 def _refuse_conversion(request: Request) -> None:
-    """Stops transformers before it has weights converted elsewhere: it alone lists commits under its bare name.
+    """Stops transformers before it has weights converted elsewhere: it alone asks without naming huggingface_hub.
 
     It would go on to send the repository's name and the caller's token to a converter on a host that is not this hub
     and cannot read from it. Source: transformers/safetensors_conversion.py.
     """
-    if request.headers.get("user-agent", "").startswith("transformers/"):
+    agent = request.headers.get("user-agent", "")
+    if agent.startswith("transformers/") and "hf_hub/" not in agent:
         raise Forbidden(
             "the weights are not in safetensors, and transformers would have another host convert them, with your"
             " token; save them with save_pretrained and push them, or load them with use_safetensors=False"

@@ -165,3 +165,16 @@ def test_fields_that_are_looked_up_on_demand(stocked: TestClient) -> None:
 def test_a_list_that_makes_no_sense_is_refused(stocked: TestClient) -> None:
     for query in ("sort=colour", "limit=-1", "cursor=x", "num_parameters=many", "direction=2"):
         assert stocked.get(f"/api/models?{query}").status_code in (400, 422)
+
+
+@pytest.mark.parametrize(
+    ("agent", "status"),
+    [
+        ("transformers/5.24.0; python/3.11.7; session_id/1; torch/2.13.0", 403),
+        ("transformers/5.24.0; hf_hub/2.4.0; python/3.11.7", 200),
+        ("unknown/None; hf_hub/2.4.0; python/3.11.7", 200),
+    ],
+)
+def test_only_the_converter_of_transformers_is_refused(stocked: TestClient, agent: str, status: int) -> None:
+    reply = stocked.get("/api/models/ann/base/commits/main", headers={"User-Agent": agent})
+    assert reply.status_code == status
