@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-PATTERNS = 1000
-"""Most lines of one file that count; later ones are not looked at."""
+PATTERNS = 500
+"""Most patterns that count, of all files together; later ones are not looked at. Each is tried on each path."""
 
-PATTERN_CHARACTERS = 1024
+PATTERN_CHARACTERS = 256
 
 _CLASSES: Mapping[str, str] = {
     "alnum": "0-9A-Za-z",
@@ -56,6 +56,7 @@ class Attributes:
         macros: dict[str, bool] = {}
         for path in sorted(files, key=lambda path: path.count("/")):
             self._rules += _attribute_rules(path.rpartition("/")[0], files[path], macros)
+        del self._rules[PATTERNS:]
 
     def is_large(self, path: str) -> bool | None:
         """Whether `path` has filter=lfs; None where nothing is said about it."""
@@ -67,11 +68,21 @@ class Ignored:
 
     def __init__(self, text: str) -> None:
         self._patterns = [pattern for line in _lines(text) if (pattern := _ignore_pattern(line)) is not None]
+        self._folders: dict[str, bool] = {}
 
     def __contains__(self, path: str) -> bool:
         """Whether the file is left out, or any folder it lies in is: git looks into no folder that is left out."""
-        parts = path.split("/")
-        return any(self._is_left_out("/".join(parts[:n]), is_folder=n < len(parts)) for n in range(1, len(parts) + 1))
+        folder = path.rpartition("/")[0]
+        return self._is_in_ignored(folder) or self._is_left_out(path, is_folder=False)
+
+    def _is_in_ignored(self, folder: str) -> bool:
+        """Whether the folder is left out, or one that it lies in; looked at once for all that lies in it."""
+        if not folder:
+            return False
+        if folder not in self._folders:
+            above = self._is_in_ignored(folder.rpartition("/")[0])
+            self._folders[folder] = above or self._is_left_out(folder, is_folder=True)
+        return self._folders[folder]
 
     def _is_left_out(self, path: str, *, is_folder: bool) -> bool:
         fitting = (p for p in reversed(self._patterns) if (is_folder or not p.is_folder_only) and p.matches(path))

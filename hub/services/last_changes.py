@@ -3,20 +3,18 @@
 History is walked along first parents, a window of commits at a time; within one, each level of folders is one query.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice, pairwise
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 from sqlalchemy import select
 from sqlmodel import Session, col
 
 from adapterhub.hub.db.queries import chunks
-from adapterhub.hub.db.tables import Commit, GitTreeEntry, Repository
+from adapterhub.hub.db.tables import Commit, Repository
+from adapterhub.hub.services import trees
 
 WINDOW = 256
 """Commits compared at once."""
-
-Names = Mapping[tuple[str, str], str]
-"""(tree, name in it) -> the object of that name."""
 
 
 def last_commits(session: Session, repo: Repository, commit: str, paths: Iterable[str]) -> dict[str, Commit]:
@@ -30,7 +28,7 @@ def last_commits(session: Session, repo: Repository, commit: str, paths: Iterabl
     chain = _chain(session, repo, commit)
     while chain and pending:
         window = chain[: WINDOW + 1]  # the last one is only compared with
-        objects = _objects(session, repo, [tree for _, tree in window], pending)
+        objects = trees.objects_at(session, repo, [root for _, root in window], pending)
         for index, (newer, older) in enumerate(pairwise([*objects, {}] if len(window) == len(chain) else objects)):
             for path in [path for path in pending if path in newer and newer[path] != older.get(path)]:
                 changed[path] = window[index][0]
@@ -50,45 +48,6 @@ def _chain(session: Session, repo: Repository, commit: str) -> list[tuple[str, s
         tree, parents = known[at]
         found.append((at, tree))
         at = parents[0] if parents else ""
-    return found
-
-
-def _objects(session: Session, repo: Repository, trees: Sequence[str], paths: Iterable[str]) -> list[dict[str, str]]:
-    """For each tree, the object at each of `paths` in it; those that are not there are left out."""
-    found: list[dict[str, str]] = [{"": tree} for tree in trees]
-    levels: dict[int, set[str]] = {}
-    for path in paths:
-        parts = path.split("/")
-        for depth in range(len(parts)):
-            levels.setdefault(depth, set()).add("/".join(parts[: depth + 1]))
-    for depth in sorted(levels):
-        split = [(path, *_split(path)) for path in levels[depth]]
-        wanted = {at[folder] for at in found for _, folder, _ in split if folder in at}
-        names = _names(session, repo, wanted, {name for _, _, name in split})
-        for at in found:
-            for path, folder, name in split:
-                if folder in at and (at[folder], name) in names:
-                    at[path] = names[at[folder], name]
-    return found
-
-
-def _split(path: str) -> tuple[str, str]:
-    folder, _, name = path.rpartition("/")
-    return folder, name
-
-
-def _names(session: Session, repo: Repository, trees: Iterable[str], names: Iterable[str]) -> Names:
-    found: dict[tuple[str, str], str] = {}
-    columns = col(GitTreeEntry.tree_oid), col(GitTreeEntry.name), col(GitTreeEntry.oid)
-    wanted = list(names)
-    for some in chunks(sorted(trees)):
-        for start in range(0, len(wanted), 500):
-            here = (
-                col(GitTreeEntry.repository_id) == repo.id,
-                col(GitTreeEntry.tree_oid).in_(some),
-                col(GitTreeEntry.name).in_(list(islice(wanted, start, start + 500))),
-            )
-            found |= {(tree, name): oid for tree, name, oid in session.execute(select(*columns).where(*here))}
     return found
 
 

@@ -80,6 +80,40 @@ def paths_info(session: Session, repo: Repository, commit: str, paths: Iterable[
     return found
 
 
+def objects_at(session: Session, repo: Repository, roots: Sequence[str], paths: Iterable[str]) -> list[dict[str, str]]:
+    """For each of the trees `roots`, the git object at each of `paths` and of the folders on the way, by path.
+
+    What is not there is left out. One query a level of folders and 500 names, however many the paths are.
+    """
+    found: list[dict[str, str]] = [{"": root} for root in roots]
+    levels: dict[int, set[str]] = {}
+    for path in paths:
+        parts = path.split("/")
+        for depth in range(len(parts)):
+            levels.setdefault(depth, set()).add("/".join(parts[: depth + 1]))
+    for depth in sorted(levels):
+        split = [(path, *path.rpartition("/")[::2]) for path in levels[depth]]
+        wanted = {at[folder] for at in found for _, folder, _ in split if folder in at}
+        oids = _oids(session, repo, wanted, {name for _, _, name in split})
+        for at in found:
+            for path, folder, name in split:
+                if folder in at and (at[folder], name) in oids:
+                    at[path] = oids[at[folder], name]
+    return found
+
+
+def blobs_at(session: Session, repo: Repository, commit: str, paths: Iterable[str]) -> list[Entry]:
+    """The files, and no folders, among `paths` at that commit; by as few queries as `objects_at`."""
+    row = session.get_one(Commit, (repo.id, commit))
+    wanted = set(paths)
+    [objects] = objects_at(session, repo, [row.tree_oid], wanted)
+    known: dict[str, GitBlob] = {}
+    for some in chunks({objects[path] for path in wanted if path in objects}):
+        rows = session.exec(select(GitBlob).where(GitBlob.repository_id == repo.id, col(GitBlob.oid).in_(some)))
+        known |= {blob.oid: blob for blob in rows}
+    return [_file(path, known[objects[path]]) for path in sorted(wanted) if objects.get(path) in known]
+
+
 def stored_bytes(session: Session, repo: Repository) -> int:
     """Bytes of all files of all commits, each content once."""
     contents = select(GitBlob.digest, GitBlob.size_bytes).where(GitBlob.repository_id == repo.id).distinct().subquery()
@@ -132,6 +166,22 @@ def _child(session: Session, repo: Repository, folder: Entry, name: str) -> Entr
     if line.mode == FOLDER_MODE:
         return Entry(path, line.oid, is_folder=True)
     return _file(path, session.get_one(GitBlob, (repo.id, line.oid)))
+
+
+def _oids(session: Session, repo: Repository, trees: Iterable[str], names: Iterable[str]) -> dict[tuple[str, str], str]:
+    """The object of each of `names` in each of `trees`, by tree and name."""
+    found: dict[tuple[str, str], str] = {}
+    columns = col(GitTreeEntry.tree_oid), col(GitTreeEntry.name), col(GitTreeEntry.oid)
+    wanted = [list(some) for some in chunks(sorted(filter(is_storable, names)))]
+    for some in chunks(sorted(trees)):
+        for part in wanted:
+            here = (
+                GitTreeEntry.repository_id == repo.id,
+                col(GitTreeEntry.tree_oid).in_(some),
+                col(GitTreeEntry.name).in_(part),
+            )
+            found |= {(tree, name): oid for tree, name, oid in session.exec(select(*columns).where(*here))}
+    return found
 
 
 def _children(session: Session, repo: Repository, folders: list[tuple[str, str]]) -> list[Entry]:

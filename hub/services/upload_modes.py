@@ -11,15 +11,17 @@ from sqlmodel import Session
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Repository
-from adapterhub.hub.errors import EntryNotFound
 from adapterhub.hub.services import blobs, trees
 from adapterhub.hub.services.git_patterns import Attributes, Ignored
 from adapterhub.hub.services.trees import Entry
 
 ATTRIBUTES = ".gitattributes"
 IGNORED = ".gitignore"
-READ_BYTES = 256 * 1024
+READ_BYTES = 64 * 1024
 """How much of either file is read; what lies beyond is not looked at."""
+
+ATTRIBUTE_FILES = 100
+"""Most .gitattributes that count, those nearest to the root; a hostile repository may hold thousands."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,10 @@ def modes(
     session: Session, hub: Hub, repo: Repository, head: str, files: Sequence[Wanted], git_ignore: str | None = None
 ) -> list[Mode]:
     """How each of the files should travel to the branch at `head`. git_ignore: None for the repository's own."""
-    present = {e.path: e for e in trees.paths_info(session, repo, head, [file.path for file in files])}
-    attributes = Attributes(_texts(session, hub, repo, head, _attribute_paths(files)))
+    present = {e.path: e for e in trees.blobs_at(session, repo, head, [file.path for file in files])}
+    attributes = attributes_of(hub, trees.blobs_at(session, repo, head, _attribute_paths(files)))
     if git_ignore is None:
-        git_ignore = _texts(session, hub, repo, head, [IGNORED]).get(IGNORED, "")
+        git_ignore = "".join(_text(hub, entry) for entry in trees.blobs_at(session, repo, head, [IGNORED]))
     ignored = Ignored(git_ignore)
     found = []
     for file in files:
@@ -60,8 +62,9 @@ def modes(
 
 def attributes_of(hub: Hub, entries: Iterable[Entry]) -> Attributes:
     """What the .gitattributes among those files say."""
-    named = (entry for entry in entries if entry.path.rpartition("/")[2] == ATTRIBUTES)
-    return Attributes({entry.path: _text(hub, entry) for entry in named if entry.size_bytes})
+    named = [entry for entry in entries if entry.path.rpartition("/")[2] == ATTRIBUTES]
+    named.sort(key=lambda entry: (entry.path.count("/"), entry.path))
+    return Attributes({entry.path: _text(hub, entry) for entry in named[:ATTRIBUTE_FILES]})
 
 
 def _is_large(file: Wanted, attributes: Attributes, regular_max_bytes: int) -> bool:
@@ -82,7 +85,7 @@ def _is_text(sample: bytes) -> bool:
 
 def _known_oid(entry: Entry | None, *, is_large: bool) -> str | None:
     """What the client would compute of the present content, so that it leaves out a file that is equal."""
-    if entry is None or entry.is_folder:
+    if entry is None:
         return None
     if is_large:
         return entry.digest.removeprefix("sha256:")
@@ -100,18 +103,6 @@ def _attribute_paths(files: Iterable[Wanted]) -> list[str]:
     return [f"{folder}/{ATTRIBUTES}" if folder else ATTRIBUTES for folder in sorted(folders)]
 
 
-def _texts(session: Session, hub: Hub, repo: Repository, head: str, paths: Iterable[str]) -> dict[str, str]:
-    """The files among `paths` that are there, as text."""
-    found = {}
-    for path in paths:
-        try:
-            entry = trees.entry(session, repo, head, path)
-        except EntryNotFound:
-            continue
-        if not entry.is_folder and entry.size_bytes:
-            found[path] = _text(hub, entry)
-    return found
-
-
 def _text(hub: Hub, entry: Entry) -> str:
+    """The file's text, as far as it is read."""
     return b"".join(blobs.open_file(hub, entry, 0, READ_BYTES)).decode(errors="replace")

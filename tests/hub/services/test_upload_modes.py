@@ -1,6 +1,7 @@
 """How a file travels: by its size, by what the repository says, by its first bytes."""
 
 import pytest
+from sqlalchemy import event
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Repository
@@ -66,3 +67,23 @@ def test_present_content_is_named_as_the_client_computes_it(hub: Hub, ann: Calle
     assert regular.known_oid == blob_oid(b"a")
     assert as_large.known_oid == digest_of(large).removeprefix("sha256:")
     assert shrunk.known_oid is None
+
+
+def test_the_number_of_queries_does_not_grow_with_files(hub: Hub, ann: Caller, repo: Repository) -> None:
+    folders = [f"d{n}/e/f" for n in range(60)]
+    commit(hub, ann, REPO, "main", [AddRegular(f"{folder}/a.txt", b"a") for folder in folders], "deep")
+    counts = []
+    for some in (folders[:1], folders):
+        statements: list[object] = []
+
+        def count(*arguments: object, into: list[object] = statements) -> None:
+            into.append(arguments)
+
+        with hub.db.read() as session:
+            engine = session.get_bind()
+        event.listen(engine, "before_cursor_execute", count)
+        found = asked(hub, repo, *(Wanted(f"{folder}/a.txt", 1, b"a") for folder in some))
+        event.remove(engine, "before_cursor_execute", count)
+        assert all(mode.known_oid == blob_oid(b"a") for mode in found)
+        counts.append(len(statements))
+    assert counts[0] == counts[1]
