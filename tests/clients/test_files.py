@@ -112,3 +112,11 @@ def test_content_that_the_repository_has_is_not_sent_again(
         before = through.received
         run("known_content", repo_id, str(path), xet=xet, HF_ENDPOINT=through.url)
         assert through.received - before < 64 << 10
+
+
+def test_parts_take_bounded_memory(server: Server, run: Run, repo_id: str, tmp_path: Path) -> None:
+    path = tmp_path / "large.bin"
+    path.write_bytes(random.Random(repo_id).randbytes(64 << 20))
+    before = server.reset_peak_memory()
+    run("first_content", repo_id, str(path), xet=False)
+    assert server.peak_memory() - before < 40 << 20
