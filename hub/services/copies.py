@@ -75,6 +75,8 @@ def duplicate(hub: Hub, caller: Caller, source_id: str, target_id: str, *, priva
     def write(session: Session) -> Repository:
         source = repos.find(session, caller, source_id)
         require_content(session, caller, source)
+        # every commit writes its repository's row: holding it, all tables are read as of one moment
+        session.refresh(source, with_for_update=True)
         target = repos.begin(session, caller, target_id, private=source.is_private if private is None else private)
         target.gated, target.default_branch = source.gated, source.default_branch
         session.add(target)

@@ -3,9 +3,10 @@
 import threading
 
 import pytest
-from sqlmodel import Session
+from sqlmodel import Session, select
 
 from adapterhub.hub.context import Hub
+from adapterhub.hub.db.tables import Commit
 from adapterhub.hub.errors import (
     AccountNotFound,
     EntryNotFound,
@@ -124,6 +125,33 @@ def test_filters_and_copies_work_the_same(hub: Hub, ann: Caller) -> None:
         assert lineage.count_children(session, ann, base) == 3
         [large] = large_files.listing(session, made, limit=10)
     assert large.path == "model.safetensors"
+
+
+def test_a_copy_made_while_others_commit_is_whole(hub: Hub, ann: Caller) -> None:
+    repos.create(hub, ann, "ann/busy")
+    is_over = threading.Event()
+
+    def write() -> None:
+        for n in range(400):
+            if is_over.is_set():
+                return
+            commit(hub, ann, "ann/busy", "main", [AddRegular(f"d{n % 3}/f", b"%d" % n)], "push")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        made = [copies.duplicate(hub, ann, "ann/busy", f"ann/copy{n}") for n in range(6)]
+    finally:
+        is_over.set()
+        writer.join()
+    for repo in made:
+        with hub.db.read() as session:
+            for row in session.exec(select(Commit).where(Commit.repository_id == repo.id)):
+                names = [e.path for e in trees.list_tree(session, repo, row.oid, recursive=True) if not e.is_folder]
+                objects = trees.objects_at(session, repo, [row.tree_oid], names)[0]
+                assert ".gitattributes" in names
+                assert {e.path for e in trees.blobs_at(session, repo, row.oid, names)} == set(names) <= set(objects)
+            assert repo_view(hub, ann, repo.full_name)["commit"] == refs.branch_head(session, repo, "main")
 
 
 @pytest.mark.parametrize("text", ["a\0b", "a\ud800b"])
