@@ -7,7 +7,6 @@ from fastapi import APIRouter, Request
 
 from adapterhub.hub.api.raw import RawRoute
 from adapterhub.hub.errors import OtherRepoType, UnsupportedRepoType
-from adapterhub.hub.services.names import RESERVED
 
 router = APIRouter(route_class=RawRoute)
 
@@ -43,6 +42,6 @@ for _path in (
     *(f"/api/{kind}" for kind in OTHER_TYPES),
     *(f"/api/{kind}-tags-by-type" for kind in OTHER_TYPES),
     *(f"/api/{kind}/{{rest:path}}" for kind in OTHER_TYPES),
-    *(f"/{kind}/{{rest:path}}" for kind in OTHER_TYPES if kind in RESERVED),
+    *(f"/{kind}/{{rest:path}}" for kind in OTHER_TYPES),
 ):
     router.add_api_route(_path, _refuse, methods=_METHODS)

@@ -178,28 +178,6 @@ def test_a_name_encoded_wrongly_is_refused(admin_client: TestClient, repo: str) 
         assert admin_client.get(f"/{repo}/resolve/main/{path}").headers["X-Error-Code"] == "EntryNotFound"
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("GET", "/api/datasets"),
-        ("POST", "/api/datasets/ann/r/preupload/main"),
-        ("GET", "/api/datasets-tags-by-type"),
-        ("PATCH", "/api/spaces/ann/r/settings"),
-        ("DELETE", "/api/kernels/ann/r/branch/x"),
-        ("GET", "/api/buckets/ann"),
-        ("HEAD", "/datasets/ann/r/resolve/main/a.txt"),
-        ("POST", "/spaces/ann/r.git/info/lfs/objects/batch"),
-        ("GET", "/kernels/ann/r/resolve/main/a.txt"),
-        ("GET", "/buckets/ann/r/resolve/a.txt"),
-    ],
-)
-def test_other_types_of_repositories_are_refused(admin_client: TestClient, method: str, path: str) -> None:
-    reply = admin_client.request(method, path)
-    kind = path.removeprefix("/api").split("/")[1].partition("-")[0]
-    assert (reply.status_code, reply.headers["X-Error-Code"]) == (400, "UnsupportedRepoType")
-    assert reply.headers["X-Error-Message"] == f"{kind} are not kept here; this hub holds models and patches only"
-
-
 def test_a_card_is_validated_as_the_client_expects(admin_client: TestClient) -> None:
     def asked(content: str, repo_type: str = "model") -> Response:
         return admin_client.post("/api/validate-yaml", json={"content": content, "repoType": repo_type})

@@ -24,6 +24,11 @@ def test_one_that_is_read_is_missing(client: TestClient, path: str) -> None:
         ("GET", "/api/spaces"),
         ("POST", "/api/datasets/a/b/preupload/main"),
         ("GET", "/datasets/"),
+        ("GET", "/api/datasets-tags-by-type"),
+        ("PATCH", "/api/spaces/a/b/settings"),
+        ("DELETE", "/api/kernels/a/b/branch/x"),
+        ("GET", "/api/buckets/a"),
+        ("POST", "/spaces/a/b.git/info/lfs/objects/batch"),
     ],
 )
 def test_anything_else_is_refused(client: TestClient, method: str, path: str) -> None:
@@ -36,8 +41,3 @@ def test_a_person_reads_the_sentence_on_a_page(client: TestClient) -> None:
     page = client.get("/datasets/a/b", headers={"Accept": "text/html"})
     assert page.status_code == 404
     assert f"datasets {SENTENCE}" in page.text
-
-
-def test_an_account_that_is_named_like_them_keeps_its_files(admin_client: TestClient) -> None:
-    reply = admin_client.get("/buckets/repo/resolve/main/x")
-    assert reply.headers["X-Error-Message"].startswith("buckets/repo: no such repository")
