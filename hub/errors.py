@@ -21,12 +21,14 @@ HubError
 ├── Invalid               the request does not hold together
 │   ├── InvalidName  InvalidPath  InvalidCommit  InvalidRange  InvalidCard  InvalidRequest
 │   ├── UnsupportedRepoType
+│   ├── OutboundRefused   an address of another machine that this service must not reach
 │   └── UnfitPatch        the patch does not fit the base, or contradicts itself
 ├── TooLarge              more bytes, files or characters than the limit
 └── Unavailable           trying again later may help
     ├── EngineUnavailable the engine process is down or restarting
     ├── Overloaded        queues are full
-    └── DatabaseBusy      the database stayed locked
+    ├── DatabaseBusy      the database stayed locked
+    └── OutboundFailed    another machine did not answer, or not well
 """
 
 import re
@@ -247,6 +249,10 @@ class UnsupportedRepoType(Invalid):
     """Only model repositories live here."""
 
 
+class OutboundRefused(Invalid):
+    """An address that this service must not reach: no http, a password in it, or no public machine."""
+
+
 class UnfitPatch(Invalid):
     """The patch does not fit the base it is asked onto, or contradicts itself."""
 
@@ -273,3 +279,7 @@ class Overloaded(Unavailable):
 
 class DatabaseBusy(Unavailable):
     """The database stayed locked past the patience of the one write helper."""
+
+
+class OutboundFailed(Unavailable):
+    """Another machine did not answer, or not as it should."""

@@ -80,6 +80,11 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(
         default=64 << 30, ge=1 << 20, description="Bytes of local copies kept when blobs rest in S3."
     )
+    outbound_allow: str = Field(
+        default="",
+        description="Hosts (name or name:port) and networks (10.0.0.0/8) that may be reached although their addresses "
+        "are private, with commas between; public ones always may.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
     log_format: Literal["auto", "json", "console"] = Field(
         default="auto", description="auto: console on a terminal, else JSON, one object a line."

@@ -9,8 +9,10 @@ from pydantic import SecretStr
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.engine import Database, migrate
+from adapterhub.hub.errors import InvalidRequest
 from adapterhub.hub.jobs.queue import JobQueue
 from adapterhub.hub.services import lfs_parts
+from adapterhub.hub.services.outbound import Allowed
 from adapterhub.hub.services.secret import load_or_make
 from adapterhub.hub.settings import Settings
 from adapterhub.storage.blobs import BlobStore
@@ -28,8 +30,12 @@ ABANDONED_S = 24 * 3600
 def open_hub(settings: Settings) -> Hub:
     """The hub on the data folder of `settings`, which is made, and migrated, where that is needed.
 
-    Raises StoreUnavailable, InvalidStoreUrl, DatabaseBusy.
+    Raises StoreUnavailable, InvalidStoreUrl, DatabaseBusy, InvalidRequest for a setting that makes no sense.
     """
+    try:
+        Allowed.parse(settings.outbound_allow)
+    except ValueError as error:
+        raise InvalidRequest(f"ADAPTERHUB_OUTBOUND_ALLOW: {error}") from None
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     _sweep(settings.data / SPOOL_FOLDER)
     lfs_parts.sweep(settings.data)
