@@ -12,7 +12,7 @@ HubError
 │   ├── RepoNotFound  RevisionNotFound  EntryNotFound  AccountNotFound
 │   │   └── OtherRepoType a dataset, space or the like, none of which is kept here
 │   ├── JobNotFound   RecipeNotFound    AliasNotFound  ModelNotFound   UploadNotFound
-│   └── TokenNotFound  AccessRequestNotFound  CollectionNotFound  ItemNotFound
+│   └── TokenNotFound  AccessRequestNotFound  CollectionNotFound  ItemNotFound  WebhookNotFound
 ├── Conflict              the thing exists already or moved meanwhile
 │   ├── RepoExists  RefExists  AccountExists  NameReserved  CollectionExists  ItemExists
 │   ├── HeadMoved         the branch is no longer where the caller thinks
@@ -21,6 +21,7 @@ HubError
 ├── Invalid               the request does not hold together
 │   ├── InvalidName  InvalidPath  InvalidCommit  InvalidRange  InvalidCard  InvalidRequest
 │   ├── UnsupportedRepoType
+│   ├── SealBroken        something kept encrypted that the present secret does not open
 │   ├── OutboundRefused   an address of another machine that this service must not reach
 │   └── UnfitPatch        the patch does not fit the base, or contradicts itself
 ├── TooLarge              more bytes, files or characters than the limit
@@ -139,6 +140,10 @@ class ModelNotFound(NotFound):
     """`model` names nothing that can be served; the text names near ones."""
 
 
+class WebhookNotFound(NotFound):
+    """No webhook of that id, or no delivery, of this caller."""
+
+
 class UploadNotFound(NotFound):
     """No unfinished upload of that file by this caller."""
 
@@ -247,6 +252,10 @@ class InvalidRequest(Invalid):
 
 class UnsupportedRepoType(Invalid):
     """Only model repositories live here."""
+
+
+class SealBroken(Invalid):
+    """Something kept encrypted was sealed under another ADAPTERHUB_SECRET; enter it again."""
 
 
 class OutboundRefused(Invalid):

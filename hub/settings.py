@@ -80,6 +80,11 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(
         default=64 << 30, ge=1 << 20, description="Bytes of local copies kept when blobs rest in S3."
     )
+    webhook_retry_s: int = Field(
+        default=10,
+        ge=0,
+        description="Seconds before a failed webhook is tried again; each later pause is 4 times longer.",
+    )
     outbound_allow: str = Field(
         default="",
         description="Hosts (name or name:port) and networks (10.0.0.0/8) that may be reached although their addresses "

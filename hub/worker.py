@@ -20,7 +20,7 @@ from adapterhub.hub.context import Hub
 from adapterhub.hub.errors import DatabaseBusy
 from adapterhub.hub.jobs.queue import JobQueue
 from adapterhub.hub.jobs.runner import Handler, run
-from adapterhub.hub.services import fingerprints, ingest, layers, merges, ports, xet_retention
+from adapterhub.hub.services import fingerprints, ingest, layers, merges, ports, webhook_events, webhooks, xet_retention
 from adapterhub.hub.services.wiring import open_hub
 from adapterhub.hub.serving.cores import threads_of
 from adapterhub.hub.settings import Settings
@@ -59,6 +59,7 @@ def handlers_of(hub: Hub) -> Mapping[str, Handler]:
         ingest.FINGERPRINT_JOB: partial(fingerprints.run, hub),
         layers.KIND: partial(layers.run, hub, layer_norms=layer_norms),
         xet_retention.KIND: partial(xet_retention.run, hub),
+        webhook_events.KIND: partial(webhooks.run, hub),
     }
 
 

@@ -357,6 +357,7 @@ class Job(SQLModel, table=True):
 
     state: queued, running, succeeded, failed, cancelled. A worker holds a lease until lease_until; fence grows with
     every lease, and a write under an old fence is refused. key: jobs of one kind and key are one job while unfinished.
+    not_before: it waits until then.
     """
 
     __tablename__ = "job"
@@ -375,6 +376,7 @@ class Job(SQLModel, table=True):
     worker: str | None = None
     lease_until: datetime | None = _optional_time()
     cancel_requested: bool = False
+    not_before: datetime | None = _optional_time()
     created_at: datetime = _time(index=True)
     started_at: datetime | None = _optional_time()
     finished_at: datetime | None = _optional_time()
@@ -506,3 +508,50 @@ class CollectionItem(SQLModel, table=True):
     note: str = ""
     added_at: datetime = _time()
     __table_args__ = (UniqueConstraint("collection_id", "repository_id"),)
+
+
+class Webhook(SQLModel, table=True):
+    """An address that an account wants called when something it watches changes.
+
+    secret_sealed: see `services.sealing`. failures: deliveries in a row that failed for good.
+    """
+
+    __tablename__ = "webhook"
+    id: str = Field(default_factory=new_id, primary_key=True)
+    owner_id: str = Field(foreign_key="account.id", index=True)
+    url: str
+    domains: list[str] = _json(list)
+    secret_sealed: str | None = None
+    disabled: bool = False
+    disabled_reason: str = ""
+    failures: int = 0
+    created_at: datetime = _time()
+    updated_at: datetime = _time()
+
+
+class WebhookWatch(SQLModel, table=True):
+    """A repository, or all of an account, that a webhook watches. target_type: model, user or org."""
+
+    __tablename__ = "webhook_watch"
+    webhook_id: str = Field(foreign_key="webhook.id", primary_key=True)
+    target_id: str = Field(primary_key=True, index=True)
+    target_type: str
+
+
+class WebhookDelivery(SQLModel, table=True):
+    """One event for one webhook. state: queued, delivered or failed. answer: the first bytes of the last one."""
+
+    __tablename__ = "webhook_delivery"
+    id: str = Field(default_factory=new_id, primary_key=True)
+    webhook_id: str = Field(foreign_key="webhook.id")
+    event: str
+    payload: dict[str, Any] = _json(dict)
+    state: str = "queued"
+    attempts: int = 0
+    status: int | None = None
+    answer: str = Field(default="", sa_type=Text)
+    error: str = Field(default="", sa_type=Text)
+    duration_ms: int | None = None
+    created_at: datetime = _time()
+    sent_at: datetime | None = _optional_time()
+    __table_args__ = (Index("ix_webhook_delivery_newest", "webhook_id", "created_at"),)

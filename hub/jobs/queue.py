@@ -81,7 +81,8 @@ class JobQueue:
 
     def _leasable(self) -> ColumnElement[bool]:
         expired = and_(col(Job.state) == "running", col(Job.lease_until) <= self._clock())
-        return or_(col(Job.state) == "queued", expired)
+        is_due = or_(col(Job.not_before).is_(None), col(Job.not_before) <= self._clock())
+        return or_(and_(col(Job.state) == "queued", is_due), expired)
 
     def _lease_in(self, session: Session, worker: str) -> Job | None:
         oldest = (

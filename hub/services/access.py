@@ -148,10 +148,15 @@ def readable_collections(caller: Caller) -> ColumnElement[bool]:
 
 def require_read(session: Session, caller: Caller, repo: Repository) -> None:
     """Pass when `caller` may read about `repo`. Raises RepoNotFound, as if it were missing; DisabledRepo."""
-    if repo.deleted_at is not None or (repo.is_private and not _may(session, caller, "read", repo)):
+    if repo.deleted_at is not None or not may_know(session, caller, repo):
         raise RepoNotFound(repo.full_name)
     if repo.disabled_at is not None and not caller.is_admin:
         raise DisabledRepo(repo.full_name, repo.disabled_reason)
+
+
+def may_know(session: Session, caller: Caller, repo: Repository) -> bool:
+    """Whether `caller` may know of `repo`, be it deleted or disabled meanwhile."""
+    return not repo.is_private or _may(session, caller, "read", repo)
 
 
 def require_content(session: Session, caller: Caller, repo: Repository) -> None:

@@ -1,4 +1,4 @@
-"""Audit events: who did what to what. Written in the transaction of the deed itself."""
+"""Audit events: who did what to what. Written, and told to webhooks, in the transaction of the deed itself."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +7,7 @@ import structlog
 from sqlmodel import Session
 
 from adapterhub.hub.db.tables import AuditEvent
+from adapterhub.hub.services import webhook_events
 from adapterhub.hub.services.access import Caller
 
 
@@ -25,16 +26,16 @@ def record(
 
     The request id is the one that the request's log lines carry, where there is one.
     """
-    session.add(
-        AuditEvent(
-            actor_id=caller.account_id,
-            token_id=caller.token_id,
-            action=action,
-            target_id=target_id,
-            target_name=target_name,
-            before=before,
-            after=after,
-            request_id=structlog.contextvars.get_contextvars().get("request_id"),
-            detail=dict(detail or {}),
-        )
+    event = AuditEvent(
+        actor_id=caller.account_id,
+        token_id=caller.token_id,
+        action=action,
+        target_id=target_id,
+        target_name=target_name,
+        before=before,
+        after=after,
+        request_id=structlog.contextvars.get_contextvars().get("request_id"),
+        detail=dict(detail or {}),
     )
+    session.add(event)
+    webhook_events.emit(session, event)

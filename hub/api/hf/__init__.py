@@ -20,6 +20,7 @@ from adapterhub.hub.api.hf import (
     resolve,
     tree,
     users,
+    webhooks,
     xet,
 )
 
@@ -31,6 +32,7 @@ for _part in (
     likes,
     gates,
     collections,
+    webhooks,
     cards,
     lists,
     repos,

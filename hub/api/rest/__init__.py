@@ -13,6 +13,7 @@ from adapterhub.hub.api.rest import (
     recipes,
     storage,
     tokens,
+    webhooks,
 )
 from adapterhub.hub.api.rest.schemas import Problem
 
@@ -32,5 +33,6 @@ for part in (
     recipes,
     storage,
     tokens,
+    webhooks,
 ):
     router.include_router(part.router)

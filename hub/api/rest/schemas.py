@@ -313,3 +313,22 @@ class Disabling(Strict):
 
 class NewRole(Strict):
     role: Literal["admin", "write", "contributor", "read"] | None = Field(description="null takes the member out.")
+
+
+class DeliveryView(BaseModel):
+    """One event sent to a webhook. answer: the first bytes of what it answered last."""
+
+    id: str
+    event: str = Field(examples=["repo.content.update"])
+    state: Literal["queued", "delivered", "failed"]
+    attempts: int
+    status: int | None
+    error: str
+    answer: str
+    duration_ms: int | None
+    created_at: datetime
+    sent_at: datetime | None
+
+
+class DeliveryList(BaseModel):
+    items: list[DeliveryView]
