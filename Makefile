@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
-.PHONY: setup demo test check lint types bench measure serve clean help client-adapters client-vllm
+.PHONY: setup demo test check lint types bench measure serve clean help client-adapters client-vllm clients compat
 
 setup: $(READY)  ## make .venv and install everything into it
 
@@ -30,15 +30,18 @@ test: $(READY)  ## all fast tests; no network, GPU or root needed
 
 # libraries that cannot live beside our pins, each in an environment of its own; tests that find none skip
 CLIENTS := .venv-clients
+OLDER := 1.33 0.36
 $(CLIENTS)/%/.ready: tests/clients/environments/%.txt constraints.txt
 	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/pip install --quiet --requirement constraints.txt --requirement $<
+	$(@D)/bin/pip install --quiet $(if $(filter $(OLDER),$(*)),,--requirement constraints.txt) --requirement $<
 	$(if $(wildcard $(<:.txt=.alone.txt)),$(@D)/bin/pip install --quiet --no-deps --requirement $(<:.txt=.alone.txt))
 	touch $@
 
 client-adapters: $(CLIENTS)/adapters/.ready  ## AdapterHub's library, for its test (1 GB)
 
 client-vllm: $(CLIENTS)/vllm/.ready  ## vLLM's LoRA loader, for its test (3 GB)
+
+clients: $(OLDER:%=$(CLIENTS)/%/.ready)  ## older versions of huggingface_hub, for the matrix of client tests (100 MB)
 
 check: lint types test  ## what every commit must pass
 

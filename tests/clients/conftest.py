@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests import servers
+from tests.clients.needs import LACKS
 from tests.clients.server import ROOT, Server, run_client, running
 
 WATCH = Path(__file__).parent / "watch"
+OLDER = ("1.33", "0.36")
+"""Versions of huggingface_hub that tests marked `every_client` run with beside the newest."""
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -29,8 +32,18 @@ def repo_id() -> str:
     return f"admin/r{secrets.token_hex(5)}"
 
 
-def scenario_runner(server: Server, home: Path) -> Run:
-    """Runs scenarios against that server; they share the client's cache in `home`, and may look up no other host."""
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that is marked `every_client` once for each version of huggingface_hub."""
+    if metafunc.definition.get_closest_marker("every_client"):
+        runs = [pytest.param(version, marks=pytest.mark.slow) for version in OLDER]
+        metafunc.parametrize("python", ["newest", *runs], indirect=True)
+
+
+def scenario_runner(server: Server, home: Path, default: Path = Path(sys.executable)) -> Run:
+    """Runs scenarios against that server; they share the client's cache in `home`, and may look up no other host.
+
+    A scenario that needs a method the client lacks says so (`needs.py`): its test is skipped with that reason.
+    """
     hosts = home.with_name(f"{home.name}-hosts")
 
     def run(
@@ -38,7 +51,7 @@ def scenario_runner(server: Server, home: Path) -> Run:
         *arguments: str,
         xet: bool = True,
         module: str = "tests.clients.scenarios",
-        python: Path = Path(sys.executable),
+        python: Path = default,
         **settings: str,
     ) -> "subprocess.CompletedProcess[str]":
         command = [str(python), "-m", module, name, *arguments]
@@ -49,18 +62,27 @@ def scenario_runner(server: Server, home: Path) -> Run:
         }
         done = run_client(server, home, command, **environment)
         assert not hosts.exists(), f"{name} looked up {hosts.read_text().split()}"
+        if done.stdout.startswith(LACKS):
+            pytest.skip(done.stdout.strip())
         return done
 
     return run
 
 
 @pytest.fixture
-def run_scenario(server: Server, tmp_path: Path) -> Run:
+def python(request: pytest.FixtureRequest, environment_of: Callable[[str], Path]) -> Path:
+    """The interpreter of the client: ours, and for tests marked `every_client` those of the older versions too."""
+    version = getattr(request, "param", "newest")
+    return Path(sys.executable) if version == "newest" else environment_of(version)
+
+
+@pytest.fixture
+def run_scenario(server: Server, tmp_path: Path, python: Path) -> Run:
     """Runs one function of `module` in a process of its own, logged in by HF_TOKEN, that may look up no other host.
 
     xet=False turns Xet off; python: the interpreter of another environment; settings: variables of a client's own.
     """
-    return scenario_runner(server, tmp_path / "hf")
+    return scenario_runner(server, tmp_path / "hf", python)
 
 
 @pytest.fixture
@@ -70,7 +92,8 @@ def environment_of() -> Callable[[str], Path]:
     def interpreter(name: str) -> Path:
         python = ROOT / ".venv-clients" / name / "bin" / "python"
         if not python.exists():
-            servers.missing(f"no environment of {name}: run `make client-{name}`")
+            target = "clients" if name in OLDER else f"client-{name}"
+            servers.missing(f"no environment of {name}: run `make {target}`")
         return python
 
     return interpreter

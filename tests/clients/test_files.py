@@ -15,6 +15,7 @@ from tests.clients.server import Server, running
 
 SMALL_PARTS = {"multipart_min_bytes": str(1 << 20), "multipart_part_bytes": str(1 << 18)}
 MODULE = "tests.clients.scenarios_files"
+pytestmark = pytest.mark.every_client
 
 
 @pytest.fixture(scope="module")
@@ -25,29 +26,32 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def run(server: Server, tmp_path: Path) -> Run:
+def run(server: Server, tmp_path: Path, python: Path) -> Run:
     """Runs one function of `scenarios_files.py`."""
-    return partial(scenario_runner(server, tmp_path / "hf"), module=MODULE)
+    return partial(scenario_runner(server, tmp_path / "hf", python), module=MODULE)
 
 
-def paths(server: Server, method: str) -> list[str]:
-    """What was asked of the server so far with that method, oldest first."""
-    events = [json.loads(line) for line in server.lines if line.startswith("{")]
+def paths(server: Server, method: str, since: int = 0) -> list[str]:
+    """What was asked of the server with that method from its line `since` on, oldest first."""
+    events = [json.loads(line) for line in server.lines[since:] if line.startswith("{")]
     return [event["path"] for event in events if event.get("event") == "request" and event["method"] == method]
 
 
 def test_a_large_file_goes_in_parts_over_lfs(server: Server, run: Run, repo_id: str) -> None:
+    before = len(server.lines)
     run("large_file_in_parts", repo_id, xet=False)
-    sent = paths(server, "PUT")
+    sent = paths(server, "PUT", before)
     assert sum("/parts/" in path for path in sent) == 12
-    assert sum(path.endswith("/complete") for path in paths(server, "POST")) == 1
+    assert sum(path.endswith("/complete") for path in paths(server, "POST", before)) == 1
     assert list((server.data / "lfs-parts").iterdir()) == []
 
 
 @pytest.mark.s3
-def test_a_large_file_goes_in_parts_to_s3(s3_bucket: servers.S3Bucket, repo_id: str, tmp_path: Path) -> None:
+def test_a_large_file_goes_in_parts_to_s3(
+    s3_bucket: servers.S3Bucket, repo_id: str, tmp_path: Path, python: Path
+) -> None:
     with running(tmp_path / "data", storage_url=s3_bucket.url, **SMALL_PARTS) as server:
-        scenario_runner(server, tmp_path / "hf")("large_file_in_parts", repo_id, module=MODULE, xet=False)
+        scenario_runner(server, tmp_path / "hf", python)("large_file_in_parts", repo_id, module=MODULE, xet=False)
         assert not server.blobs()
         assert list((server.data / "lfs-parts").iterdir()) == []
 
