@@ -104,14 +104,19 @@ def running(data: Path, **settings: str) -> Iterator[Server]:
         process.stderr.close()
 
 
+def client_environment(server: Server, home: Path, **environment: str) -> dict[str, str]:
+    """The variables of a client: nothing is set but HF_ENDPOINT, and HF_HOME to keep tests apart."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "ADAPTERHUB_"))}
+    return {**inherited, "HF_ENDPOINT": server.url, "HF_HOME": str(home), "OMP_NUM_THREADS": "1", **environment}
+
+
 def run_client(
     server: Server, home: Path, command: Sequence[str], **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """A client program as a user would run it: nothing is set but HF_ENDPOINT, and HF_HOME to keep tests apart."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "ADAPTERHUB_"))}
+    """A client program as a user would run it, in `client_environment`."""
     done = subprocess.run(
         command,
-        env={**inherited, "HF_ENDPOINT": server.url, "HF_HOME": str(home), "OMP_NUM_THREADS": "1", **environment},
+        env=client_environment(server, home, **environment),
         capture_output=True,
         text=True,
         cwd=ROOT,
