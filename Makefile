@@ -53,6 +53,12 @@ lint: $(READY)  ## style, and which package may import which
 types: $(READY)  ## mypy, strict
 	$(BIN)/mypy src/adapterhub tests
 
+# what the clients did is written down while the tests run, and the page is made of that
+compat: $(READY) clients  ## run every version of the client and write docs/compatibility.md (two minutes)
+	rm -f build/methods.jsonl && mkdir -p build
+	AHTEST_RECORD=$(CURDIR)/build/methods.jsonl OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) -m every_client tests/clients
+	$(BIN)/python -m tests.clients.compatibility build/methods.jsonl
+
 bench: $(READY)  ## ratios to a named peer or floor, measured in the same run
 	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 

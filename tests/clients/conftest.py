@@ -39,6 +39,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("python", ["newest", *runs], indirect=True)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Have a test that is marked `every_client` written down to AHTEST_RECORD, for docs/compatibility.md."""
+    marked = item.get_closest_marker("every_client") is not None
+    os.environ["AHTEST_METHODS"] = os.environ.get("AHTEST_RECORD", "") if marked else ""
+
+
 def scenario_runner(server: Server, home: Path, default: Path = Path(sys.executable)) -> Run:
     """Runs scenarios against that server; they share the client's cache in `home`, and may look up no other host.
 

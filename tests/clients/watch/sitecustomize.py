@@ -14,3 +14,7 @@ def _note(event: str, arguments: tuple[Any, ...]) -> None:
 
 if "AHTEST_HOSTS" in os.environ:
     sys.addaudithook(_note)
+if os.environ.get("AHTEST_METHODS"):
+    import methods
+
+    sys.meta_path.insert(0, methods.Finder())
