@@ -136,6 +136,10 @@ def main() -> int:
     text = page(clients, before)
     works, of = share(next(iter(clients.values())))
     say = sys.stdout.write
+    known = {name for areas in (OWN, OTHER) for methods in areas.values() for name in methods}
+    if unknown := set().union(*(seen.methods for seen in clients.values())) - known:
+        say(f"these methods stand in no area of tests/clients/areas.py: {', '.join(sorted(unknown))}\n")
+        return 1
     if arguments.check and text != before:
         say("\n".join(difflib.unified_diff(before.splitlines(), text.splitlines(), "docs", "now", lineterm="", n=0)))
         say("\ndocs/compatibility.md differs: run `make compat`, and read what changed\n")

@@ -1,5 +1,7 @@
 """One server for the tests of a process, and unmodified clients that know nothing but its address."""
 
+import ast
+import functools
 import os
 import secrets
 import subprocess
@@ -33,10 +35,29 @@ def repo_id() -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that is marked `every_client` once for each version of huggingface_hub."""
-    if metafunc.definition.get_closest_marker("every_client"):
-        runs = [pytest.param(version, marks=pytest.mark.slow) for version in OLDER]
-        metafunc.parametrize("python", ["newest", *runs], indirect=True)
+    """Run a test of scenarios once for each version of huggingface_hub, marked `every_client`.
+
+    Those are the tests with that mark, and those of a file whose MODULE of scenarios imports nothing but the client.
+    """
+    if "python" not in metafunc.fixturenames:
+        return
+    marked = metafunc.definition.get_closest_marker("every_client") is not None
+    given = any("python" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if marked or (not given and imports_the_client_alone(getattr(metafunc.module, "MODULE", ""))):
+        every = pytest.mark.every_client
+        older = [pytest.param(version, marks=[every, pytest.mark.slow]) for version in OLDER]
+        metafunc.parametrize("python", [pytest.param("newest", marks=every), *older], indirect=True)
+
+
+@functools.cache
+def imports_the_client_alone(module: str) -> bool:
+    """Whether that file of scenarios can run where huggingface_hub is installed and nothing else."""
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    nodes = list(ast.walk(ast.parse(path.read_text()))) if module else []
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    others = {name for name in imported if name.partition(".")[0] not in {*sys.stdlib_module_names, "huggingface_hub"}}
+    return bool(imported) and others <= {"tests.clients.areas", "tests.clients.needs"}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -14,13 +14,11 @@ HF = str(Path(sys.executable).with_name("hf"))
 MODULE = "tests.clients.scenarios_accounts"
 
 
-@pytest.mark.every_client
 @pytest.mark.parametrize("name", ["who_am_i", "fine_grained_tokens", "contributors", "overviews"])
 def test_accounts_and_their_tokens(run_scenario: Run, name: str) -> None:
     run_scenario(name, module=MODULE)
 
 
-@pytest.mark.every_client
 @pytest.mark.parametrize("name", ["likes", "model_tags", "gates", "automatic_gate", "disabled", "collections"])
 def test_what_people_do_to_repositories(run_scenario: Run, repo_id: str, name: str) -> None:
     run_scenario(name, repo_id, module=MODULE)

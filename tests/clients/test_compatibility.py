@@ -3,7 +3,6 @@
 import inspect
 import json
 
-import pytest
 from huggingface_hub import HfApi
 
 from tests.clients.areas import ELSEWHERE, OTHER, OWN, REFUSED
@@ -13,12 +12,10 @@ from tests.clients.conftest import Run
 MODULE = "tests.clients.scenarios_compatibility"
 
 
-@pytest.mark.every_client
 def test_what_is_not_kept_here_is_refused(run_scenario: Run) -> None:
     run_scenario("refused_calls", module=MODULE)
 
 
-@pytest.mark.every_client
 def test_the_rest_of_the_methods_work(run_scenario: Run, repo_id: str) -> None:
     run_scenario("small_calls", repo_id, module=MODULE)
 

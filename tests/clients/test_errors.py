@@ -43,12 +43,10 @@ BODIES = {
 }
 
 
-@pytest.mark.every_client
 def test_each_refusal_is_raised_as_the_clients_own_class(run_scenario: Run, repo_id: str) -> None:
     run_scenario("every_class", repo_id, module=MODULE)
 
 
-@pytest.mark.every_client
 def test_a_file_above_the_limit_is_refused_before_it_is_sent(tmp_path: Path, python: Path, repo_id: str) -> None:
     with running(tmp_path / "data", file_max_bytes=str(2 << 20)) as server:
         scenario_runner(server, tmp_path / "hf", python)("too_large", repo_id, module=MODULE, xet=False)

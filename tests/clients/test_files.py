@@ -15,7 +15,6 @@ from tests.clients.server import Server, running
 
 SMALL_PARTS = {"multipart_min_bytes": str(1 << 20), "multipart_part_bytes": str(1 << 18)}
 MODULE = "tests.clients.scenarios_files"
-pytestmark = pytest.mark.every_client
 
 
 @pytest.fixture(scope="module")
