@@ -82,10 +82,11 @@ def scenario_runner(server: Server, home: Path, default: Path = Path(sys.executa
         **settings: str,
     ) -> "subprocess.CompletedProcess[str]":
         command = [str(python), "-m", module, name, *arguments]
+        ours = [] if python.parents[1].name in OLDER else [os.environ.get("PYTHONPATH", "")]
         environment = {"HF_TOKEN": server.token, **settings} | ({} if xet else {"HF_HUB_DISABLE_XET": "1"})
         environment |= {
             "AHTEST_HOSTS": str(hosts),
-            "PYTHONPATH": f"{WATCH}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+            "PYTHONPATH": os.pathsep.join([str(WATCH), *ours]),
         }
         done = run_client(server, home, command, **environment)
         assert not hosts.exists(), f"{name} looked up {hosts.read_text().split()}"
