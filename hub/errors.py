@@ -13,8 +13,10 @@ HubError
 │   │   └── OtherRepoType a dataset, space or the like, none of which is kept here
 │   ├── JobNotFound   RecipeNotFound    AliasNotFound  ModelNotFound   UploadNotFound
 │   └── TokenNotFound  AccessRequestNotFound  CollectionNotFound  ItemNotFound  WebhookNotFound
+│       DiscussionNotFound
 ├── Conflict              the thing exists already or moved meanwhile
 │   ├── RepoExists  RefExists  AccountExists  NameReserved  CollectionExists  ItemExists
+│   ├── MergeConflict     a pull request that changes what changed on the branch meanwhile
 │   ├── HeadMoved         the branch is no longer where the caller thinks
 │   ├── LeaseLost         a worker whose job was given to another
 │   └── OffsetMismatch    a resumed upload that does not start where the last one ended
@@ -140,6 +142,10 @@ class ModelNotFound(NotFound):
     """`model` names nothing that can be served; the text names near ones."""
 
 
+class DiscussionNotFound(NotFound):
+    """No discussion or pull request of that number, or no such comment in it."""
+
+
 class WebhookNotFound(NotFound):
     """No webhook of that id, or no delivery, of this caller."""
 
@@ -199,6 +205,14 @@ class NameReserved(Conflict):
 
 class HeadMoved(Conflict):
     """The branch is no longer at the commit the caller named."""
+
+
+class MergeConflict(Conflict):
+    """A pull request changes files that changed on the branch meanwhile. paths: those files."""
+
+    def __init__(self, message: str, paths: list[str]) -> None:
+        super().__init__(message)
+        self.paths = paths
 
 
 class LeaseLost(Conflict):

@@ -555,3 +555,45 @@ class WebhookDelivery(SQLModel, table=True):
     created_at: datetime = _time()
     sent_at: datetime | None = _optional_time()
     __table_args__ = (Index("ix_webhook_delivery_newest", "webhook_id", "created_at"),)
+
+
+class Discussion(SQLModel, table=True):
+    """A discussion or pull request of a repository; both count from 1 in one row of numbers.
+
+    status: open, closed, merged or draft. Of a pull request: its commits stand at the ref "refs/pr/<num>", base_oid is
+    the commit it began from, merge_oid the commit that merged it.
+    """
+
+    __tablename__ = "discussion"
+    repository_id: str = Field(foreign_key="repository.id", primary_key=True)
+    num: int = Field(primary_key=True)
+    title: str
+    author_id: str = Field(foreign_key="account.id", index=True)
+    status: str
+    is_pull_request: bool
+    base_oid: str | None = None
+    merge_oid: str | None = None
+    created_at: datetime = _time()
+    updated_at: datetime = _time()
+
+
+class DiscussionEvent(SQLModel, table=True):
+    """What happened in a discussion. kind: comment, status-change, commit or title-change, in the client's words.
+
+    detail: of a comment {"text", "history", "hidden"}, of the others what the client reads.
+    """
+
+    __tablename__ = "discussion_event"
+    id: str = Field(default_factory=new_id, primary_key=True)
+    repository_id: str
+    num: int
+    position: int = Field(description="from 0, in the order of the events")
+    kind: str
+    author_id: str = Field(foreign_key="account.id")
+    detail: dict[str, Any] = _json(dict)
+    created_at: datetime = _time()
+    updated_at: datetime = _time()
+    __table_args__ = (
+        ForeignKeyConstraint(["repository_id", "num"], ["discussion.repository_id", "discussion.num"]),
+        UniqueConstraint("repository_id", "num", "position"),
+    )

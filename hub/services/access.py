@@ -210,9 +210,26 @@ def require_requests(session: Session, caller: Caller, repo: Repository, *, answ
 
 
 def require_discussion(session: Session, caller: Caller, repo: Repository) -> None:
-    """Pass when `caller` may open discussions of `repo` and write in them. Raises as `require_write`."""
+    """Pass when `caller` may open discussions of `repo` and write in them. Raises as `require_write`.
+
+    Whoever may discuss may also propose: open a pull request, and upload the bytes that it holds.
+    """
     require_read(session, caller, repo)
     _require(session, caller, "discuss", repo, f"discuss {repo.full_name}")
+
+
+def require_moderation(session: Session, caller: Caller, repo: Repository, author_id: str) -> None:
+    """Pass for the author of a discussion or comment, and for who may write to `repo`. Raises as `require_write`."""
+    require_discussion(session, caller, repo)
+    if caller.account_id != author_id and not _may(session, caller, "write", repo):
+        raise Forbidden(f"{repo.full_name}: only the author, or who may write to the repository, may do that")
+
+
+def require_upload(session: Session, caller: Caller, repo: Repository) -> None:
+    """Pass when `caller` may upload bytes to `repo`, to commit or to propose them. Raises as `require_write`."""
+    require_read(session, caller, repo)
+    if not _may(session, caller, "discuss", repo):
+        _require(session, caller, "write", repo, f"write to {repo.full_name}")
 
 
 def require_namespace(session: Session, caller: Caller, owner_id: str, deed: str) -> None:

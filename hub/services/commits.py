@@ -4,14 +4,14 @@ Bytes are made durable first; then one transaction records the objects and moves
 without a parent is laid onto whatever the branch holds then; one with a parent is refused when the branch moved.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from sqlmodel import Session
 
 from adapterhub.hub.context import Hub
-from adapterhub.hub.db.tables import Repository, now
+from adapterhub.hub.db.tables import Commit, Repository, now
 from adapterhub.hub.errors import (
     Conflict,
     EntryNotFound,
@@ -85,12 +85,53 @@ Operation: TypeAlias = AddRegular | AddLfs | AddStored | CopyFile | DeleteFile |
 
 @dataclass(frozen=True)
 class CommitResult:
-    """Where the branch stands. is_new: false when the files were so already and nothing was written."""
+    """Where the ref stands. is_new: false when the files were so already and nothing was written."""
 
     repo_id: str
-    branch: str
+    ref: str
     oid: str
     is_new: bool
+
+    @property
+    def branch(self) -> str:
+        """The ref as people call it."""
+        return self.ref.removeprefix(refs.BRANCH)
+
+
+@dataclass
+class Place:
+    """Where a commit goes, by default onto a branch.
+
+    ref: in full, whose head it is laid onto, or onto the commit `at` where that is said. lands: the ref under which it
+    is seen, "" for the same; `publish` may be what finds it. require: passes when the caller may do so. publish: given
+    the session, the repository as it is now, the head and the fresh commit, makes the commit visible; false when the
+    head moved.
+    """
+
+    ref: str
+    require: Callable[[Session, Caller, Repository], None]
+    publish: Callable[[Session, Repository, str, Commit], bool]
+    lands: str = ""
+    at: str = ""
+
+    def head(self, session: Session, repo: Repository) -> str:
+        """The commit that it is laid onto. Raises RevisionNotFound."""
+        return self.at or refs.head(session, repo, self.ref)
+
+    @property
+    def name(self) -> str:
+        """The ref as people call it."""
+        return self.ref.removeprefix(refs.BRANCH)
+
+
+def on_branch(branch: str) -> Place:
+    """The tip of a branch, for those who may write."""
+    ref = refs.BRANCH + branch.removeprefix(refs.BRANCH)
+
+    def publish(session: Session, repo: Repository, head: str, commit: Commit) -> bool:
+        return refs.move_ref(session, repo, ref, head, commit.oid)
+
+    return Place(ref, require_write, publish)
 
 
 _Step: TypeAlias = Entry | AddLfs | CopyFile | DeleteFile | DeleteFolder
@@ -101,15 +142,16 @@ def commit(
     hub: Hub,
     caller: Caller,
     repo_id: str,
-    branch: str,
+    place: str | Place,
     operations: Iterable[Operation],
     summary: str,
     description: str = "",
     parent: str | None = None,
 ) -> CommitResult:
-    """Put `operations`, in their order, onto `branch`.
+    """Put `operations`, in their order, onto `place`: a branch by its name, or what `Place` says.
 
-    operations: read once, one at a time. parent: the commit the caller started from, in full or at least 7 hex.
+    A commit that is sent again, onto the same parent with the same outcome, is the one that is there. operations: read
+    once, one at a time. parent: the commit the caller started from, in full or at least 7 hex.
     Raises RepoNotFound, Forbidden, RevisionNotFound; HeadMoved when the branch is not at `parent`; EntryNotFound for a
     deletion or copy of nothing; InvalidPath, Conflict (two paths that a file system confuses), InvalidCommit (bytes the
     repository has no right to), TooLarge; BrokenContainer, InvalidCard, UnfitPatch. Nothing is visible after any error.
@@ -119,43 +161,92 @@ def commit(
         raise TooLarge(f"the commit message: {len(message)} characters, at most {MESSAGE_CHARACTERS} are kept")
     if not is_storable(message):
         raise InvalidCommit("the commit message holds a NUL or half a character; write it anew")
+    place = on_branch(place) if isinstance(place, str) else place
     with hub.db.read() as session:
         repo = repos.find(session, caller, repo_id)
-        require_write(session, caller, repo)
-        _check_parent(session, repo, branch, parent)
+        place.require(session, caller, repo)
+        is_repeated = _check_parent(session, repo, place, parent) != place.head(session, repo)
     steps = _make_durable(hub, operations)
+    if is_repeated:
+        return _repeated(hub, repo, place, steps, parent)
     for _ in range(REBASES):
-        done = _attempt(hub, caller, repo, branch, steps, message, parent)
+        done = _attempt(hub, caller, repo, place, steps, message, parent)
         if done is not None:
             return done
         if parent is not None:
-            raise HeadMoved(f"{repo.full_name}: {branch} moved away from {parent} meanwhile; fetch it and try again")
-    raise HeadMoved(f"{repo.full_name}: {branch} is written by too many at once; try again")
+            raise HeadMoved(
+                f"{repo.full_name}: {place.name} moved away from {parent} meanwhile; fetch it and try again"
+            )
+    raise HeadMoved(f"{repo.full_name}: {place.name} is written by too many at once; try again")
 
 
 def _attempt(
-    hub: Hub, caller: Caller, repo: Repository, branch: str, steps: list[_Step], message: str, parent: str | None
+    hub: Hub, caller: Caller, repo: Repository, place: Place, steps: list[_Step], message: str, parent: str | None
 ) -> CommitResult | None:
-    """The commit laid onto the branch as it stands now; None when the branch moved before it was written."""
+    """The commit laid onto the place as it stands now; None when that moved before it was written."""
     with hub.db.read() as session:
-        head = _check_parent(session, repo, branch, parent)
-        before = {e.path: e for e in trees.files(session, repo, head)}
-        sent = {step.path: step for step in steps if isinstance(step, Entry)}
-        attributes = upload_modes.attributes_of(hub, (before | sent).values())
-        after = _apply(session, repo, head, before, steps, attributes)
+        head = place.head(session, repo)
+        if parent is not None and not _names(parent, head):
+            return None
+        before, after = _files(hub, session, repo, head, steps)
     if after == before:
-        return CommitResult(repo.full_name, branch, head, is_new=False)
+        return CommitResult(repo.full_name, place.ref, head, is_new=False)
+    oid = write_state(hub, caller, repo, place, before, after, (head,), message)
+    return CommitResult(repo.full_name, place.ref, oid, is_new=True) if oid else None
+
+
+def _repeated(hub: Hub, repo: Repository, place: Place, steps: list[_Step], parent: str | None) -> CommitResult:
+    """The head, which is what these steps make of `parent`. Raises HeadMoved where it is not."""
+    with hub.db.read() as session:
+        head = place.head(session, repo)
+        made = session.get_one(Commit, (repo.id, head))
+        base = made.parents[0] if made.parents else head
+        _, after = _files(hub, session, repo, base, steps)
+    if parent is None or not _names(parent, base) or trees.build(after).root != made.tree_oid:
+        raise HeadMoved(f"{repo.full_name}: {place.name} is at {head[:12]}, not at {parent}; fetch it and try again")
+    return CommitResult(repo.full_name, place.ref, head, is_new=False)
+
+
+def _files(
+    hub: Hub, session: Session, repo: Repository, commit: str, steps: list[_Step]
+) -> tuple[dict[str, Entry], dict[str, Entry]]:
+    """The files of a commit by path, as they are and after `steps`."""
+    before = {e.path: e for e in trees.files(session, repo, commit)}
+    sent = {step.path: step for step in steps if isinstance(step, Entry)}
+    attributes = upload_modes.attributes_of(hub, (before | sent).values())
+    return before, _apply(session, repo, commit, before, steps, attributes)
+
+
+def write_state(
+    hub: Hub,
+    caller: Caller,
+    repo: Repository,
+    place: Place,
+    before: Mapping[str, Entry],
+    after: dict[str, Entry],
+    parents: Sequence[str],
+    message: str,
+) -> str | None:
+    """The commit that turns the files `before`, those of its first parent, into `after`; None when the place moved.
+
+    Raises InvalidPath, Conflict, BrokenContainer, InvalidCard, UnfitPatch, and what the place asks of the caller.
+    """
     _check_collisions(after)
-    draft = revisions.draft(repo, caller, before, after, (head,), message)
+    head = parents[0]
+    draft = revisions.draft(repo, caller, before, after, parents, message)
     learnt = ingest.examine(hub, caller, repo, head, before, after)
 
     def write(session: Session) -> None:
         present = session.get_one(Repository, repo.id)
-        require_write(session, caller, present)
+        place.require(session, caller, present)
         blobs.record(session, repo.id, map(_stat, draft.files))
         revisions.write(session, draft)
-        ingest.record(session, hub.jobs, present, branch, draft, learnt)
-        present.updated_at = now()
+        if not place.publish(session, present, head, draft.row):
+            raise _Moved
+        lands = place.lands or place.ref
+        ingest.record(session, hub.jobs, present, lands.removeprefix(refs.BRANCH), draft, learnt)
+        if lands.startswith(refs.BRANCH):
+            present.updated_at = now()
         session.add(present)
         audit.record(
             session,
@@ -165,28 +256,34 @@ def _attempt(
             present.full_name,
             before=head,
             after=draft.row.oid,
-            detail={"branch": branch},
+            detail={"ref": lands},
         )
-        if not refs.move_ref(session, repo, refs.BRANCH + branch, head, draft.row.oid):
-            raise _Moved
 
     try:
         hub.db.transact(write)
     except _Moved:
         return None
-    return CommitResult(repo.full_name, branch, draft.row.oid, is_new=True)
+    return draft.row.oid
 
 
 class _Moved(Exception):
     """The branch moved between reading and writing; rolls the transaction back."""
 
 
-def _check_parent(session: Session, repo: Repository, branch: str, parent: str | None) -> str:
-    """The head of the branch, when `parent` is None or names it."""
-    head = refs.branch_head(session, repo, branch)
-    if parent is not None and not (len(parent) >= 7 and head.startswith(parent)):
-        raise HeadMoved(f"{repo.full_name}: {branch} is at {head[:12]}, not at {parent}; fetch it and try again")
-    return head
+def _check_parent(session: Session, repo: Repository, place: Place, parent: str | None) -> str:
+    """The head, when `parent` is None or names it; the head's own parent, when it names that. Raises HeadMoved."""
+    head = place.head(session, repo)
+    if parent is None or _names(parent, head):
+        return head
+    before = session.get_one(Commit, (repo.id, head)).parents
+    if before and _names(parent, before[0]):
+        return before[0]
+    raise HeadMoved(f"{repo.full_name}: {place.name} is at {head[:12]}, not at {parent}; fetch it")
+
+
+def _names(text: str, oid: str) -> bool:
+    """Whether `text` is that commit id, in full or at least 7 hex of it."""
+    return len(text) >= 7 and oid.startswith(text)
 
 
 def _make_durable(hub: Hub, operations: Iterable[Operation]) -> list[_Step]:

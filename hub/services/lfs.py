@@ -11,7 +11,7 @@ from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Repository
 from adapterhub.hub.errors import InvalidRequest, InvalidToken, TooLarge
 from adapterhub.hub.services import blobs
-from adapterhub.hub.services.access import Caller, require_write
+from adapterhub.hub.services.access import Caller, require_upload
 from adapterhub.hub.services.signing import seal, unseal
 from adapterhub.storage.blobs import BlobStat, BlobWriter, check_digest
 
@@ -36,7 +36,7 @@ def wanted(session: Session, hub: Hub, caller: Caller, repo: Repository, digest:
     Bytes that only other repositories have are asked for all the same: naming a digest proves no possession. Raises
     NotAuthenticated, Forbidden, InvalidDigest, InvalidRequest, TooLarge.
     """
-    require_write(session, caller, repo)
+    require_upload(session, caller, repo)
     check_digest(digest)
     if size_bytes > hub.settings.file_max_bytes:
         raise TooLarge(f"{digest}: {size_bytes} bytes, at most {hub.settings.file_max_bytes} are taken")

@@ -14,6 +14,7 @@ from adapterhub.hub.services.names import check_ref_name, is_storable
 
 BRANCH = "refs/heads/"
 TAG = "refs/tags/"
+PULL_REQUEST = "refs/pr/"
 
 _FULL = re.compile(r"[0-9a-f]{40}")
 _SHORT = re.compile(r"[0-9a-f]{7,39}")
@@ -46,9 +47,14 @@ def resolve(session: Session, repo: Repository, revision: str | None = None) -> 
 
 def branch_head(session: Session, repo: Repository, branch: str) -> str:
     """The commit at the tip of `branch`. Raises RevisionNotFound, also for a tag or commit of that name."""
-    ref = session.get(Ref, (repo.id, BRANCH + branch.removeprefix(BRANCH))) if is_storable(branch) else None
+    return head(session, repo, BRANCH + branch.removeprefix(BRANCH))
+
+
+def head(session: Session, repo: Repository, name: str) -> str:
+    """The commit that the ref of that full name stands at. Raises RevisionNotFound."""
+    ref = session.get(Ref, (repo.id, name)) if is_storable(name) else None
     if ref is None:
-        raise RevisionNotFound(repo.full_name, branch)
+        raise RevisionNotFound(repo.full_name, name.removeprefix(BRANCH))
     return ref.target_oid
 
 

@@ -39,6 +39,9 @@ EVENTS: Mapping[str, tuple[str, str]] = {
     "repo.commit": ("repo.content", "update"),
     "ref.create": ("repo.content", "update"),
     "ref.delete": ("repo.content", "update"),
+    "discussion.create": ("discussion", "create"),
+    "discussion.update": ("discussion", "update"),
+    "discussion.comment": ("discussion.comment", "create"),
 }
 """Scope and action of each audited deed that is told; the first word of a scope is the domain a webhook asks for."""
 
@@ -91,10 +94,12 @@ def payload_of(session: Session, repo: Repository, event: AuditEvent, told: tupl
     if head is not None:
         shape["repo"]["headSha"] = head.target_oid
     if scope == "repo.content":
-        ref = event.detail.get("ref") or f"refs/heads/{event.detail['branch']}"
+        ref = event.detail["ref"]
         shape["updatedRefs"] = [{"ref": ref, "oldSha": event.before, "newSha": event.after}]
         if ref == f"refs/heads/{repo.default_branch}" and event.after:
             shape["repo"]["headSha"] = event.after
+    if scope.startswith("discussion"):
+        shape["discussion"] = dict(event.detail)
     if action == "move":
         shape["movedTo"] = {"name": repo.full_name, "owner": {"id": repo.owner_id}}
         shape["repo"]["name"] = event.before

@@ -19,7 +19,7 @@ from adapterhub.hub.db.queries import chunks, insert_missing
 from adapterhub.hub.db.tables import Repository, XetScope
 from adapterhub.hub.errors import InvalidToken, TooLarge
 from adapterhub.hub.services import blobs
-from adapterhub.hub.services.access import Caller, require_write
+from adapterhub.hub.services.access import Caller, require_upload
 from adapterhub.hub.services.signing import seal, unseal
 from adapterhub.storage.blobs import BlobStat, BlobWriter
 from adapterhub.storage.errors import InvalidXet, StoreUnavailable
@@ -59,7 +59,7 @@ class Grant:
 
 def grant_upload(session: Session, hub: Hub, caller: Caller, repo: Repository) -> Grant:
     """A token to upload to `repo`. Raises RepoNotFound, NotAuthenticated or Forbidden."""
-    require_write(session, caller, repo)
+    require_upload(session, caller, repo)
     insert_missing(session, XetScope, [{"repository_id": repo.id, "epoch": 1}])
     scope = Scope(repo.id, session.get_one(XetScope, repo.id).epoch)
     token = seal(hub.secret, _PURPOSE, {"scope": str(scope)}, TOKEN_TTL_S)

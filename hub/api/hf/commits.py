@@ -12,14 +12,16 @@ from adapterhub.hub.api import threads
 from adapterhub.hub.api.bodies import spooled
 from adapterhub.hub.api.deps import CallerDep, HubDep, PublicUrl
 from adapterhub.hub.api.hf.addressing import RepoId, find, find_commit, read
-from adapterhub.hub.api.hf.ndjson import read_commit
+from adapterhub.hub.api.hf.ndjson import Header, read_commit
 from adapterhub.hub.api.hf.times import timestamp
 from adapterhub.hub.api.pages import next_link
 from adapterhub.hub.api.raw import RawRoute
 from adapterhub.hub.db.tables import Commit
 from adapterhub.hub.errors import Forbidden, InvalidRequest
-from adapterhub.hub.services import commits, refs, revisions, upload_modes
-from adapterhub.hub.services.access import require_write
+from adapterhub.hub.services import commits, discussions, refs, revisions, squash, upload_modes
+from adapterhub.hub.services.access import Caller, require_discussion, require_upload
+from adapterhub.hub.services.commits import Place
+from adapterhub.hub.services.discussions import Proposal
 from adapterhub.hub.services.names import check_path
 from adapterhub.hub.services.upload_modes import Mode, Wanted
 from adapterhub.hub.services.wiring import SPOOL_FOLDER
@@ -54,16 +56,19 @@ async def preupload(
 
     Rights and paths are checked here already: the upload itself would fail in words that the client does not show.
     """
-    _refuse_pull_requests(create_pr)
-
     for file in wanted.files:
         check_path(file.path)
     files = [Wanted(file.path, file.size, _sample(file.sample)) for file in wanted.files]
 
     def work(session: Session) -> list[Mode]:
         repo = find(session, caller, repo_id)
-        require_write(session, caller, repo)
-        head = refs.branch_head(session, repo, revision)
+        if create_pr:
+            require_discussion(session, caller, repo)
+            head = refs.branch_head(session, repo, repo.default_branch)
+        else:
+            place = _place(revision)
+            place.require(session, caller, repo)
+            head = place.head(session, repo)
         return upload_modes.modes(session, hub, repo, head, files, wanted.gitIgnore)
 
     return {"files": [_mode_json(mode) for mode in await read(hub, work)]}
@@ -96,27 +101,44 @@ async def commit(
 
     The body is spooled to disk and read line by line, so one line is in memory at a time.
     """
-    _refuse_pull_requests(create_pr)
-    await read(hub, lambda session: require_write(session, caller, find(session, caller, repo_id)))
+    await read(hub, lambda session: require_upload(session, caller, find(session, caller, repo_id)))
     async with spooled(request, hub.settings.data / SPOOL_FOLDER, hub.settings.commit_max_bytes) as body:
         header, operations = await threads.run(read_commit, body, hub.settings.regular_max_bytes)
+        proposal = await read(hub, lambda session: _proposal(session, caller, repo_id, header)) if create_pr else None
         result = await threads.run(
             commits.commit,
             hub,
             caller,
             repo_id,
-            revision,
+            proposal.place if proposal else _place(revision),
             operations,
             header.summary,
             header.description,
-            header.parentCommit,
+            None if proposal else header.parentCommit,
         )
-    return {
+    shape = {
         "success": True,
         "commitOid": result.oid,
         "commitUrl": f"{public_url}/{result.repo_id}/commit/{result.oid}",
         "hookOutput": "",
     }
+    if proposal is None:
+        return shape
+    if not result.is_new:
+        raise InvalidRequest(f"{repo_id}: these files are so already; there is nothing to propose")
+    return shape | {"pullRequestUrl": f"{public_url}/{result.repo_id}/discussions/{proposal.num}"}
+
+
+def _place(revision: str) -> Place:
+    """Onto a branch, or onto the pull request that the revision names."""
+    number = discussions.number_of(revision)
+    return commits.on_branch(revision) if number is None else discussions.place_of(number)
+
+
+def _proposal(session: Session, caller: Caller, repo_id: str, header: Header) -> Proposal:
+    repo = find(session, caller, repo_id)
+    at = refs.resolve(session, repo, header.parentCommit) if header.parentCommit else ""
+    return Proposal(caller, repo.default_branch, header.summary, header.description, at=at)
 
 
 @router.get("/commits/{revision}")
@@ -157,9 +179,19 @@ def _commit_json(row: Commit, *, is_formatted: bool) -> dict[str, Any]:
     return {**shape, "formatted": {"title": title, "message": message}} if is_formatted else shape
 
 
-def _refuse_pull_requests(create_pr: bool) -> None:
-    if create_pr:
-        raise InvalidRequest("this hub has no pull requests; commit to a branch of its own and merge it there")
+class SquashWish(BaseModel):
+    """What the one commit says."""
+
+    message: str = Field(default="Super-squash", max_length=10_000)
+
+
+@router.post("/super-squash/{branch}")
+async def super_squash(
+    hub: HubDep, caller: CallerDep, repo_id: RepoId, branch: str, wish: SquashWish
+) -> dict[str, str]:
+    """Make the history of a branch one commit. For the owner of the repository."""
+    await read(hub, lambda session: find(session, caller, repo_id))
+    return {"commitOid": await threads.run(squash.squash, hub, caller, repo_id, branch, wish.message)}
 
 
 def _refuse_conversion(request: Request) -> None:

@@ -21,7 +21,7 @@ from adapterhub.hub.api.raw import RawRoute
 from adapterhub.hub.context import Hub
 from adapterhub.hub.errors import Invalid, InvalidRequest, TooLarge
 from adapterhub.hub.services import lfs, lfs_parts
-from adapterhub.hub.services.access import require_write
+from adapterhub.hub.services.access import require_upload
 from adapterhub.storage.errors import InvalidDigest
 
 router = APIRouter(route_class=RawRoute)
@@ -73,7 +73,7 @@ async def batch(hub: HubDep, caller: CallerDep, public_url: PublicUrl, repo_id: 
 
     def work(session: Session) -> list[dict[str, Any]]:
         repo = find(session, caller, repo_id)
-        require_write(session, caller, repo)
+        require_upload(session, caller, repo)
         verify = {"href": f"{public_url}/{repo.full_name}.git/info/lfs/objects/verify"}
 
         def answer(file: LargeFile) -> dict[str, Any]:
@@ -158,7 +158,7 @@ async def verify(hub: HubDep, caller: CallerDep, repo_id: RepoId, file: LargeFil
 
     def work(session: Session) -> bool:
         repo = find(session, caller, repo_id)
-        require_write(session, caller, repo)
+        require_upload(session, caller, repo)
         return lfs.is_stored(session, repo, f"sha256:{file.oid}", file.size)
 
     if not await read(hub, work):

@@ -32,7 +32,7 @@ async def list_refs(hub: HubDep, caller: CallerDep, repo_id: RepoId, include_prs
     """Every branch and tag with its commit; the client insists on all lists, also on those that are always empty."""
     found = await read(hub, lambda session: refs.list_refs(session, find(session, caller, repo_id)))
     shape: dict[str, Any] = {"branches": _those(found, refs.BRANCH), "tags": _those(found, refs.TAG), "converts": []}
-    return {**shape, "pullRequests": []} if include_prs else shape
+    return {**shape, "pullRequests": _those(found, refs.PULL_REQUEST)} if include_prs else shape
 
 
 def _those(found: list[Ref], prefix: str) -> list[dict[str, str]]:
