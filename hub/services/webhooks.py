@@ -158,8 +158,11 @@ def run(hub: Hub, job: Job, report: Report) -> Mapping[str, Any]:
     with hub.db.read() as session:
         delivery = session.get(WebhookDelivery, str(job.payload["delivery"]))
         hook = session.get(Webhook, delivery.webhook_id) if delivery else None
-    if delivery is None or hook is None or hook.disabled or delivery.state != "queued":
+    if delivery is None or hook is None or delivery.state != "queued":
         return {"state": "skipped"}
+    if hook.disabled:
+        hub.db.transact(lambda session: _give_up(session, delivery.id))
+        return {"state": "failed"}
     report.progress(0, 1, "request", hook.url)
     started = time.perf_counter()
     status, answer, error = _post(hub, hook, delivery)
@@ -180,6 +183,13 @@ def run(hub: Hub, job: Job, report: Report) -> Mapping[str, Any]:
         return row.state
 
     return {"state": hub.db.transact(keep), "status": status}
+
+
+def _give_up(session: Session, delivery_id: str) -> None:
+    row = session.get(WebhookDelivery, delivery_id)
+    if row is not None:
+        row.state, row.error = "failed", "the webhook was switched off before this was sent"
+        session.add(row)
 
 
 def _after(session: Session, hub: Hub, hook: Webhook, delivery: WebhookDelivery) -> None:

@@ -244,6 +244,17 @@ def test_a_webhook_that_only_fails_is_switched_off_and_says_why(
     assert receiver.events()[-1]["event"] == {"scope": "webhook", "action": "ping"}
 
 
+def test_what_waits_when_a_webhook_is_switched_off_is_given_up(
+    hub: Hub, ann: Caller, hook: Shown, receiver: Receiver
+) -> None:
+    repos.create(hub, ann, "ann/x")
+    hub.db.transact(lambda session: webhooks.set_disabled(session, hub, ann, hook.row.id, disabled=True))
+    drain(hub)
+    [delivery] = deliveries_of(hub, ann, hook)
+    assert (delivery.state, receiver.seen) == ("failed", [])
+    assert "switched off" in delivery.error
+
+
 def test_a_delivery_is_replayed_as_one_of_its_own(hub: Hub, ann: Caller, hook: Shown, receiver: Receiver) -> None:
     repos.create(hub, ann, "ann/x")
     drain(hub)
