@@ -211,7 +211,7 @@ def _files(
     hub: Hub, session: Session, repo: Repository, commit: str, steps: list[_Step]
 ) -> tuple[dict[str, Entry], dict[str, Entry]]:
     """The files of a commit by path, as they are and after `steps`."""
-    before = {e.path: e for e in trees.files(session, repo, commit)}
+    before = trees.by_path(session, repo, commit)
     sent = {step.path: step for step in steps if isinstance(step, Entry)}
     attributes = upload_modes.attributes_of(hub, (before | sent).values())
     return before, _apply(session, repo, commit, before, steps, attributes)

@@ -241,7 +241,7 @@ def _merge_once(hub: Hub, caller: Caller, repo_id: str, num: int, text: str) -> 
         _require_open(repo, row)
         ours = refs.branch_head(session, repo, repo.default_branch)
         theirs = refs.head(session, repo, _ref(num))
-        before = _files(session, repo, ours)
+        before = trees.by_path(session, repo, ours)
         after, conflicts = _three_way(session, repo, row)
     if conflicts:
         raise MergeConflict(
@@ -270,9 +270,9 @@ def _merge_once(hub: Hub, caller: Caller, repo_id: str, num: int, text: str) -> 
 
 def _three_way(session: Session, repo: Repository, row: Discussion) -> tuple[dict[str, Entry], list[str]]:
     """The files of a merge into the default branch, and the paths that both sides changed, each in its own way."""
-    base = _files(session, repo, str(row.base_oid))
-    ours = _files(session, repo, refs.branch_head(session, repo, repo.default_branch))
-    theirs = _files(session, repo, refs.head(session, repo, _ref(row.num)))
+    base = trees.by_path(session, repo, str(row.base_oid))
+    ours = trees.by_path(session, repo, refs.branch_head(session, repo, repo.default_branch))
+    theirs = trees.by_path(session, repo, refs.head(session, repo, _ref(row.num)))
     merged, conflicts = dict(ours), []
     for path in sorted(base.keys() | theirs.keys()):
         was, here, there = base.get(path), ours.get(path), theirs.get(path)
@@ -285,10 +285,6 @@ def _three_way(session: Session, repo: Repository, row: Discussion) -> tuple[dic
         else:
             merged[path] = there
     return merged, conflicts
-
-
-def _files(session: Session, repo: Repository, commit: str) -> dict[str, Entry]:
-    return {entry.path: entry for entry in trees.files(session, repo, commit)}
 
 
 def _open(session: Session, caller: Caller, repo: Repository, title: str, text: str, *, base: str | None) -> Discussion:

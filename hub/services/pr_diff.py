@@ -1,12 +1,11 @@
 """What a pull request changes, as a diff that people read: text line by line, large files by their names alone."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from sqlmodel import Session
 
 from adapterhub.hub.context import Hub
-from adapterhub.hub.db.tables import Repository
 from adapterhub.hub.services import blobs, trees
 from adapterhub.hub.services.access import Caller, may_read_content
 from adapterhub.hub.services.discussions import Details
@@ -25,8 +24,8 @@ def diff(session: Session, hub: Hub, caller: Caller, found: Details) -> str:
     Texts of a gated repository are left out for those who may not read its files.
     """
     repo = found.shown.repo
-    before = _files(session, repo, str(found.shown.row.base_oid))
-    after = _files(session, repo, str(found.head))
+    before = trees.by_path(session, repo, str(found.shown.row.base_oid))
+    after = trees.by_path(session, repo, str(found.head))
     changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
     with_text = may_read_content(session, caller, repo)
     text = "".join(_of_file(hub, before.get(path), after.get(path), path, with_text) for path in changed[:FILES])
@@ -60,7 +59,3 @@ def _lines(hub: Hub, entry: Entry | None) -> list[str] | None:
         return b"".join(blobs.open_file(hub, entry)).decode().splitlines(keepends=True)
     except UnicodeDecodeError:
         return None
-
-
-def _files(session: Session, repo: Repository, commit: str) -> Mapping[str, Entry]:
-    return {entry.path: entry for entry in trees.files(session, repo, commit)}

@@ -18,7 +18,7 @@ def squash(hub: Hub, caller: Caller, repo_id: str, branch: str, message: str) ->
         repo = repos.find(session, caller, repo_id)
         require_owner(session, caller, repo)
         head = refs.branch_head(session, repo, branch)
-        files = {entry.path: entry for entry in trees.files(session, repo, head)}
+        files = trees.by_path(session, repo, head)
     draft = revisions.draft(repo, caller, {}, files, (), message)
     learnt = ingest.examine(hub, caller, repo, head, files, files)
 

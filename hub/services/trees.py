@@ -39,6 +39,11 @@ def files(session: Session, repo: Repository, commit: str) -> list[Entry]:
     return [e for e in list_tree(session, repo, commit, recursive=True) if not e.is_folder]
 
 
+def by_path(session: Session, repo: Repository, commit: str) -> dict[str, Entry]:
+    """Every file at that commit."""
+    return {entry.path: entry for entry in files(session, repo, commit)}
+
+
 def list_tree(
     session: Session, repo: Repository, commit: str, path: str = "", *, recursive: bool = False
 ) -> list[Entry]:
