@@ -32,6 +32,7 @@ HubError
     ├── Overloaded        queues are full
     ├── DatabaseBusy      the database stayed locked
     └── OutboundFailed    another machine did not answer, or not well
+        └── WrongUpstream another hub contradicts itself
 """
 
 import re
@@ -306,3 +307,7 @@ class DatabaseBusy(Unavailable):
 
 class OutboundFailed(Unavailable):
     """Another machine did not answer, or not as it should."""
+
+
+class WrongUpstream(OutboundFailed):
+    """Another hub sends other bytes than it names, or an answer that does not hold together; nothing is kept."""

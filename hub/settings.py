@@ -90,6 +90,18 @@ class Settings(BaseSettings):
         description="Hosts (name or name:port) and networks (10.0.0.0/8) that may be reached although their addresses "
         "are private, with commas between; public ones always may.",
     )
+    mirror_url: str | None = Field(
+        default=None,
+        pattern="^https?://",
+        description="URL of another hub whose repositories are fetched, kept and served here when somebody reads them; "
+        "default: none.",
+    )
+    mirror_ttl_s: float = Field(
+        default=300, ge=0, description="Seconds after which a mirror's branch or tag is looked up again."
+    )
+    mirror_max_bytes: int = Field(
+        default=200 << 30, ge=0, description="Bytes of large mirrored files kept; those longest unused go first."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
     log_format: Literal["auto", "json", "console"] = Field(
         default="auto", description="auto: console on a terminal, else JSON, one object a line."

@@ -38,6 +38,7 @@ STATUS: Mapping[type[AdapterHubError], int] = {
     hub.UnfitPatch: 422,
     hub.TooLarge: 413,
     hub.Unavailable: 503,
+    hub.WrongUpstream: 502,
     storage.BlobNotFound: 404,
     storage.DigestMismatch: 400,
     storage.RangeNotSatisfiable: 416,

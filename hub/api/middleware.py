@@ -2,8 +2,9 @@
 
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from ipaddress import ip_address
+from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
@@ -12,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapterhub.errors import AdapterHubError
-from adapterhub.hub.api.errors import domain_response, error_response
+from adapterhub.hub.api.errors import domain_response, error_response, header_text
 from adapterhub.hub.db.tables import new_id
 from adapterhub.hub.errors import InvalidRequest, TooLarge
 from adapterhub.hub.settings import Settings
@@ -49,7 +50,7 @@ class RequestContext:
             return
         request_id = _request_id(Headers(scope=scope))
         scope.setdefault("state", {})["request_id"] = request_id
-        answer = _Answer(send, request_id)
+        answer = _Answer(send, request_id, scope["state"])
         started = time.perf_counter()
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
@@ -77,8 +78,9 @@ class RequestContext:
 class _Answer:
     """A `send` that adds the headers of every answer and remembers what went out."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, state: Mapping[str, Any]) -> None:
         self._send = send
+        self._state = state
         self._request_id = request_id
         self.status = 0
         self.sent_bytes = 0
@@ -88,6 +90,8 @@ class _Answer:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["X-Request-Id"] = self._request_id
+            if "warning" in self._state:
+                headers["X-HF-Warning"] = header_text(self._state["warning"])
             headers.setdefault("X-Content-Type-Options", "nosniff")
         elif message["type"] == "http.response.body":
             self.sent_bytes += len(message.get("body", b""))

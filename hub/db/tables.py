@@ -597,3 +597,37 @@ class DiscussionEvent(SQLModel, table=True):
         ForeignKeyConstraint(["repository_id", "num"], ["discussion.repository_id", "discussion.num"]),
         UniqueConstraint("repository_id", "num", "position"),
     )
+
+
+class Mirror(SQLModel, table=True):
+    """Where a repository of another hub was brought from: for ever. Pinned ones keep their bytes.
+
+    organisation_id: whose token opened it there; null where none was needed.
+    """
+
+    __tablename__ = "mirror"
+    repository_id: str = Field(foreign_key="repository.id", primary_key=True)
+    source_url: str
+    source_repo_id: str
+    organisation_id: str | None = Field(default=None, foreign_key="account.id")
+    is_pinned: bool = False
+    created_at: datetime = _time()
+
+
+class MirrorCheck(SQLModel, table=True):
+    """When another hub was last asked what a branch or tag of a mirror is. problem: why it did not answer, or ""."""
+
+    __tablename__ = "mirror_check"
+    repository_id: str = Field(foreign_key="mirror.repository_id", primary_key=True)
+    revision: str = Field(primary_key=True)
+    checked_at: datetime = _time()
+    problem: str = ""
+
+
+class MirrorBlob(SQLModel, table=True):
+    """A large file of a mirror whose bytes are here, and when it was last read."""
+
+    __tablename__ = "mirror_blob"
+    repository_id: str = Field(foreign_key="mirror.repository_id", primary_key=True)
+    digest: str = Field(foreign_key="blob.digest", primary_key=True)
+    used_at: datetime = _time(index=True)

@@ -10,7 +10,17 @@ from typing import Any
 from sqlalchemy import ColumnElement, false, or_, true
 from sqlmodel import Session, col, select
 
-from adapterhub.hub.db.tables import AccessRequest, Account, Collection, Membership, Repository, Token, TokenScope, now
+from adapterhub.hub.db.tables import (
+    AccessRequest,
+    Account,
+    Collection,
+    Membership,
+    Mirror,
+    Repository,
+    Token,
+    TokenScope,
+    now,
+)
 from adapterhub.hub.errors import (
     DisabledRepo,
     Forbidden,
@@ -193,11 +203,15 @@ def require_write(session: Session, caller: Caller, repo: Repository) -> None:
     """Pass when `caller` may change the content of `repo`. Raises RepoNotFound, NotAuthenticated or Forbidden."""
     require_read(session, caller, repo)
     _require(session, caller, "write", repo, f"write to {repo.full_name}")
+    source = session.get(Mirror, repo.id)
+    if source is not None:
+        raise Forbidden(f"{repo.full_name}: a mirror of {source.source_url}, read-only here; push to that hub")
 
 
 def require_owner(session: Session, caller: Caller, repo: Repository) -> None:
     """Pass when `caller` may delete, move or reconfigure `repo`. Raises as `require_write`."""
-    require_write(session, caller, repo)
+    require_read(session, caller, repo)
+    _require(session, caller, "write", repo, f"write to {repo.full_name}")
     if not _may(session, caller, "own", repo):
         raise Forbidden(f"{repo.full_name}: only its owner or an administrator of the organisation may do that")
 

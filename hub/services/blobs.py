@@ -11,6 +11,9 @@ from adapterhub.hub.db.tables import Blob, BlobOwner, now
 from adapterhub.hub.services.trees import Entry
 from adapterhub.storage.blobs import BlobStat
 
+REMOTE = "remote"
+"""The codec of a blob that a mirror only announces: its bytes are at another hub, and nobody owns it here."""
+
 
 def owned(session: Session, repo_id: str, digest: str) -> Blob | None:
     """The blob, when that repository has the right to it; None looks the same for bytes that exist elsewhere."""
@@ -28,6 +31,8 @@ def record(session: Session, repo_id: str, stats: Iterable[BlobStat]) -> None:
     """
     found = {stat.digest: stat for stat in stats}
     insert_missing(session, Blob, [{"digest": s.digest, "size_bytes": s.size_bytes} for s in found.values()])
+    announced = col(Blob.digest).in_(found) & (col(Blob.codec) == REMOTE)
+    session.execute(update(Blob).where(announced).values(codec="raw", created_at=now()))
     at = now()
     insert_missing(session, BlobOwner, [{"repository_id": repo_id, "digest": d, "linked_at": at} for d in found])
     mine = (col(BlobOwner.repository_id) == repo_id) & col(BlobOwner.digest).in_(found)

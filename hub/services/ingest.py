@@ -32,6 +32,7 @@ from adapterhub.merging.checkpoint import Checkpoint, Folder, read_header
 from adapterhub.merging.errors import InvalidPatch, MergingError, ShapeMismatch, UnknownSite
 from adapterhub.merging.folders import read_json
 from adapterhub.merging.patch import Facts, TrainingBase
+from adapterhub.storage.errors import BlobNotFound
 
 FINGERPRINT_JOB = "fingerprint"
 EVALUATIONS = 1000
@@ -83,8 +84,20 @@ def examine(
     return Learnt(whole, card, seen, tuple(parents), fingerprint)
 
 
-def record(session: Session, jobs: JobQueue, repo: Repository, branch: str, draft: Draft, learnt: Learnt) -> None:
-    """Write what was learnt of the commit, in its transaction, and queue the looks that read whole tensors."""
+def record(
+    session: Session,
+    jobs: JobQueue,
+    repo: Repository,
+    branch: str,
+    draft: Draft,
+    learnt: Learnt,
+    *,
+    looks_at_tensors: bool = True,
+) -> None:
+    """Write what was learnt of the commit, in its transaction, and queue the looks that read whole tensors.
+
+    looks_at_tensors: False where the bytes are not here.
+    """
     commit = draft.row.oid
     row = RevisionFacts(repository_id=repo.id, commit_oid=commit, fingerprint=learnt.fingerprint, **learnt.whole)
     insert_missing(session, RevisionFacts, [row.model_dump()])
@@ -96,7 +109,7 @@ def record(session: Session, jobs: JobQueue, repo: Repository, branch: str, draf
     session.add_all(_evaluations(repo, commit, learnt.card))
     if branch == repo.default_branch:
         search_index.index(session, repo, learnt.whole["tags"], learnt.card.text)
-    if learnt.whole["kind"] == "model" and learnt.fingerprint is None:
+    if looks_at_tensors and learnt.whole["kind"] == "model" and learnt.fingerprint is None:
         payload = {"repository_id": repo.id, "commit": commit}
         jobs.submit_in(session, FINGERPRINT_JOB, payload, key=f"{repo.id}@{commit}")
 
@@ -147,11 +160,11 @@ def _look(hub: Hub, caller: Caller, folder: Folder, facts: Facts, declared: Sequ
 
 
 def _open_base(hub: Hub, base: BaseRevision, files: Sequence[Entry]) -> Checkpoint | None:
-    """The base's names and shapes, headers read and nothing else; None where it holds no weights."""
+    """The base's names and shapes, headers read and nothing else; None where it holds no weights, or not here."""
     name = f"{base.repo.full_name}@{base.commit[:12]}"
     try:
         return Checkpoint.open(RepositoryFolder(hub.store, files), name=name)
-    except InvalidPatch:
+    except (InvalidPatch, BlobNotFound):
         return None
 
 

@@ -79,8 +79,17 @@ def begin(session: Session, caller: Caller, repo_id: str, *, private: bool) -> R
     """A repository of that name in the transaction, with no commit yet. Raises as `create`."""
     namespace, name = check_repo_id(repo_id)
     owner = _owner(session, caller, namespace, repo_id)
-    repo = Repository(owner_id=owner.id, full_name=f"{owner.name}/{name}", name_key=None, is_private=private)
+    repo = place(session, owner, name, private=private)
     repo.creator_id = caller.account_id
+    return repo
+
+
+def place(
+    session: Session, owner: Account, name: str, *, private: bool = False, repository_id: str | None = None
+) -> Repository:
+    """A repository of that account, whoever asks; repository_id: its id, else a fresh one. Raises RepoExists."""
+    repo = Repository(owner_id=owner.id, full_name=f"{owner.name}/{name}", name_key=None, is_private=private)
+    repo.id = repository_id or repo.id
     session.add(repo)
     session.flush()
     _take_name(session, repo)

@@ -22,7 +22,7 @@ from adapterhub.hub.api.raw import RawRoute
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Repository
 from adapterhub.hub.errors import GatedRepo, InvalidRequest, NotAuthenticated, RepoNotFound, TooLarge
-from adapterhub.hub.services import git_pack
+from adapterhub.hub.services import git_pack, mirror
 from adapterhub.hub.services.access import Caller, require_content
 from adapterhub.hub.services.wiring import SPOOL_FOLDER
 
@@ -93,6 +93,7 @@ async def receive_pack(namespace: str, name: str) -> Response:
 def _readable(session: Session, caller: Caller, repo_id: str) -> Repository:
     repo = find(session, caller, repo_id)
     require_content(session, caller, repo)
+    mirror.require_own_history(session, repo)
     return repo
 
 
