@@ -1,39 +1,65 @@
-"""Twenty things that clients need and that are easily missed, each with its test.
+"""Twenty things that clients need and that are easily missed, each with its tests.
 
-1. large files of default clients come over Xet: test_huggingface_hub.py::test_a_folder_comes_back_as_it_was_sent
-2. a quoted revision or path is one segment: test_a_revision_and_a_folder_with_slashes_are_one_segment_each
-3. X-Error-Code, as over plain http it alone chooses the class: test_a_refusal_carries_its_code_over_plain_http
-4. the 409 of a repository that exists holds its url: test_a_repository_that_exists_is_refused_with_its_url
-5. uploads carry no token: test_bytes_are_taken_by_the_link_alone; in parts: hub/api/hf/test_lfs_parts.py
-6. every file answers HEAD: test_a_file_and_its_absence_answer_head_as_get
-7. a missing file names the commit: test_a_file_and_its_absence_answer_head_as_get
-8. files are never compressed: test_a_file_is_sent_as_it_is_whatever_encoding_is_accepted
-9. every link begins with the client's endpoint: test_every_link_begins_with_the_endpoint
-10. paths-info is a form, with booleans in either spelling: test_paths_are_asked_for_in_a_form_with_either_spelling
-11. keys that clients read without asking: test_keys_that_are_read_without_asking_are_there
-12. the line of an LFS copy has no size: test_a_copied_large_file_comes_without_its_size
-13. validate-yaml answers JSON, errors too: test_a_bad_card_is_told_in_json
-14. `visibility` and `private`: test_both_words_for_privacy_are_understood
-15. commits are read line by line with a limit: hub/api/hf/test_bad_input.py::
-    test_a_line_larger_than_a_regular_file_may_be_is_refused; memory: test_a_commit_takes_less_memory_than_its_body
-16. an ETag is made of the content alone: test_an_etag_is_made_of_the_content_alone
-17. two who commit at once: test_of_two_commits_onto_one_parent_one_is_refused_with_412
-18. query booleans arrive as words: test_flags_in_the_query_are_words
-19. the link to the next page keeps every filter: hub/api/hf/test_lists.py::test_every_filter_stays_in_the_link
-20. author with search and a limit, as `hf models ls` asks:
+1. large files of default clients come over Xet
+    test_large_files_go_over_xet_unless_it_is_turned_off
+2. a quoted revision or path is one segment
+    test_a_revision_and_a_folder_with_slashes_are_one_segment_each
+3. X-Error-Code, as over plain http it alone chooses the class
+    test_a_refusal_carries_its_code_over_plain_http
+    test_errors.py::test_each_refusal_is_raised_as_the_clients_own_class
+4. the 409 of a repository that exists holds its url
+    test_a_repository_that_exists_is_refused_with_its_url
+5. uploads carry no token, parts and their completion neither
+    test_bytes_are_taken_by_the_link_alone
+    test_files.py::test_a_large_file_goes_in_parts_over_lfs
+6. every file answers HEAD
+    test_a_file_and_its_absence_answer_head_as_get
+7. a missing file names the commit
+    test_a_file_and_its_absence_answer_head_as_get
+8. files are never compressed
+    test_a_file_is_sent_as_it_is_whatever_encoding_is_accepted
+9. every link begins with the client's endpoint
+    test_every_link_begins_with_the_endpoint
+10. paths-info is a form, with booleans in either spelling
+    test_paths_are_asked_for_in_a_form_with_either_spelling
+11. keys that clients read without asking
+    test_keys_that_are_read_without_asking_are_there
+12. the line of an LFS copy has no size
+    test_a_copied_large_file_comes_without_its_size
+13. validate-yaml answers JSON, errors too
+    test_a_bad_card_is_told_in_json
+14. `visibility` and `private`
+    test_both_words_for_privacy_are_understood
+15. commits are read line by line with a limit
+    test_a_commit_takes_less_memory_than_its_body
+    ../hub/api/hf/test_bad_input.py::test_a_line_larger_than_a_regular_file_may_be_is_refused
+16. an ETag is made of the content alone
+    test_an_etag_is_made_of_the_content_alone
+17. two who commit at once
+    test_of_two_commits_onto_one_parent_one_is_refused_with_412
+18. query booleans arrive as words
+    test_flags_in_the_query_are_words
+19. the link to the next page keeps every filter
+    ../hub/api/hf/test_lists.py::test_every_filter_stays_in_the_link
+20. author with search and a limit, as `hf models ls` asks
     test_hf_command.py::test_the_hf_command_takes_patterns_lists_and_names_in_any_script
 """
 
+import ast
 import base64
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.clients.conftest import Run
 from tests.clients.server import Server
 
 LARGE = bytes(range(256)) * 8192
@@ -90,6 +116,31 @@ def _upload(http: httpx.Client, repo_id: str) -> int:
     return status
 
 
+def test_each_of_the_twenty_has_a_test_that_exists() -> None:
+    told = re.split(r"^(\d+)\. .*$", __doc__ or "", flags=re.M)
+    assert [int(number) for number in told[1::2]] == list(range(1, 21))
+    for number, tests in zip(told[1::2], told[2::2], strict=True):
+        for named in tests.split():
+            file, _, name = named.rpartition("::")
+            tree = ast.parse((Path(__file__).parent / (file or Path(__file__).name)).read_text())
+            assert name in [one.name for one in tree.body if isinstance(one, ast.FunctionDef)], (number, named)
+        assert tests.split(), number
+
+
+@pytest.mark.parametrize(
+    ("xet", "used", "unused"), [(True, "/v1/xorbs/", "/uploads/"), (False, "/uploads/", "/v1/xorbs/")]
+)
+def test_large_files_go_over_xet_unless_it_is_turned_off(
+    server: Server, run_scenario: Run, repo_id: str, tmp_path: Path, *, xet: bool, used: str, unused: str
+) -> None:
+    path = tmp_path / "large.bin"
+    path.write_bytes(os.urandom(2_000_000))
+    before = len(server.lines)
+    run_scenario("push_large", repo_id, str(path), xet=xet)
+    asked = "".join(server.lines[before:])
+    assert (used in asked, unused in asked) == (True, False)
+
+
 def test_a_revision_and_a_folder_with_slashes_are_one_segment_each(http: httpx.Client, repo: str) -> None:
     http.post(f"/api/models/{repo}/branch/feat%2Fx", json={}).raise_for_status()
     assert http.get(f"/api/models/{repo}/revision/feat%2Fx").status_code == 200
@@ -139,14 +190,17 @@ def test_a_file_is_sent_as_it_is_whatever_encoding_is_accepted(http: httpx.Clien
     assert (reply.headers["Content-Length"], reply.content) == (str(len(LARGE)), LARGE)
 
 
-def test_every_link_begins_with_the_endpoint(server: Server, http: httpx.Client, repo_id: str) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_every_link_begins_with_the_endpoint(server: Server, http: httpx.Client, repo_id: str, host: str) -> None:
+    endpoint = server.url.replace("127.0.0.1", host)
+    http.base_url = endpoint
     made = _create(http, repo_id).json()["url"]
     actions = _batch(http, repo_id)["actions"]
     committed = _commit(http, repo_id, _file("a.txt"), _file("b.txt")).json()["commitUrl"]
     following = http.get(f"/api/models/{repo_id}/tree/main?limit=1").links["next"]["url"]
     cas = http.get(f"/api/models/{repo_id}/xet-write-token/main").json()["casUrl"]
     links = [made, actions["upload"]["href"], actions["verify"]["href"], committed, following, cas]
-    assert [link for link in links if not link.startswith(f"{server.url}/")] == []
+    assert [link for link in links if not link.startswith(f"{endpoint}/")] == []
 
 
 @pytest.mark.parametrize("expand", ["true", "false", "True", "False"])
