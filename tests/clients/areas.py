@@ -87,5 +87,19 @@ ELSEWHERE_IN_OLD = frozenset(
     {"create_scheduled_job", "create_scheduled_uv_job", "fetch_job_logs", "run_job", "run_uv_job"}
 )
 """What does so in huggingface_hub before 1.0."""
-REFUSED = frozenset({"permanently_delete_lfs_files", "update_collection_resource_group", "upload_attachment"})
-"""Methods that concern this hub and that it refuses, with a reason."""
+REFUSED = {
+    "permanently_delete_lfs_files": "a commit never changes",
+    "update_collection_resource_group": "there are no resource groups",
+    "upload_attachment": "text alone lies beside repositories",
+}
+"""Methods that concern this hub and that it refuses, with why."""
+REASONS = {
+    "Datasets": "it holds models and patches only",
+    "Spaces": "it runs no applications of its users",
+    "Kernels": "it holds models and patches only",
+    "Buckets": "what it holds has revisions, and a bucket has none",
+    "Papers": "it holds models and patches only",
+    "Jobs": "its own jobs merge and port, and are asked for over its own REST",
+    "Inference endpoints": "the client asks a host of its own for them, wherever `HF_ENDPOINT` leads",
+}
+"""Area -> why this hub has none of it."""

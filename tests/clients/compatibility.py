@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.clients.areas import ELSEWHERE, ELSEWHERE_IN_OLD, OTHER, OWN, REFUSED
+from tests.clients.areas import ELSEWHERE, ELSEWHERE_IN_OLD, OTHER, OWN, REASONS, REFUSED
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 LEAST_SHARE = 0.95
@@ -81,7 +81,8 @@ def shown_by(method: str, clients: Sequence[Seen], before: str) -> str:
             return before if before in {f"`{test}`" for test in tests} else f"`{min(tests)}`"
         if state == "refused":
             error = min(map(_without_names, seen.failed[method]), key=_told_by_the_hub)
-            return error.replace("|", "\\|")
+            why = f"{REFUSED[method]}: " if method in REFUSED else ""
+            return f"{why}`{error}`".replace("|", "\\|")
     return ""
 
 
@@ -94,9 +95,9 @@ def _told_by_the_hub(error: str) -> tuple[bool, str]:
     return ("not kept here" not in error and "BadRequest" not in error, error)
 
 
-def share(seen: Seen) -> tuple[int, int]:
-    """How many of the methods that concern this hub work, and how many there are."""
-    mine = [name for methods in OWN.values() for name in methods if name in seen.methods]
+def share(seen: Seen, areas: Iterable[str] = tuple(OWN)) -> tuple[int, int]:
+    """How many methods of the areas work, and how many there are; by default of all that concerns this hub."""
+    mine = [name for area in areas for name in OWN[area] if name in seen.methods]
     return sum(outcome(name, seen) == "works" for name in mine), len(mine)
 
 
@@ -106,10 +107,17 @@ def page(clients: Mapping[str, Seen], before: str) -> str:
     text = INTRO
     for version, seen in clients.items():
         works, of = share(seen)
-        text += f"\nhuggingface_hub {version}: {works} of the {of} methods that concern this hub work.\n"
+        text += (
+            f"\nhuggingface_hub {version}: {works} of the {of} methods that concern this hub work, {works / of:.0%}.\n"
+        )
+    text += f"\n| works | {' | '.join(clients)} |\n|---|{'---|' * len(clients)}\n"
+    for area in OWN:
+        shares = ["{} of {}".format(*share(seen, [area])) for seen in clients.values()]
+        text += f"| {area} | {' | '.join(shares)} |\n"
     for areas, title in ((OWN, "{}"), (OTHER, "Not for this hub: {}")):
         for area, methods in areas.items():
             text += f"\n## {title.format(area if areas is OWN else area.lower())}\n\n"
+            text += f"It has none: {REASONS[area]}.\n\n" if area in REASONS else ""
             text += f"| method | {' | '.join(clients)} | test or reason |\n|---|{'---|' * len(clients)}---|\n"
             for method in methods:
                 cells = [outcome(method, seen) for seen in clients.values()]

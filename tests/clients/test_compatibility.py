@@ -5,7 +5,7 @@ import json
 
 from huggingface_hub import HfApi
 
-from tests.clients.areas import ELSEWHERE, OTHER, OWN, REFUSED
+from tests.clients.areas import ELSEWHERE, OTHER, OWN, REASONS, REFUSED
 from tests.clients.compatibility import PAGE, page, read
 from tests.clients.conftest import Run
 
@@ -25,7 +25,8 @@ def test_every_method_of_the_client_has_its_area() -> None:
     assert len(known) == len(set(known))
     public = {name for name, method in inspect.getmembers(HfApi) if not name.startswith("_") and callable(method)}
     assert public - set(known) == set()
-    assert set(known) >= REFUSED | ELSEWHERE
+    assert set(known) >= set(REFUSED) | ELSEWHERE
+    assert set(REASONS) == set(OTHER)
 
 
 def test_the_page_tells_of_every_method_of_the_client() -> None:
@@ -42,4 +43,5 @@ def test_a_method_that_no_longer_works_changes_the_page() -> None:
     before = page(read(lines(None)), "")
     assert "| `whoami` | works | `test_a.py::test_b` |" in before
     assert page(read(lines(None)), before) == before
+    assert "| Users, organisations and tokens | 1 of 1 |" in before
     assert "| `whoami` | not yet |  |" in page(read(lines("HfHubHTTPError: gone")), before)
