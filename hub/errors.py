@@ -22,7 +22,7 @@ HubError
 │   └── OffsetMismatch    a resumed upload that does not start where the last one ended
 ├── Invalid               the request does not hold together
 │   ├── InvalidName  InvalidPath  InvalidCommit  InvalidRange  InvalidCard  InvalidRequest
-│   ├── UnsupportedRepoType
+│   ├── UnsupportedRepoType  NotOffered
 │   ├── SealBroken        something kept encrypted that the present secret does not open
 │   ├── OutboundRefused   an address of another machine that this service must not reach
 │   └── UnfitPatch        the patch does not fit the base, or contradicts itself
@@ -267,6 +267,10 @@ class InvalidRequest(Invalid):
 
 class UnsupportedRepoType(Invalid):
     """Only model repositories live here."""
+
+
+class NotOffered(Invalid):
+    """Something that clients of the Hugging Face Hub can ask for and this hub does not have."""
 
 
 class SealBroken(Invalid):

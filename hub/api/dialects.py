@@ -16,8 +16,8 @@ class Dialect(Enum):
 
 _HF = re.compile(
     r"/api/(?:models|datasets|spaces|kernels|buckets|repos|whoami-v2|validate-yaml|agent-harnesses|users|organizations"
-    r"|collections|settings|[a-z]+-tags-by-type)(?:/|$)"
-    r"|/xet/|/uploads/|/downloads/|/(?:(?:datasets|spaces|kernels)/)?[^/]+/[^/]+/resolve/"
+    r"|collections|settings|papers|daily_papers|scheduled-jobs|[a-z]+-tags-by-type)(?:/|$)"
+    r"|/xet/|/uploads(?:/|$)|/downloads/|/(?:(?:datasets|spaces|kernels)/)?[^/]+/[^/]+/resolve/"
 )
 _LFS = re.compile(r"/(?:(?:datasets|spaces|kernels)/)?[^/]+/[^/]+\.git/")
 

@@ -90,7 +90,7 @@ ELSEWHERE_IN_OLD = frozenset(
 REFUSED = {
     "permanently_delete_lfs_files": "a commit never changes",
     "update_collection_resource_group": "there are no resource groups",
-    "upload_attachment": "text alone lies beside repositories",
+    "upload_attachment": "no files lie beside repositories",
 }
 """Methods that concern this hub and that it refuses, with why."""
 REASONS = {

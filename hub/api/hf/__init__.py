@@ -14,6 +14,7 @@ from adapterhub.hub.api.hf import (
     lfs_downloads,
     likes,
     lists,
+    not_offered,
     other_types,
     overviews,
     refs,
@@ -28,6 +29,7 @@ from adapterhub.hub.api.hf import (
 router = APIRouter(include_in_schema=False)
 for _part in (
     other_types,
+    not_offered,
     users,
     overviews,
     likes,
