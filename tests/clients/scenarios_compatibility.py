@@ -14,6 +14,7 @@ ARGUMENTS: dict[str, Any] = {
     "from_id": "admin/absent",
     "to_id": "admin/other",
     "bucket_id": "admin/absent",
+    "collection_slug": "admin/absent",
     "volumes": [],
     "sleep_time": 3600,
     "command": ["true"],
