@@ -203,9 +203,7 @@ def require_write(session: Session, caller: Caller, repo: Repository) -> None:
     """Pass when `caller` may change the content of `repo`. Raises RepoNotFound, NotAuthenticated or Forbidden."""
     require_read(session, caller, repo)
     _require(session, caller, "write", repo, f"write to {repo.full_name}")
-    source = session.get(Mirror, repo.id)
-    if source is not None:
-        raise Forbidden(f"{repo.full_name}: a mirror of {source.source_url}, read-only here; push to that hub")
+    _refuse_mirror(session, repo)
 
 
 def require_owner(session: Session, caller: Caller, repo: Repository) -> None:
@@ -230,6 +228,7 @@ def require_discussion(session: Session, caller: Caller, repo: Repository) -> No
     """
     require_read(session, caller, repo)
     _require(session, caller, "discuss", repo, f"discuss {repo.full_name}")
+    _refuse_mirror(session, repo)
 
 
 def require_moderation(session: Session, caller: Caller, repo: Repository, author_id: str) -> None:
@@ -244,6 +243,7 @@ def require_upload(session: Session, caller: Caller, repo: Repository) -> None:
     require_read(session, caller, repo)
     if not _may(session, caller, "discuss", repo):
         _require(session, caller, "write", repo, f"write to {repo.full_name}")
+    _refuse_mirror(session, repo)
 
 
 def require_namespace(session: Session, caller: Caller, owner_id: str, deed: str) -> None:
@@ -302,6 +302,13 @@ def require_admin(caller: Caller) -> None:
     require_writing_token(caller)
     if not caller.is_admin:
         raise Forbidden("only an administrator of this service, with a token of role admin, may do that")
+
+
+def _refuse_mirror(session: Session, repo: Repository) -> None:
+    """Pass for a repository of this hub's own. Raises Forbidden for a mirror, which says where to go instead."""
+    source = session.get(Mirror, repo.id)
+    if source is not None:
+        raise Forbidden(f"{repo.full_name}: a mirror of {source.source_url}, read-only here; go to that hub")
 
 
 def _require(session: Session, caller: Caller, deed: str, on: Repository | str, told: str) -> None:

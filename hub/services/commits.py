@@ -239,7 +239,7 @@ def write_state(
     def write(session: Session) -> None:
         present = session.get_one(Repository, repo.id)
         place.require(session, caller, present)
-        blobs.record(session, repo.id, map(_stat, draft.files))
+        blobs.record(session, repo.id, map(_stat, draft.files), store=hub.store)
         revisions.write(session, draft)
         if not place.publish(session, present, head, draft.row):
             raise _Moved

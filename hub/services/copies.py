@@ -27,7 +27,7 @@ from adapterhub.hub.db.tables import (
     now,
 )
 from adapterhub.hub.errors import EntryNotFound
-from adapterhub.hub.services import audit, blobs, cards, ingest, lineage, refs, repos, search_index, trees
+from adapterhub.hub.services import audit, blobs, cards, ingest, lineage, mirror, refs, repos, search_index, trees
 from adapterhub.hub.services.access import Caller, require_content, require_signed_in, require_write
 from adapterhub.hub.services.lineage import Parent
 from adapterhub.storage.blobs import BlobStat
@@ -56,11 +56,18 @@ def share(
     found: dict[str, BlobStat] = {}
     for some in chunks(wanted):
         rows = session.scalars(
-            select(GitBlob).where(col(GitBlob.repository_id) == source.id, col(GitBlob.digest).in_(some))
+            select(GitBlob)
+            .join(
+                BlobOwner,
+                (col(BlobOwner.repository_id) == col(GitBlob.repository_id))
+                & (col(BlobOwner.digest) == col(GitBlob.digest)),
+            )
+            .where(col(GitBlob.repository_id) == source.id, col(GitBlob.digest).in_(some))
+            .with_for_update(read=True, of=BlobOwner)
         )
         found |= {row.digest: BlobStat(row.digest, row.size_bytes, 0.0) for row in rows}
     blobs.record(session, target.id, found.values())
-    reason = f"no commit of {source.full_name} holds such a file"
+    reason = f"no commit of {source.full_name} holds such a file, or it is a mirror and was not asked for it yet"
     return {digest: reason for digest in wanted if digest not in found}
 
 
@@ -75,6 +82,7 @@ def duplicate(hub: Hub, caller: Caller, source_id: str, target_id: str, *, priva
     def write(session: Session) -> Repository:
         source = repos.find(session, caller, source_id)
         require_content(session, caller, source)
+        mirror.require_own_history(session, source)
         # every commit writes its repository's row: holding it, all tables are read as of one moment
         session.refresh(source, with_for_update=True)
         target = repos.begin(session, caller, target_id, private=source.is_private if private is None else private)

@@ -68,7 +68,7 @@ def store(hub: Hub, allowed: Ticket, writer: BlobWriter) -> BlobStat:
     Raises DigestMismatch, and keeps nothing, when the bytes are not those of the ticket.
     """
     stat = writer.commit(allowed.digest)
-    hub.db.transact(lambda session: blobs.record(session, allowed.repository_id, [stat]))
+    hub.db.transact(lambda session: blobs.record(session, allowed.repository_id, [stat], store=hub.store))
     return stat
 
 

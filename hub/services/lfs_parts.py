@@ -148,7 +148,7 @@ def complete(hub: Hub, upload: Upload, parts: Sequence[tuple[int, str]]) -> None
         if _is_stored(hub, upload):  # another request completed it meanwhile
             return
         raise InvalidRequest(str(error)) from None
-    hub.db.transact(lambda session: blobs.record(session, upload.ticket.repository_id, [stat]))
+    hub.db.transact(lambda session: blobs.record(session, upload.ticket.repository_id, [stat], store=hub.store))
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -179,7 +179,12 @@ def _record(hub: Hub, upstream: Upstream, revision: str, found: RemoteRevision, 
         large = [e for e in files.values() if e.is_lfs]
         announced = ({"digest": e.digest, "size_bytes": e.size_bytes, "codec": blobs.REMOTE} for e in large)
         insert_missing(session, Blob, announced)
-        blobs.record(session, repo.id, (BlobStat(e.digest, e.size_bytes, 0.0) for e in files.values() if not e.is_lfs))
+        blobs.record(
+            session,
+            repo.id,
+            (BlobStat(e.digest, e.size_bytes, 0.0) for e in files.values() if not e.is_lfs),
+            store=hub.store,
+        )
         revisions.write(session, draft)
         ingest.record(session, hub.jobs, present, branch, draft, learnt, looks_at_tensors=False)
         present.updated_at = max(found.committed_at, present.updated_at) if held.repo else found.committed_at

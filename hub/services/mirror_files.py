@@ -26,7 +26,7 @@ BREAKS = 3
 """How often in a row a download may break off without a byte more."""
 
 KEPT = timedelta(hours=1)
-"""How long bytes stay at least: whoever stored the same ones meanwhile has written its rows by then."""
+"""How long bytes stay at least: whoever asked for them is still reading."""
 
 TOUCHED = timedelta(minutes=10)
 """How exactly the last use of a file is known."""
@@ -83,7 +83,7 @@ def fetch(hub: Hub, repo: Repository, commit: str, entry: Entry) -> None:
                 stat = writer.commit(entry.digest)
             except DigestMismatch:
                 raise upstream.wrong(f"sends other bytes than it names as {entry.path}") from None
-        hub.db.transact(lambda session: _link(session, repo, stat))
+        hub.db.transact(lambda session: _link(hub, session, repo, stat))
     make_room(hub)
 
 
@@ -134,8 +134,9 @@ def make_room(hub: Hub) -> int:
 def let_go(hub: Hub, repository_id: str, digest: str) -> bool:
     """Whether a mirrored file's bytes are no longer the repository's, who will fetch them anew when asked.
 
-    They leave the store too, inside the transaction that holds their row, unless another repository owns them or
-    somebody stored them within the hour, whose rows may be on their way.
+    They leave the store too, inside the transaction that holds their row, unless another repository owns them: whoever
+    stores the same bytes meanwhile waits for it, then looks (`blobs.record`), and has them sent again. Bytes that came
+    within the hour stay.
     """
 
     def work(session: Session) -> bool:
@@ -182,7 +183,7 @@ def _download(upstream: Upstream, commit: str, entry: Entry, writer: BlobWriter)
                 raise upstream.wrong(f"sends fewer bytes than it names as {entry.path}")
 
 
-def _link(session: Session, repo: Repository, stat: BlobStat) -> None:
-    blobs.record(session, repo.id, [stat])
+def _link(hub: Hub, session: Session, repo: Repository, stat: BlobStat) -> None:
+    blobs.record(session, repo.id, [stat], store=hub.store)
     row = {"repository_id": repo.id, "digest": stat.digest, "used_at": now()}
     insert_missing(session, MirrorBlob, [row])

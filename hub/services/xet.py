@@ -130,7 +130,7 @@ def put_shard(hub: Hub, scope: Scope, content: bytes | memoryview) -> list[BlobS
         for file, size in zip(files, sizes, strict=True)
         if (file.digest, size) not in present
     ]
-    hub.db.transact(lambda session: blobs.record(session, scope.repository_id, stats))
+    hub.db.transact(lambda session: blobs.record(session, scope.repository_id, stats, store=hub.store))
     return stats
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from sqlmodel import select
+from sqlmodel import Session, select
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Account, BlobOwner, Mirror, MirrorBlob, Repository, RevisionFacts, now
@@ -18,10 +18,11 @@ from adapterhub.hub.errors import (
     TooLarge,
     WrongUpstream,
 )
-from adapterhub.hub.services import accounts, mirror, mirror_files, refs, repos, trees
+from adapterhub.hub.services import accounts, blobs, copies, mirror, mirror_files, refs, repos, trees
 from adapterhub.hub.services.access import ANONYMOUS, Caller, require_write
 from adapterhub.hub.services.trees import Entry
 from adapterhub.storage.blobs import digest_of
+from adapterhub.storage.errors import StoreUnavailable
 from tests.hub.services.otherhub import COMMIT, OtherHub, serving
 
 NAME = "far/model"
@@ -248,6 +249,20 @@ def test_bytes_above_the_quota_go_and_come_again(near: Hub, other: OtherHub) -> 
     assert other.downloads("weights.bin") == 2
 
 
+def test_bytes_let_go_while_they_were_pushed_here_are_asked_for_again(near: Hub, admin: Caller) -> None:
+    mirror.ensure(near, NAME, None)
+    fetch(near)
+    own = repos.create(near, admin, f"{admin.name}/own")
+    aged(near)
+    with near.store.writer() as writer:
+        writer.write(WEIGHTS)
+        stat = writer.commit()
+    mirror_files.make_room(tight(near))
+    with pytest.raises(StoreUnavailable, match="send it again"):
+        near.db.transact(lambda session: blobs.record(session, own.id, [stat], store=near.store))
+    assert not is_here(near, stat.digest)
+
+
 def test_pinned_bytes_stay(near: Hub) -> None:
     mirror.ensure(near, NAME, None)
     fetch(near)
@@ -276,3 +291,18 @@ def test_bytes_are_followed_to_another_host_and_verified_all_the_same(near: Hub,
         mirror.ensure(near, NAME, None)
         assert fetch(near) == WEIGHTS
         assert all("Authorization" not in sent and "Cookie" not in sent for sent in elsewhere.headers)
+
+
+def test_bytes_that_are_not_here_cannot_be_copied(near: Hub, admin: Caller) -> None:
+    mirror.ensure(near, NAME, None)
+    own = repos.create(near, admin, f"{admin.name}/own")
+    source, digest = found(near)[0], digest_of(WEIGHTS)
+
+    def share(session: Session) -> dict[str, str]:
+        return dict(copies.share(session, admin, source, own, [digest]))
+
+    assert "not asked for it yet" in near.db.transact(share)[digest]
+    fetch(near)
+    assert near.db.transact(share) == {}
+    with pytest.raises(Forbidden, match="a mirror"):
+        copies.duplicate(near, admin, NAME, f"{admin.name}/twin")
