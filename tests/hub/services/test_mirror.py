@@ -19,7 +19,7 @@ from adapterhub.hub.errors import (
     WrongUpstream,
 )
 from adapterhub.hub.services import accounts, blobs, copies, mirror, mirror_files, refs, repos, trees
-from adapterhub.hub.services.access import ANONYMOUS, Caller, require_write
+from adapterhub.hub.services.access import ANONYMOUS, Caller, require_discussion, require_upload, require_write
 from adapterhub.hub.services.trees import Entry
 from adapterhub.storage.blobs import digest_of
 from adapterhub.storage.errors import StoreUnavailable
@@ -213,8 +213,9 @@ def test_names_of_this_hub_are_never_shadowed(near: Hub, other: OtherHub, admin:
 def test_a_mirror_is_read_only_even_for_administrators(near: Hub, admin: Caller) -> None:
     mirror.ensure(near, NAME, None)
     repo = found(near)[0]
-    with near.db.read() as session, pytest.raises(Forbidden, match="a mirror of http"):
-        require_write(session, admin, repo)
+    for right in (require_write, require_discussion, require_upload):
+        with near.db.read() as session, pytest.raises(Forbidden, match="a mirror of http"):
+            right(session, admin, repo)
     near.db.transact(lambda session: repos.delete(session, admin, NAME))
     assert mirror.ensure(near, NAME, None) is None
 
