@@ -11,7 +11,7 @@ from adapterhub.cli.client import repo_path
 from adapterhub.cli.errors import Missing, Misused
 from adapterhub.cli.options import AsJson, connect, examples, group, settings
 from adapterhub.cli.output import say, show_json, show_json_lines, show_table
-from adapterhub.hub.web.wording import ago
+from adapterhub.hub.web.wording import ago, bytes_short
 
 if TYPE_CHECKING:
     from sqlmodel import Session
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 admin = group("admin", "Manage accounts and close repositories.")
 user = group("user", "Add and list users.")
 repo = group("repo", "Close repositories, and open them again.")
+mirror = group("mirror", "Look after repositories that were brought from another hub.")
 admin.add_typer(user)
 admin.add_typer(repo)
+admin.add_typer(mirror)
 
 
 def join(app: typer.Typer) -> None:
@@ -80,6 +82,58 @@ def enable(ctx: typer.Context, repo_id: Annotated[str, typer.Argument(help="The 
     """Open a disabled repository again."""
     connect(ctx).put(_path(repo_id), {"disabled": False})
     say(f"{repo_id} is open again")
+
+
+@mirror.command("list", epilog=examples("admin mirror list"))
+def list_mirrors(ctx: typer.Context, as_json: AsJson = False) -> None:
+    """List repositories that were brought from another hub."""
+    found = connect(ctx).get("/api/admin/mirrors")["items"]
+    if as_json:
+        show_json_lines(found)
+        return
+    rows = (
+        (m["name"], m["source"], bytes_short(m["size_bytes"]), "yes" if m["is_pinned"] else "", m["problem"])
+        for m in found
+    )
+    show_table(("repository", "from", "here", "pinned", "problem"), rows)
+
+
+@mirror.command(epilog=examples("admin mirror pin ns/name"))
+def pin(ctx: typer.Context, repo_id: Annotated[str, typer.Argument(help="The repository, ns/name.")]) -> None:
+    """Keep a mirror's files whatever the quota."""
+    connect(ctx).put(_mirror_path(repo_id), {"pinned": True})
+    say(f"{repo_id} is pinned")
+
+
+@mirror.command(epilog=examples("admin mirror unpin ns/name"))
+def unpin(ctx: typer.Context, repo_id: Annotated[str, typer.Argument(help="The repository, ns/name.")]) -> None:
+    """Let a mirror's files go by the quota again."""
+    connect(ctx).put(_mirror_path(repo_id), {"pinned": False})
+    say(f"{repo_id} is not pinned")
+
+
+@mirror.command(epilog=examples("admin mirror evict ns/name --yes"))
+def evict(
+    ctx: typer.Context,
+    repo_id: Annotated[str, typer.Argument(help="The repository, ns/name.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
+) -> None:
+    """Let go of a mirror's large files; they come again when asked for."""
+    if not yes:
+        raise Misused(f"this lets go of the large files of {repo_id}; say --yes to do it")
+    gone = connect(ctx).post(_mirror_path(repo_id) + "/evict")["files"]
+    say(f"{repo_id}: {gone} files let go of")
+
+
+@mirror.command(epilog=examples("admin mirror refresh ns/name"))
+def refresh(ctx: typer.Context, repo_id: Annotated[str, typer.Argument(help="The repository, ns/name.")]) -> None:
+    """Have a mirror's branches and tags looked up at its next read."""
+    connect(ctx).post(_mirror_path(repo_id) + "/refresh")
+    say(f"{repo_id} is looked up again at its next read")
+
+
+def _mirror_path(repo_id: str) -> str:
+    return repo_path(repo_id).replace("/api/patches/", "/api/admin/mirrors/", 1)
 
 
 def _path(repo_id: str) -> str:

@@ -31,6 +31,16 @@ def test_a_base_of_another_hub_is_fetched_once_and_outlives_it(tmp_path: Path) -
             run("missing", "upstream/nothing", module=MODULE)
             with near.http() as http:
                 assert http.get(f"/{BASE}/info/refs", params={"service": "git-upload-pack"}).status_code == 403
+                name = f"/api/admin/mirrors/{BASE}"
+                assert http.put(name, json={"pinned": True}).status_code == 204
+                (row,) = http.get("/api/admin/mirrors").json()["items"]
+                assert (row["name"], row["source"], row["is_pinned"]) == (BASE, far.url, True)
+                assert row["size_bytes"] > 0
+                assert http.post(f"{name}/evict").json() == {"files": 0}, "they came just now"
+                assert http.post(f"{name}/refresh").status_code == 204
+                assert http.put(f"/api/admin/mirrors/{LORA}", json={"pinned": True}).status_code == 400
+                assert httpx.get(f"{near.url}/api/admin/mirrors").status_code == 401
+            run("read", BASE, commit, module=MODULE)
             host = far.url.removeprefix("http://")
             far.stop()
             afresh = scenario_runner(near, tmp_path / "fresh-home")

@@ -13,12 +13,13 @@ from adapterhub.hub.db.tables import Account, BlobOwner, Mirror, MirrorBlob, Rep
 from adapterhub.hub.errors import (
     Forbidden,
     GatedRepo,
+    NotAuthenticated,
     OutboundFailed,
     RepoNotFound,
     TooLarge,
     WrongUpstream,
 )
-from adapterhub.hub.services import accounts, blobs, copies, mirror, mirror_files, refs, repos, trees
+from adapterhub.hub.services import accounts, blobs, copies, mirror, mirror_care, mirror_files, refs, repos, trees
 from adapterhub.hub.services.access import ANONYMOUS, Caller, require_discussion, require_upload, require_write
 from adapterhub.hub.services.trees import Entry
 from adapterhub.storage.blobs import digest_of
@@ -307,3 +308,21 @@ def test_bytes_that_are_not_here_cannot_be_copied(near: Hub, admin: Caller) -> N
     assert near.db.transact(share) == {}
     with pytest.raises(Forbidden, match="a mirror"):
         copies.duplicate(near, admin, NAME, f"{admin.name}/twin")
+
+
+def test_an_administrator_sees_evicts_and_refreshes_mirrors(near: Hub, other: OtherHub, admin: Caller) -> None:
+    later = replace(near, settings=near.settings.model_copy(update={"mirror_ttl_s": 3600}))
+    mirror.ensure(later, NAME, None)
+    fetch(near)
+    with near.db.read() as session:
+        (seen,) = mirror_care.listing(session, admin)
+        with pytest.raises(NotAuthenticated):
+            mirror_care.listing(session, ANONYMOUS)
+    assert (seen.name, seen.source, seen.size_bytes) == (NAME, other.url, len(WEIGHTS))
+    aged(near)
+    assert mirror_care.evict(near, admin, NAME) == 1
+    assert near.store.stat(digest_of(WEIGHTS)) is None
+    asked = len(other.asked)
+    near.db.transact(lambda session: mirror_care.refresh(session, admin, NAME))
+    mirror.ensure(later, NAME, None)
+    assert len(other.asked) > asked
