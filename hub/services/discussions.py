@@ -30,10 +30,10 @@ from adapterhub.hub.services.trees import Entry
 
 PAGE = 50
 TITLE_CHARACTERS = 200
-COMMENT_CHARACTERS = 64 << 10
+COMMENT_BYTES = 64 << 10
 OPEN_AT_ONCE = 100
 """Open discussions of one author in one repository: more are no conversation."""
-HISTORY = 50
+HISTORY = 10
 """Earlier texts that are kept of a comment."""
 
 STATUSES = ("open", "closed")
@@ -141,6 +141,7 @@ def edit(session: Session, caller: Caller, repo: Repository, num: int, comment_i
     if event.detail["hidden"]:
         raise Conflict("this comment is hidden; it is not changed any more")
     history = [{"raw": event.detail["text"], "updatedAt": event.updated_at.isoformat()}, *event.detail["history"]]
+    _audit(session, caller, repo, _get(session, repo, num), "discussion.edit")
     return _change(session, event, {**_comment(text), "history": history[:HISTORY]})
 
 
@@ -148,6 +149,7 @@ def hide(session: Session, caller: Caller, repo: Repository, num: int, comment_i
     """The comment without its text, for ever; by its author or who may write. Raises DiscussionNotFound, Forbidden."""
     event = _get_comment(session, repo, num, comment_id)
     require_moderation(session, caller, repo, event.author_id)
+    _audit(session, caller, repo, _get(session, repo, num), "discussion.hide")
     return _change(session, event, {"text": "", "history": [], "hidden": True})
 
 
@@ -175,6 +177,8 @@ def set_status(session: Session, caller: Caller, repo: Repository, num: int, sta
         raise Conflict(f"{repo.full_name}: pull request {num} is merged; that is not undone")
     if row.status == status:
         raise Conflict(f"{repo.full_name}: discussion {num} is {status} already")
+    if row.status == "closed":
+        _require_few(session, repo, row.author_id)
     if text:
         _add(session, caller, row, "comment", _comment(text))
     row.status = status
@@ -246,7 +250,7 @@ def _merge_once(hub: Hub, caller: Caller, repo_id: str, num: int, text: str) -> 
     if conflicts:
         raise MergeConflict(
             f"{repo.full_name}: pull request {num} and {repo.default_branch} both changed {', '.join(conflicts[:5])}; "
-            f"settle that in refs/pr/{num}, or in a commit to {repo.default_branch}",
+            f"commit the outcome to {repo.default_branch}, and the same to refs/pr/{num} or close it",
             conflicts,
         )
 
@@ -288,11 +292,7 @@ def _three_way(session: Session, repo: Repository, row: Discussion) -> tuple[dic
 
 
 def _open(session: Session, caller: Caller, repo: Repository, title: str, text: str, *, base: str | None) -> Discussion:
-    mine = select(func.count()).where(
-        Discussion.repository_id == repo.id, Discussion.author_id == caller.account_id, Discussion.status == "open"
-    )
-    if session.exec(mine).one() >= OPEN_AT_ONCE:
-        raise InvalidRequest(f"{repo.full_name}: you have {OPEN_AT_ONCE} open discussions here; close some first")
+    _require_few(session, repo, str(caller.account_id))
     last = session.exec(select(func.max(Discussion.num)).where(Discussion.repository_id == repo.id)).one()
     row = Discussion(
         repository_id=repo.id,
@@ -309,6 +309,14 @@ def _open(session: Session, caller: Caller, repo: Repository, title: str, text: 
         _add(session, caller, row, "comment", _comment(text))
     _audit(session, caller, repo, row, "discussion.create")
     return row
+
+
+def _require_few(session: Session, repo: Repository, author_id: str) -> None:
+    """Pass while the author may have one more discussion open here. Raises InvalidRequest."""
+    unfinished = col(Discussion.status).in_(("open", "draft"))
+    of_author = col(Discussion.repository_id) == repo.id, col(Discussion.author_id) == author_id
+    if session.exec(select(func.count()).where(*of_author, unfinished)).one() >= OPEN_AT_ONCE:
+        raise InvalidRequest(f"{repo.full_name}: {OPEN_AT_ONCE} discussions of one author are open; close some first")
 
 
 def _add_commit(session: Session, row: Discussion, commit: Commit) -> None:
@@ -384,10 +392,10 @@ def _conditions(wanted: Wanted) -> list[ColumnElement[bool]]:
 
 
 def _comment(text: str) -> dict[str, Any]:
-    if len(text) > COMMENT_CHARACTERS:
-        raise TooLarge(f"a comment of {len(text)} characters; at most {COMMENT_CHARACTERS} are kept")
     if not text.strip() or not is_storable(text):
         raise InvalidRequest("a comment is empty, or holds a NUL or half a character; write it anew")
+    if len(text.encode()) > COMMENT_BYTES:
+        raise TooLarge(f"a comment of {len(text.encode())} bytes; at most {COMMENT_BYTES} are kept")
     return {"text": text, "history": [], "hidden": False}
 
 

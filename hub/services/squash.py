@@ -6,7 +6,7 @@ from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Repository
 from adapterhub.hub.errors import HeadMoved
 from adapterhub.hub.services import audit, ingest, refs, repos, revisions, trees
-from adapterhub.hub.services.access import Caller, require_owner
+from adapterhub.hub.services.access import Caller, require_write
 
 
 def squash(hub: Hub, caller: Caller, repo_id: str, branch: str, message: str) -> str:
@@ -16,7 +16,7 @@ def squash(hub: Hub, caller: Caller, repo_id: str, branch: str, message: str) ->
     """
     with hub.db.read() as session:
         repo = repos.find(session, caller, repo_id)
-        require_owner(session, caller, repo)
+        require_write(session, caller, repo)
         head = refs.branch_head(session, repo, branch)
         files = trees.by_path(session, repo, head)
     draft = revisions.draft(repo, caller, {}, files, (), message)
@@ -24,7 +24,7 @@ def squash(hub: Hub, caller: Caller, repo_id: str, branch: str, message: str) ->
 
     def write(session: Session) -> None:
         present = session.get_one(Repository, repo.id)
-        require_owner(session, caller, present)
+        require_write(session, caller, present)
         revisions.write(session, draft)
         if not refs.move_ref(session, present, refs.BRANCH + branch, head, draft.row.oid):
             raise HeadMoved(f"{present.full_name}: {branch} moved meanwhile; try again")

@@ -95,7 +95,8 @@ def _one(hub: Hub, visitor: Caller, repo_id: str, num: int) -> dict[str, Any]:
     with hub.db.read() as session:
         repo = repos.find(session, visitor, repo_id)
         found = discussions.details(session, visitor, repo, num)
-        diff = pr_diff.diff(session, hub, visitor, found) if found.shown.row.is_pull_request else ""
+        changed = pr_diff.changes(session, visitor, found) if found.shown.row.is_pull_request else []
+    diff = pr_diff.text_of(hub, changed)
     events = [(told, _html(told)) for told in found.events]
     return {"repo_id": repo.full_name, "found": found, "diff": diff, "events": events}
 

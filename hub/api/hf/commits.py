@@ -189,7 +189,7 @@ class SquashWish(BaseModel):
 async def super_squash(
     hub: HubDep, caller: CallerDep, repo_id: RepoId, branch: str, wish: SquashWish
 ) -> dict[str, str]:
-    """Make the history of a branch one commit. For the owner of the repository."""
+    """Make the history of a branch one commit."""
     await read(hub, lambda session: find(session, caller, repo_id))
     return {"commitOid": await threads.run(squash.squash, hub, caller, repo_id, branch, wish.message)}
 

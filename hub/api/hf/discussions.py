@@ -151,10 +151,10 @@ async def merge(
 def _details(hub: Hub, caller: Caller, repo_id: str, num: int, with_diff: bool) -> dict[str, Any]:
     with hub.db.read() as session:
         found = discussions.details(session, caller, find(session, caller, repo_id), num)
-        shape = _details_json(found)
-        if with_diff and found.shown.row.is_pull_request:
-            shape["diff"] = pr_diff.diff(session, hub, caller, found)
-    return shape
+        wants_diff = with_diff and found.shown.row.is_pull_request
+        changed = pr_diff.changes(session, caller, found) if wants_diff else []
+    shape = _details_json(found)
+    return shape | {"diff": pr_diff.text_of(hub, changed)} if wants_diff else shape
 
 
 def _details_json(found: Details) -> dict[str, Any]:

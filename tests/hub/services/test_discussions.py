@@ -20,7 +20,7 @@ from adapterhub.hub.errors import (
     RepoNotFound,
     TooLarge,
 )
-from adapterhub.hub.services import blobs, discussions, refs, repos, revisions, squash, trees
+from adapterhub.hub.services import blobs, discussions, pr_diff, refs, repos, revisions, squash, trees
 from adapterhub.hub.services.access import ANONYMOUS, Caller, require_upload
 from adapterhub.hub.services.commits import AddRegular, CommitResult, DeleteFile, Operation, commit
 from adapterhub.hub.services.discussions import Details, Proposal, Wanted
@@ -244,7 +244,7 @@ def test_what_makes_no_sense_is_refused(hub: Hub, ann: Caller, repo: Repository,
         with pytest.raises(InvalidRequest, match="title"):
             do(hub, repo, discussions.create, ann, title, "text", is_pull_request=False)
     with pytest.raises(TooLarge):
-        do(hub, repo, discussions.comment, ann, num, "x" * (discussions.COMMENT_CHARACTERS + 1))
+        do(hub, repo, discussions.comment, ann, num, "é" * (discussions.COMMENT_BYTES // 2 + 1))
     with pytest.raises(InvalidRequest):
         do(hub, repo, discussions.comment, ann, num, " \n ")
     for missing in (0, 7, -1, 1 << 40):
@@ -253,8 +253,32 @@ def test_what_makes_no_sense_is_refused(hub: Hub, ann: Caller, repo: Repository,
     with pytest.raises(Conflict, match="holds nothing to merge"):
         discussions.merge(hub, ann, "ann/x", num)
     monkeypatch.setattr(discussions, "OPEN_AT_ONCE", 1)
+    for is_pull_request in (False, True):
+        with pytest.raises(InvalidRequest, match="close some"):
+            do(hub, repo, discussions.create, ann, "title", "text", is_pull_request=is_pull_request)
+    do(hub, repo, discussions.set_status, ann, num, "closed")
+    draft = do(hub, repo, discussions.create, ann, "title", "text", is_pull_request=True).num
     with pytest.raises(InvalidRequest, match="close some"):
-        do(hub, repo, discussions.create, ann, "title", "text", is_pull_request=False)
+        do(hub, repo, discussions.set_status, ann, num, "open")
+    do(hub, repo, discussions.set_status, ann, draft, "open")
+
+
+def test_a_diff_compares_no_more_than_it_is_allowed_to(
+    hub: Hub, ann: Caller, repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pr_diff, "FILE_LINES", 10)
+    monkeypatch.setattr(pr_diff, "ALL_LINES", 25)
+    texts = {f"{n}.txt": b"".join(b"%d\n" % i for i in range(9)) for n in range(4)}
+    long = AddRegular("long.txt", b"line\n" * 11)
+    num = propose(hub, ann, repo, *(AddRegular(path, text) for path, text in texts.items()), long, DeleteFile("a.txt"))
+    with hub.db.read() as session:
+        here = session.get_one(Repository, repo.id)
+        changed = pr_diff.changes(session, ann, discussions.details(session, ann, here, num))
+    text = pr_diff.text_of(hub, changed)
+    assert text.count("+8\n") == 2  # the third no longer fits
+    assert "Binary files /dev/null and b/2.txt differ" in text
+    assert "Binary files /dev/null and b/long.txt differ" in text
+    assert "-a\n\\ No newline at end of file\n" in text
 
 
 def test_many_open_at_once_and_each_has_a_number_of_its_own(hub: Hub, ann: Caller, repo: Repository) -> None:
