@@ -60,7 +60,10 @@ class Settings(BaseSettings):
         default=1 << 20, ge=1024, description="Largest file that a commit may carry inside its own body."
     )
     multipart_min_bytes: int = Field(
-        default=256 << 20, ge=1, description="Smallest file that goes in parts over LFS, where the client offers it."
+        default=4 << 30,
+        ge=1,
+        description="Smallest file that goes in parts over LFS, where the client offers it: a part that fails is sent "
+        "again alone, and the whole is read once more at the end.",
     )
     multipart_part_bytes: int = Field(
         default=64 << 20, ge=1 << 16, description="Bytes of one part; more where a file would have over 10000 of them."
