@@ -102,8 +102,10 @@ def details(session: Session, caller: Caller, repo: Repository, num: int) -> Det
     ).all()
     author = session.get_one(Account, row.author_id).name
     head = refs.head(session, repo, _ref(num)) if row.is_pull_request else None
-    is_undecided = row.is_pull_request and row.status in ("open", "draft")
-    conflicts = _three_way(session, repo, row)[1] if is_undecided else []
+    conflicts: list[str] = []
+    if head is not None and row.status in ("open", "draft"):
+        ours = trees.by_path(session, repo, refs.branch_head(session, repo, repo.default_branch))
+        conflicts = _merged(session, repo, row, ours, head)[1]
     return Details(Shown(row, author, repo), tuple(Told(*one) for one in rows), head, tuple(conflicts))
 
 
@@ -246,7 +248,7 @@ def _merge_once(hub: Hub, caller: Caller, repo_id: str, num: int, text: str) -> 
         ours = refs.branch_head(session, repo, repo.default_branch)
         theirs = refs.head(session, repo, _ref(num))
         before = trees.by_path(session, repo, ours)
-        after, conflicts = _three_way(session, repo, row)
+        after, conflicts = _merged(session, repo, row, before, theirs)
     if conflicts:
         raise MergeConflict(
             f"{repo.full_name}: pull request {num} and {repo.default_branch} both changed {', '.join(conflicts[:5])}; "
@@ -272,11 +274,12 @@ def _merge_once(hub: Hub, caller: Caller, repo_id: str, num: int, text: str) -> 
     return commits.write_state(hub, caller, repo, place, before, after, (ours, theirs), message)
 
 
-def _three_way(session: Session, repo: Repository, row: Discussion) -> tuple[dict[str, Entry], list[str]]:
-    """The files of a merge into the default branch, and the paths that both sides changed, each in its own way."""
+def _merged(
+    session: Session, repo: Repository, row: Discussion, ours: Mapping[str, Entry], head: str
+) -> tuple[dict[str, Entry], list[str]]:
+    """The files `ours` with what the pull request, at `head`, changed; and the paths that both changed differently."""
     base = trees.by_path(session, repo, str(row.base_oid))
-    ours = trees.by_path(session, repo, refs.branch_head(session, repo, repo.default_branch))
-    theirs = trees.by_path(session, repo, refs.head(session, repo, _ref(row.num)))
+    theirs = trees.by_path(session, repo, head)
     merged, conflicts = dict(ours), []
     for path in sorted(base.keys() | theirs.keys()):
         was, here, there = base.get(path), ours.get(path), theirs.get(path)
