@@ -29,6 +29,7 @@ HubError
 ├── TooLarge              more bytes, files or characters than the limit
 └── Unavailable           trying again later may help
     ├── EngineUnavailable the engine process is down or restarting
+    ├── NotFetched        bytes of a mirror that are still at the other hub, and on their way
     ├── Overloaded        queues are full
     ├── DatabaseBusy      the database stayed locked
     └── OutboundFailed    another machine did not answer, or not well
@@ -299,6 +300,10 @@ class Unavailable(HubError):
 
 class EngineUnavailable(Unavailable):
     """The engine process is down or restarting."""
+
+
+class NotFetched(Unavailable):
+    """Bytes of a mirrored repository that are still at the other hub; a job brings them."""
 
 
 class Overloaded(Unavailable):

@@ -20,7 +20,18 @@ from adapterhub.hub.context import Hub
 from adapterhub.hub.errors import DatabaseBusy
 from adapterhub.hub.jobs.queue import JobQueue
 from adapterhub.hub.jobs.runner import Handler, run
-from adapterhub.hub.services import fingerprints, ingest, layers, merges, ports, webhook_events, webhooks, xet_retention
+from adapterhub.hub.services import (
+    fingerprints,
+    ingest,
+    layers,
+    merges,
+    mirror_inputs,
+    ports,
+    webhook_events,
+    webhooks,
+    xet_retention,
+)
+from adapterhub.hub.services.mirror_inputs import before
 from adapterhub.hub.services.wiring import open_hub
 from adapterhub.hub.serving.cores import threads_of
 from adapterhub.hub.settings import Settings
@@ -54,10 +65,11 @@ def handlers_of(hub: Hub) -> Mapping[str, Handler]:
     threads = threads_of(hub.settings.threads)
     run_engine = partial(engine.run, threads=threads)
     return {
-        merges.KIND: partial(merges.run, hub, engine=run_engine),
-        ports.KIND: partial(ports.run, hub, porter=porting.port, reporter=portability),
-        ingest.FINGERPRINT_JOB: partial(fingerprints.run, hub),
-        layers.KIND: partial(layers.run, hub, layer_norms=layer_norms),
+        merges.KIND: before(hub, merges.inputs, partial(merges.run, hub, engine=run_engine)),
+        ports.KIND: before(hub, ports.inputs, partial(ports.run, hub, porter=porting.port, reporter=portability)),
+        ingest.FINGERPRINT_JOB: before(hub, fingerprints.inputs, partial(fingerprints.run, hub)),
+        layers.KIND: before(hub, layers.inputs, partial(layers.run, hub, layer_norms=layer_norms)),
+        mirror_inputs.KIND: partial(mirror_inputs.run, hub),
         xet_retention.KIND: partial(xet_retention.run, hub),
         webhook_events.KIND: partial(webhooks.run, hub),
     }

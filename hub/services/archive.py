@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from sqlmodel import Session
 
 from adapterhub.hub.context import Hub
-from adapterhub.hub.db.tables import Commit
-from adapterhub.hub.services import blobs, refs, repos, trees
+from adapterhub.hub.db.tables import Commit, Repository
+from adapterhub.hub.services import blobs, mirror_reading, refs, repos, trees
 from adapterhub.hub.services.access import Caller, require_content
 from adapterhub.hub.services.trees import Entry
 
@@ -24,6 +24,9 @@ class Archive:
     folder: str
     members: tuple[tuple[Entry, bytes], ...]
     """Each file and its tar header."""
+    repo: Repository
+    absent: tuple[Entry, ...]
+    """Files of a mirror that are not here, and must be before `pieces`."""
 
     @property
     def size_bytes(self) -> int:
@@ -48,7 +51,8 @@ def of_revision(session: Session, caller: Caller, repo_id: str, revision: str | 
     at = int(session.get_one(Commit, (repo.id, commit)).committed_at.timestamp())
     folder = f"{repo.full_name.rpartition('/')[2]}-{commit[:12]}"
     entries = trees.files(session, repo, commit)
-    return Archive(commit, folder, tuple((entry, _header(folder, entry, at)) for entry in entries))
+    members = tuple((entry, _header(folder, entry, at)) for entry in entries)
+    return Archive(commit, folder, members, repo, tuple(mirror_reading.absent(session, repo, entries)))
 
 
 def _header(folder: str, entry: Entry, at: int) -> bytes:

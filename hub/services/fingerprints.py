@@ -8,10 +8,17 @@ from sqlmodel import Session
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Job, Repository, RevisionFacts
 from adapterhub.hub.jobs.runner import Report
-from adapterhub.hub.services import trees
-from adapterhub.hub.services.folders import RepositoryFolder
+from adapterhub.hub.services import mirror_reading
+from adapterhub.hub.services.mirror_inputs import Wanted
 from adapterhub.merging.checkpoint import Checkpoint
 from adapterhub.merging.fingerprint import fingerprint
+
+
+def inputs(hub: Hub, job: Job) -> list[Wanted]:
+    """What the job reads: the model that it names."""
+    with hub.db.read() as session:
+        repo = session.get_one(Repository, str(job.payload["repository_id"]))
+    return [Wanted(repo, str(job.payload["commit"]))]
 
 
 def run(hub: Hub, job: Job, report: Report) -> Mapping[str, Any]:
@@ -19,7 +26,7 @@ def run(hub: Hub, job: Job, report: Report) -> Mapping[str, Any]:
     repository_id, commit = str(job.payload["repository_id"]), str(job.payload["commit"])
     with hub.db.read() as session:
         repo = session.get_one(Repository, repository_id)
-        folder = RepositoryFolder(hub.store, trees.files(session, repo, commit))
+        folder = mirror_reading.folder(session, hub, repo, commit)
     root = of(hub, repository_id, commit, Checkpoint.open(folder, name=repo.full_name))
     return {"fingerprint": root}
 

@@ -15,9 +15,9 @@ from sqlmodel import Session, col, delete
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.queries import insert_missing
 from adapterhub.hub.db.tables import Evaluation, Patch, Repository, RevisionFacts
-from adapterhub.hub.errors import UnfitPatch
+from adapterhub.hub.errors import NotFound, Refused, TooLarge, Unavailable, UnfitPatch
 from adapterhub.hub.jobs.queue import JobQueue
-from adapterhub.hub.services import bases, cards, lineage, recipe_inputs, search_index, tags, trees
+from adapterhub.hub.services import bases, cards, lineage, mirror_reading, recipe_inputs, search_index, tags, trees
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.bases import BaseRevision
 from adapterhub.hub.services.cards import Card
@@ -110,8 +110,23 @@ def record(
     if branch == repo.default_branch:
         search_index.index(session, repo, learnt.whole["tags"], learnt.card.text)
     if looks_at_tensors and learnt.whole["kind"] == "model" and learnt.fingerprint is None:
-        payload = {"repository_id": repo.id, "commit": commit}
-        jobs.submit_in(session, FINGERPRINT_JOB, payload, key=f"{repo.id}@{commit}")
+        _submit_fingerprint(session, jobs, repo, commit)
+
+
+def queue_fingerprint(session: Session, jobs: JobQueue, repo: Repository, commit: str) -> None:
+    """Queue the look at a mirrored commit's tensors, if it is a full model whose weights are all here by now."""
+    facts = session.get(RevisionFacts, (repo.id, commit))
+    if facts is None or facts.kind != "model" or facts.fingerprint is not None:
+        return
+    files = trees.by_path(session, repo, commit)
+    weights = (files[path] for path, _ in _weights(files))
+    if not mirror_reading.absent(session, repo, weights):
+        _submit_fingerprint(session, jobs, repo, commit)
+
+
+def _submit_fingerprint(session: Session, jobs: JobQueue, repo: Repository, commit: str) -> None:
+    payload = {"repository_id": repo.id, "commit": commit}
+    jobs.submit_in(session, FINGERPRINT_JOB, payload, key=f"{repo.id}@{commit}")
 
 
 def _with_storable_base(facts: Facts) -> Facts:
@@ -146,11 +161,11 @@ def _look(hub: Hub, caller: Caller, folder: Folder, facts: Facts, declared: Sequ
         return Seen(facts, None, None, facts.problems)
     with hub.db.read() as session:
         base = bases.locate(session, caller, facts.base, declared)
-        files = trees.files(session, base.repo, base.commit) if base else []
+        base_folder = mirror_reading.folder(session, hub, base.repo, base.commit) if base else None
     problems = facts.problems
     digest = None
     try:
-        weights = _open_base(hub, base, files) if base else None
+        weights = _open_base(base, base_folder) if base and base_folder else None
         digest = patches.read(folder, facts.path, base=weights).digest
     except (ShapeMismatch, UnknownSite) as error:
         raise UnfitPatch(str(error)) from error
@@ -159,12 +174,15 @@ def _look(hub: Hub, caller: Caller, folder: Folder, facts: Facts, declared: Sequ
     return Seen(facts, base, digest, problems)
 
 
-def _open_base(hub: Hub, base: BaseRevision, files: Sequence[Entry]) -> Checkpoint | None:
-    """The base's names and shapes, headers read and nothing else; None where it holds no weights, or not here."""
+def _open_base(base: BaseRevision, folder: Folder) -> Checkpoint | None:
+    """The base's names and shapes, headers read and nothing else; None where it holds no weights, or cannot be read.
+
+    The headers of a mirrored base are read where they are, if need be.
+    """
     name = f"{base.repo.full_name}@{base.commit[:12]}"
     try:
-        return Checkpoint.open(RepositoryFolder(hub.store, files), name=name)
-    except (InvalidPatch, BlobNotFound):
+        return Checkpoint.open(folder, name=name)
+    except (InvalidPatch, BlobNotFound, Unavailable, NotFound, Refused, TooLarge):
         return None
 
 

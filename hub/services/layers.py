@@ -8,9 +8,9 @@ from sqlmodel import Session
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Job, Patch, Repository
 from adapterhub.hub.jobs.runner import Report
-from adapterhub.hub.services import resolve, trees
+from adapterhub.hub.services import mirror_reading, resolve
 from adapterhub.hub.services.access import Caller
-from adapterhub.hub.services.folders import RepositoryFolder
+from adapterhub.hub.services.mirror_inputs import Wanted
 from adapterhub.merging import patches
 from adapterhub.merging.checkpoint import Checkpoint
 from adapterhub.merging.patch import Patch as ReadPatch
@@ -38,18 +38,28 @@ def picture(hub: Hub, caller: Caller, repo_id: str, revision: str | None = None,
     return {"state": job.state, "job": job.id, "error": job.error, "sites": (job.result or {}).get("sites", [])}
 
 
+def inputs(hub: Hub, job: Job) -> list[Wanted]:
+    """What the job reads: the patch that it names, and its base."""
+    with hub.db.read() as session:
+        row = session.get_one(Patch, str(job.payload["patch_id"]))
+        repo = session.get_one(Repository, row.repository_id)
+        base = _base(session, repo, row)
+    return [Wanted(repo, row.commit_oid, row.path), *([base] if base else [])]
+
+
 def run(hub: Hub, job: Job, report: Report, *, layer_norms: LayerNorms) -> Mapping[str, Any]:
     """The norm of every site of the patch that the job names; sites without one, for want of the base, are left out."""
     with hub.db.read() as session:
         row = session.get_one(Patch, str(job.payload["patch_id"]))
         repo = session.get_one(Repository, row.repository_id)
-        folder = RepositoryFolder(hub.store, trees.files(session, repo, row.commit_oid))
-        base = _base(session, hub, repo, row)
+        folder = mirror_reading.folder(session, hub, repo, row.commit_oid)
+        wanted = _base(session, repo, row)
+        base = Checkpoint.open(mirror_reading.folder(session, hub, wanted.repo, wanted.commit)) if wanted else None
     rows = layer_norms(patches.read(folder, row.path, base=base), base)
     return {"sites": [_site(one) for one in rows if one["norm"] is not None]}
 
 
-def _base(session: Session, hub: Hub, repo: Repository, patch: Patch) -> Checkpoint | None:
+def _base(session: Session, repo: Repository, patch: Patch) -> Wanted | None:
     """The patch's base, unless that is private to others than the patch's owner."""
     base = session.get(Repository, patch.base_repository_id) if patch.base_repository_id else None
     if (
@@ -59,7 +69,7 @@ def _base(session: Session, hub: Hub, repo: Repository, patch: Patch) -> Checkpo
         or (base.is_private and base.owner_id != repo.owner_id)
     ):
         return None
-    return Checkpoint.open(RepositoryFolder(hub.store, trees.files(session, base, patch.base_commit)))
+    return Wanted(base, patch.base_commit)
 
 
 def _site(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from adapterhub.hub.jobs.runner import Report
 from adapterhub.hub.services import jobs, licences, publish, recipes
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.cards import FILE as CARD
+from adapterhub.hub.services.mirror_inputs import Wanted
 from adapterhub.hub.services.publish import Written
-from adapterhub.hub.services.resolve import Resolved
+from adapterhub.hub.services.resolve import Resolved, resolve_expression
 from adapterhub.merging.plan import Plan
 
 KIND = "merge"
@@ -80,6 +81,13 @@ def request(
     }
     key = f"{jobs.asker(caller)} {found.recipe_digest} {target}"
     return hub.jobs.submit(KIND, payload, key=key, owner_id=caller.account_id)
+
+
+def inputs(hub: Hub, job: Job) -> list[Wanted]:
+    """What the job reads. Raises as `resolve_expression`."""
+    with hub.db.read() as session:
+        caller = jobs.caller_of(session, job)
+    return resolve_expression(hub, caller, job.payload["expression"], job.payload["pins"]).wanted
 
 
 def run(hub: Hub, job: Job, report: Report, *, engine: Engine) -> Mapping[str, Any]:

@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 import structlog
 from sqlmodel import Session, select
@@ -33,19 +31,20 @@ from adapterhub.hub.errors import (
     HubError,
     InvalidName,
     NameReserved,
+    NotFetched,
     RepoNotFound,
     RevisionNotFound,
     TooLarge,
     Unavailable,
 )
-from adapterhub.hub.services import audit, blobs, ingest, mirror_files, refs, repos, revisions, trees
+from adapterhub.hub.services import audit, blobs, flights, ingest, mirror_files, refs, repos, revisions, trees
 from adapterhub.hub.services.access import ANONYMOUS
 from adapterhub.hub.services.ingest import Learnt
-from adapterhub.hub.services.mirror_files import Turns
+from adapterhub.hub.services.mirror_reading import HeadersThere
 from adapterhub.hub.services.names import check_ref_name, check_repo_id, is_storable, name_key
 from adapterhub.hub.services.trees import Entry
 from adapterhub.hub.services.upstream import RemoteRevision, Upstream
-from adapterhub.storage.blobs import BlobStat, BlobStore
+from adapterhub.storage.blobs import BlobStat
 
 KIND = "mirror"
 """The kind of an account that holds mirrors alone: nobody is it, belongs to it, or has a token of it."""
@@ -53,15 +52,11 @@ KIND = "mirror"
 REGULAR_BYTES = 64 << 20
 """Most bytes of regular files of one revision; they come with the list of files."""
 
-HEADER_BYTES = 128 << 20
-"""Most bytes of a large file that are read there to learn what it is."""
-
 RETRY_S = 30
 """How soon another hub is asked again that did not answer."""
 
 _FULL = re.compile(r"[0-9a-f]{40}")
 _log = structlog.get_logger("adapterhub.mirror")
-_turns = Turns()
 
 
 @dataclass(frozen=True)
@@ -72,6 +67,11 @@ class _Held:
     source: Mirror | None = None
     check: MirrorCheck | None = None
     commit: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """Why this may be an old state of the revision; None where nothing says so."""
+        return self.check.problem or None if self.check else None
 
 
 def ensure(hub: Hub, repo_id: str, revision: str | None) -> str | None:
@@ -84,12 +84,13 @@ def ensure(hub: Hub, repo_id: str, revision: str | None) -> str | None:
     revision = "main" if revision in (None, "HEAD") else str(revision)
     if hub.settings.mirror_url is None or not _is_name(repo_id, revision):
         return None
-    with _turns.turn(str(hub.settings.data), repo_id.casefold()):
+    held = _held(hub, repo_id, revision)
+    if held is None or _serves(hub, revision, held):
+        return held.problem if held else None
+    with flights.turn(hub.settings.data, "repository", repo_id.casefold()):
         held = _held(hub, repo_id, revision)
-        if held is None:
-            return None
-        if held.commit and (_FULL.fullmatch(revision) or _is_fresh(hub, held.check)):
-            return held.check.problem if held.check and held.check.problem else None
+        if held is None or _serves(hub, revision, held):
+            return held.problem if held else None
         return _look(hub, repo_id, revision, held)
 
 
@@ -154,6 +155,11 @@ def _is_name(repo_id: str, revision: str) -> bool:
     return is_storable(revision)
 
 
+def _serves(hub: Hub, revision: str, held: _Held) -> bool:
+    """Whether what is here needs no look at the other hub."""
+    return held.commit is not None and (bool(_FULL.fullmatch(revision)) or _is_fresh(hub, held.check))
+
+
 def _is_fresh(hub: Hub, check: MirrorCheck | None) -> bool:
     if check is None:
         return False
@@ -187,6 +193,7 @@ def _record(hub: Hub, upstream: Upstream, revision: str, found: RemoteRevision, 
         )
         revisions.write(session, draft)
         ingest.record(session, hub.jobs, present, branch, draft, learnt, looks_at_tensors=False)
+        ingest.queue_fingerprint(session, hub.jobs, present, found.commit)
         present.updated_at = max(found.committed_at, present.updated_at) if held.repo else found.committed_at
         session.add(present)
         _point(session, repo.id, revision, ref, found.commit)
@@ -229,50 +236,14 @@ def _draft(upstream: Upstream, repo: Repository, found: RemoteRevision, files: d
 def _learn(hub: Hub, upstream: Upstream, repo: Repository, commit: str, files: dict[str, Entry]) -> Learnt:
     """What the files are, from the small ones and the headers of the large; nothing but the reason where that fails."""
     there = {entry.digest: entry for entry in files.values() if entry.is_lfs}
-    reading = replace(hub, store=_RemoteStore(hub.store, upstream, commit, there))
+    reading = replace(hub, store=HeadersThere(hub.store, upstream, commit, there))
     try:
         return ingest.examine(reading, ANONYMOUS, repo, commit, {}, files)
-    except Unavailable:
-        raise
     except AdapterHubError as error:
+        if isinstance(error, Unavailable) and not isinstance(error, NotFetched):
+            raise
         nothing = ingest.examine(hub, ANONYMOUS, repo, commit, {}, {})
         return replace(nothing, whole={**nothing.whole, "reason": str(error)})
-
-
-class _RemoteStore:
-    """The byte store, with the large files of one revision read by range where they are; only for reading."""
-
-    def __init__(self, store: BlobStore, upstream: Upstream, commit: str, there: dict[str, Entry]) -> None:
-        self._store, self._upstream, self._commit, self._there = store, upstream, commit, there
-        self._read: dict[tuple[str, int, int], bytes] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def path(self, digest: str) -> Path | None:
-        """None for what is not here."""
-        return None if digest in self._there else self._store.path(digest)
-
-    def read(self, digest: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """Bytes [start, end), from here or there. Raises TooLarge for more than a header."""
-        entry = self._there.get(digest)
-        if entry is None:
-            return self._store.read(digest, start, end)
-        end = entry.size_bytes if end is None else min(end, entry.size_bytes)
-        if end - start > HEADER_BYTES:
-            raise TooLarge(f"{entry.path}: its bytes are at {self._upstream.host} until somebody asks for them")
-        key = digest, start, end
-        if key not in self._read:
-            with self._upstream.open(self._commit, entry.path, start, end) as pieces:
-                self._read[key] = _exactly(pieces, end - start)
-        return iter([self._read[key]])
-
-
-def _exactly(pieces: Iterator[bytes], size_bytes: int) -> bytes:
-    found = b""
-    while len(found) < size_bytes and (piece := next(pieces, None)) is not None:
-        found += piece
-    return found[:size_bytes]
 
 
 def _begin(session: Session, upstream: Upstream, repository_id: str, full_name: str) -> Repository:

@@ -4,21 +4,20 @@ A large file of a mirror is announced by a row of `Blob` whose codec is "remote"
 owns the blob (`BlobOwner`), and that row is written after they are durable.
 """
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 from sqlmodel import Session, col, select
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.queries import insert_missing
-from adapterhub.hub.db.tables import Blob, BlobOwner, Mirror, MirrorBlob, Repository, Xorb, now
+from adapterhub.hub.db.tables import Blob, BlobOwner, Commit, Mirror, MirrorBlob, Repository, Xorb, now
 from adapterhub.hub.errors import OutboundFailed
-from adapterhub.hub.services import blobs
+from adapterhub.hub.services import blobs, flights, ingest, mirror_reading, trees
 from adapterhub.hub.services.git_objects import blob_oid
 from adapterhub.hub.services.trees import Entry
 from adapterhub.hub.services.upstream import Upstream
+from adapterhub.merging.errors import Cancelled
 from adapterhub.storage.blobs import BlobStat, BlobWriter
 from adapterhub.storage.errors import DigestMismatch
 
@@ -32,59 +31,51 @@ TOUCHED = timedelta(minutes=10)
 """How exactly the last use of a file is known."""
 
 
-class Turns:
-    """One at a time for each key, in this process."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._locks: dict[tuple[str, ...], tuple[threading.Lock, int]] = {}
-
-    @contextmanager
-    def turn(self, *key: str) -> Iterator[None]:
-        """The time in which no other is inside with that key."""
-        with self._guard:
-            lock, waiting = self._locks.get(key, (threading.Lock(), 0))
-            self._locks[key] = lock, waiting + 1
-        try:
-            with lock:
-                yield
-        finally:
-            with self._guard:
-                lock, waiting = self._locks.pop(key)
-                if waiting > 1:
-                    self._locks[key] = lock, waiting - 1
-
-
-_turns = Turns()
-
-
 def is_absent(session: Session, repo: Repository, entry: Entry) -> bool:
     """Whether the file is a mirror's and its bytes are not here."""
-    if not entry.is_lfs or session.get(Mirror, repo.id) is None:
-        return False
-    return blobs.owned(session, repo.id, entry.digest) is None
+    return bool(mirror_reading.absent(session, repo, [entry]))
 
 
-def fetch(hub: Hub, repo: Repository, commit: str, entry: Entry) -> None:
-    """Have the bytes of a mirrored file here; those who ask at once share one download.
+def fetch(
+    hub: Hub,
+    repo: Repository,
+    commit: str,
+    entry: Entry,
+    *,
+    told: Callable[[int], None] = lambda received: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> None:
+    """Have the bytes of a mirrored file here; those who ask at once, in whichever process, share one download.
 
-    The bytes of an equal digest that another repository owns are not used: a hash that the other hub names opens
-    nothing. Raises OutboundFailed, WrongUpstream, and as `Upstream.open`.
+    told: how many bytes came so far. Once a full model's weights are all here, its fingerprint is queued. Raises
+    OutboundFailed, WrongUpstream, as `Upstream.open`, and Cancelled when `cancelled()` holds.
     """
-    with _turns.turn(str(hub.settings.data), repo.id, entry.digest):
+    with flights.turn(hub.settings.data, "bytes", repo.id, entry.digest, cancelled=cancelled):
         with hub.db.read() as session:
             if not is_absent(session, repo, entry):
                 return
-            source = session.get_one(Mirror, repo.id)
-        upstream = Upstream(hub.settings, source.source_url, source.source_repo_id)
+            upstream = mirror_reading.source(session, hub, repo)
         with hub.store.writer() as writer:
-            _download(upstream, commit, entry, writer)
+            for received in _download(upstream, commit, entry, writer):
+                told(received)
+                if cancelled():
+                    raise Cancelled(f"{repo.full_name}/{entry.path}: asked to stop after {received} bytes")
             try:
                 stat = writer.commit(entry.digest)
             except DigestMismatch:
                 raise upstream.wrong(f"sends other bytes than it names as {entry.path}") from None
-        hub.db.transact(lambda session: _link(hub, session, repo, stat))
+        hub.db.transact(lambda session: _link(hub, session, repo, commit, stat))
     make_room(hub)
+
+
+def place_of(session: Session, repo: Repository, digest: str) -> tuple[str, Entry] | None:
+    """A commit of the repository that holds a file of that digest, and the file; None where none does."""
+    newest = select(Commit.oid).where(Commit.repository_id == repo.id).order_by(col(Commit.committed_at).desc())
+    for commit in session.exec(newest).all():
+        for entry in trees.files(session, repo, commit):
+            if entry.digest == digest:
+                return commit, entry
+    return None
 
 
 def regular(upstream: Upstream, commit: str, entry: Entry) -> bytes:
@@ -162,8 +153,8 @@ def let_go(hub: Hub, repository_id: str, digest: str) -> bool:
     return hub.db.transact(work)
 
 
-def _download(upstream: Upstream, commit: str, entry: Entry, writer: BlobWriter) -> None:
-    """Write the file from its first byte to its last, going on where a connection broke off."""
+def _download(upstream: Upstream, commit: str, entry: Entry, writer: BlobWriter) -> Iterator[int]:
+    """Write the file from its first byte to its last, going on where a connection broke off; the bytes so far."""
     received, breaks = 0, 0
     while received < entry.size_bytes:
         before = received
@@ -174,6 +165,7 @@ def _download(upstream: Upstream, commit: str, entry: Entry, writer: BlobWriter)
                     if received > entry.size_bytes:
                         raise upstream.wrong(f"sends more bytes than it names as {entry.path}")
                     writer.write(piece)
+                    yield received
         except OutboundFailed:
             breaks = 0 if received > before else breaks + 1
             if breaks == BREAKS:
@@ -183,7 +175,8 @@ def _download(upstream: Upstream, commit: str, entry: Entry, writer: BlobWriter)
                 raise upstream.wrong(f"sends fewer bytes than it names as {entry.path}")
 
 
-def _link(hub: Hub, session: Session, repo: Repository, stat: BlobStat) -> None:
+def _link(hub: Hub, session: Session, repo: Repository, commit: str, stat: BlobStat) -> None:
     blobs.record(session, repo.id, [stat], store=hub.store)
     row = {"repository_id": repo.id, "digest": stat.digest, "used_at": now()}
     insert_missing(session, MirrorBlob, [row])
+    ingest.queue_fingerprint(session, hub.jobs, repo, commit)

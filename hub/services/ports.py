@@ -12,10 +12,11 @@ from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Job, LineageEdge, Repository, RepositoryName
 from adapterhub.hub.errors import InvalidRequest, NotFound, Refused
 from adapterhub.hub.jobs.runner import Report
-from adapterhub.hub.services import commits, fingerprints, jobs, licences, publish, trees
+from adapterhub.hub.services import commits, fingerprints, jobs, licences, mirror_reading, publish
 from adapterhub.hub.services.access import Caller, require_content
 from adapterhub.hub.services.cards import FILE as CARD
 from adapterhub.hub.services.folders import RepositoryFolder
+from adapterhub.hub.services.mirror_inputs import Wanted
 from adapterhub.hub.services.publish import Written
 from adapterhub.hub.services.resolve import Revision, find
 from adapterhub.merging import patches
@@ -97,6 +98,17 @@ def request(hub: Hub, caller: Caller, patch: str, to: str, *, push: bool | str =
     return hub.jobs.submit(KIND, payload, key=key, owner_id=caller.account_id)
 
 
+def inputs(hub: Hub, job: Job) -> list[Wanted]:
+    """What the job reads: the patch, its new base, and the one it was trained on where that is here."""
+    asked = job.payload
+    with hub.db.read() as session:
+        caller = jobs.caller_of(session, job)
+        one = find(session, caller, Ref.of(asked["patch"]), asked["patch_commit"])
+        goal = find(session, caller, Ref.of(asked["to"]), asked["to_commit"])
+        source = _source(session, caller, one)
+    return [one.wanted, goal.wanted, *([source] if source else [])]
+
+
 def run(hub: Hub, job: Job, report: Report, *, porter: Porter, reporter: Reporter) -> Mapping[str, Any]:
     """The port that the job asks for, done and committed, or only reported on; the job's result."""
     asked = job.payload
@@ -104,9 +116,10 @@ def run(hub: Hub, job: Job, report: Report, *, porter: Porter, reporter: Reporte
         caller = jobs.caller_of(session, job)
         one = find(session, caller, Ref.of(asked["patch"]), asked["patch_commit"])
         goal = find(session, caller, Ref.of(asked["to"]), asked["to_commit"])
-        folder = _folder(session, hub, one.repo.id, one.commit)
-        target = _checkpoint(session, hub, goal.repo.id, goal.commit)
-        source = _source(session, hub, caller, one)
+        folder = mirror_reading.folder(session, hub, one.repo, one.commit)
+        target = _checkpoint(session, hub, goal.wanted)
+        trained_on = _source(session, caller, one)
+        source = _checkpoint(session, hub, trained_on) if trained_on else None
     report.progress(0, 2, "steps", "reading the patch and both bases")
     patch = patches.read(folder, one.path, base=target)
     if not asked["push"]:
@@ -168,11 +181,6 @@ def _link(session: Session, one: Revision, done: commits.CommitResult) -> None:
     )
 
 
-def _folder(session: Session, hub: Hub, repository_id: str, commit: str) -> RepositoryFolder:
-    repo = session.get_one(Repository, repository_id)
-    return RepositoryFolder(hub.store, trees.files(session, repo, commit))
-
-
 def _original(session: Session, caller: Caller, one: Revision) -> Revision:
     """The patch that was trained, where `one` is a port of it, or a port of a port; else `one` itself."""
     for _ in range(HOPS):
@@ -190,7 +198,7 @@ def _original(session: Session, caller: Caller, one: Revision) -> Revision:
     return one
 
 
-def _source(session: Session, hub: Hub, caller: Caller, one: Revision) -> Checkpoint | None:
+def _source(session: Session, caller: Caller, one: Revision) -> Wanted | None:
     """The base that the patch was trained on, where it is on this hub and the caller may read it."""
     base = session.get(Repository, one.patch.base_repository_id) if one.patch.base_repository_id else None
     if base is None or one.patch.base_commit is None:
@@ -199,9 +207,9 @@ def _source(session: Session, hub: Hub, caller: Caller, one: Revision) -> Checkp
         require_content(session, caller, base)
     except (NotFound, Refused):
         return None
-    return _checkpoint(session, hub, base.id, one.patch.base_commit)
+    return Wanted(base, one.patch.base_commit)
 
 
-def _checkpoint(session: Session, hub: Hub, repository_id: str, commit: str) -> Checkpoint:
-    name = session.get_one(Repository, repository_id).full_name
-    return Checkpoint.open(_folder(session, hub, repository_id, commit), name=f"{name}@{commit}")
+def _checkpoint(session: Session, hub: Hub, base: Wanted) -> Checkpoint:
+    folder = mirror_reading.folder(session, hub, base.repo, base.commit)
+    return Checkpoint.open(folder, name=f"{base.repo.full_name}@{base.commit}")

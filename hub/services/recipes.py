@@ -7,8 +7,8 @@ from sqlmodel import Session
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Recipe
-from adapterhub.hub.errors import NotFound, RecipeNotFound
-from adapterhub.hub.services import licences, recipe_inputs, repos
+from adapterhub.hub.errors import NotFetched, NotFound, RecipeNotFound
+from adapterhub.hub.services import licences, mirror_inputs, recipe_inputs, repos
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.resolve import Resolved, resolve_expression
 from adapterhub.merging.plan import Plan, plan
@@ -42,10 +42,18 @@ def planned(
     as_kind: str | None = None,
     dtype: str | None = None,
 ) -> tuple[Resolved, Plan]:
-    """The recipe with its names resolved, and its plan. Raises as `resolve_expression` and `merging.plan.plan`."""
+    """The recipe with its names resolved, and its plan. Raises as `resolve_expression` and `merging.plan.plan`.
+
+    A plan reads headers, which a mirrored input need not be here for; where it reads tensors too, as `plan` does for a
+    difference of models, NotFetched is raised until they are.
+    """
     resolved = resolve_expression(hub, caller, text, pins)
     memory_bytes = hub.settings.merge_memory_bytes
-    found = plan(resolved.recipe, resolved.inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
+    try:
+        found = plan(resolved.recipe, resolved.inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
+    except NotFetched:
+        mirror_inputs.require(hub, resolved.wanted)
+        raise
     return resolved, found
 
 

@@ -1,6 +1,7 @@
 """From an expression's text to commits that the caller may read, and their files as the algebra takes them."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -10,10 +11,10 @@ from sqlmodel import Session, col
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Patch, Repository, RevisionFacts
-from adapterhub.hub.errors import InvalidRequest, RepoNotFound
-from adapterhub.hub.services import refs, repos, trees
+from adapterhub.hub.errors import InvalidRequest, NotFetched, RepoNotFound
+from adapterhub.hub.services import mirror_reading, refs, repos
 from adapterhub.hub.services.access import Caller, readable, require_content
-from adapterhub.hub.services.folders import RepositoryFolder
+from adapterhub.hub.services.mirror_inputs import Wanted
 from adapterhub.merging.checkpoint import MappedFolder
 from adapterhub.merging.errors import UnknownName
 from adapterhub.merging.recipes.canonical import Input, canonical, recipe_digest
@@ -37,6 +38,11 @@ class Revision:
     patch: Patch
 
     @property
+    def wanted(self) -> Wanted:
+        """What is read of it."""
+        return Wanted(self.repo, self.commit, self.path)
+
+    @property
     def name(self) -> str:
         """ "ns/name@<commit>", which names these bytes for good."""
         return f"{self.repo.full_name}@{self.commit}"
@@ -54,6 +60,11 @@ class Resolved:
     def pins(self) -> dict[str, str]:
         """The commit of each name, by the name as the recipe has it."""
         return {ref.address: revision.commit for ref, revision in self.revisions.items()}
+
+    @property
+    def wanted(self) -> list[Wanted]:
+        """What is read of all inputs."""
+        return [revision.wanted for revision in self.revisions.values()]
 
     @cached_property
     def canonical(self) -> str:
@@ -102,14 +113,19 @@ def find(session: Session, caller: Caller, ref: Ref, commit: str | None = None) 
 
 def as_input(session: Session, hub: Hub, revision: Revision) -> Input:
     """The revision as the algebra takes it: its files read lazily from the store."""
-    files = trees.files(session, revision.repo, revision.commit)
-    return Input(revision.name, RepositoryFolder(hub.store, files), revision.path, revision.kind)
+    folder = mirror_reading.folder(session, hub, revision.repo, revision.commit)
+    return Input(revision.name, folder, revision.path, revision.kind)
 
 
 def mapped(one: Input) -> Input:
-    """The same input with its files as plain paths of this machine, fit to be sent to another process."""
-    folder = one.folder
-    files = {name: (folder.path(name), folder.digest(name), folder.size(name)) for name in folder.names()}
+    """The same input with its files as plain paths of this machine, fit to be sent to another process.
+
+    Files of a mirror that are not here are left out: `mirror_inputs.require` says which must be.
+    """
+    folder, files = one.folder, {}
+    for name in folder.names():
+        with suppress(NotFetched):
+            files[name] = folder.path(name), folder.digest(name), folder.size(name)
     return replace(one, folder=MappedFolder(files))
 
 

@@ -1,16 +1,12 @@
 """The headers of all shards of a model, as the files have them."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub.hub.context import Hub
 from adapterhub.hub.errors import InvalidRequest, TooLarge
-from adapterhub.hub.services.folders import RepositoryFolder
-from adapterhub.hub.services.trees import Entry
 from adapterhub.merging.errors import InvalidPatch
-from adapterhub.merging.folders import read_json
+from adapterhub.merging.folders import Folder, read_json
 
 SHARDS = 1000
 HEADERS_BYTES = 64 << 20
@@ -25,13 +21,12 @@ class ShardHeaders:
     headers: dict[str, bytes]
 
 
-def read_shard_headers(hub: Hub, files: Sequence[Entry], index: str) -> ShardHeaders:
+def read_shard_headers(folder: Folder, index: str) -> ShardHeaders:
     """The header of every shard that the index at the path `index` names.
 
-    files: of the commit, `index` among them. Raises InvalidRequest where that is no index or names a shard that is not
+    folder: of the commit, `index` in it. Raises InvalidRequest where that is no index or names a shard that is not
     there, TooLarge.
     """
-    folder = RepositoryFolder(hub.store, files)
     try:
         written = read_json(folder, index)
     except InvalidPatch as error:

@@ -4,7 +4,7 @@ from typing import Any
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.errors import ModelNotFound, NotAuthenticated
-from adapterhub.hub.services import search
+from adapterhub.hub.services import mirror_inputs, search
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.resolve import MODEL, mapped, resolve_expression
 from adapterhub.hub.serving.protocol import Source, VariantSpec
@@ -22,7 +22,8 @@ def served(hub: Hub, caller: Caller, model: str) -> VariantSpec:
     """The variant that `model` names for this caller, pinned to commits; nothing is merged here.
 
     Raises ModelNotFound for a name that is unknown or not for this caller, naming a near one; NotAuthenticated when
-    somebody without a token asks for a merge of their own; and as `resolve_expression`.
+    somebody without a token asks for a merge of their own; NotFetched for a mirrored model that is not
+    here yet; and as `resolve_expression`.
     """
     try:
         resolved = resolve_expression(hub, caller, model)
@@ -32,6 +33,7 @@ def served(hub: Hub, caller: Caller, model: str) -> VariantSpec:
         raise NotAuthenticated(
             f"{model}: merging on request needs a token; without one, ask for a repository by its name"
         )
+    mirror_inputs.require(hub, resolved.wanted)
     base = base_of(resolved.recipe, resolved.inputs)
     refs = (base, *(ref for ref in resolved.inputs if ref != base))
     sources = tuple(_source(ref, mapped(resolved.inputs[ref])) for ref in refs)

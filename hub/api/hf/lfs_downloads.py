@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Request, Response
 from sqlmodel import Session
 from starlette.responses import JSONResponse
 
+from adapterhub.hub.api import mirrored
 from adapterhub.hub.api.deps import HubDep
 from adapterhub.hub.api.downloads import file_response
 from adapterhub.hub.api.errors import domain_response, status_of
@@ -57,7 +58,9 @@ async def batch(hub: Hub, caller: Caller, public_url: str, repo_id: str, wanted:
 @router.api_route("/downloads/{oid}", methods=["GET", "HEAD"])
 async def download(request: Request, hub: HubDep, oid: str, signature: str = Query()) -> Response:
     """The bytes of one large file, whole or a range. The signature is the only right needed. Raises InvalidToken."""
-    entry = await read(hub, lambda session: lfs_downloads.linked(session, hub, signature, f"sha256:{oid}"))
-    response = await file_response(request, hub, entry, "")
+    found = await read(hub, lambda session: lfs_downloads.linked(session, hub, signature, f"sha256:{oid}"))
+    if found.is_absent and request.method == "GET":
+        await mirrored.bring(hub, found.repo, found.commit, [found.entry])
+    response = await file_response(request, hub, found.entry, "")
     del response.headers["X-Repo-Commit"]
     return response

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 from sqlmodel import Session
 from starlette.background import BackgroundTask
 
-from adapterhub.hub.api import threads
+from adapterhub.hub.api import mirrored, threads
 from adapterhub.hub.api.deps import CallerDep, HubDep
 from adapterhub.hub.api.downloads import file_response
 from adapterhub.hub.api.hf.addressing import RepoId, find_commit, read, write
@@ -19,10 +19,6 @@ router = APIRouter(route_class=RawRoute)
 
 COUNTED = frozenset({"config.json", "adapter_config.json", "patch.json"})
 """Files whose download counts as one of the repository: every loader reads one of them, and the others come along."""
-
-
-FETCHED_AT_ONCE = 8
-"""Downloads from another hub at once; others wait their turn."""
 
 
 @router.api_route("/{namespace}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
@@ -42,8 +38,7 @@ async def resolve(
 
     repo, commit, entry, is_absent = await read(hub, work)
     if is_absent:
-        async with threads.turns("mirrored bytes", FETCHED_AT_ONCE):
-            await threads.run(mirror_files.fetch, hub, repo, commit, entry)
+        await mirrored.bring(hub, repo, commit, [entry])
     elif entry.is_lfs and hub.settings.mirror_url is not None:
         await threads.run(mirror_files.touch, hub, repo.id, entry.digest)
     response = await file_response(request, hub, entry, commit)

@@ -16,8 +16,9 @@ from adapterhub.hub.api.pages import next_link
 from adapterhub.hub.api.raw import RawRoute
 from adapterhub.hub.db.tables import Commit, Repository
 from adapterhub.hub.errors import EntryNotFound, InvalidRequest
-from adapterhub.hub.services import shards, trees
+from adapterhub.hub.services import mirror_reading, shards, trees
 from adapterhub.hub.services.access import require_content
+from adapterhub.hub.services.folders import RepositoryFolder
 from adapterhub.hub.services.last_changes import last_commits
 from adapterhub.hub.services.trees import Entry
 
@@ -83,14 +84,14 @@ async def paths_info(
 async def shard_headers(hub: HubDep, caller: CallerDep, repo_id: RepoId, path: str) -> Response:
     """The header of each shard that an index on the default branch names. Raises EntryNotFound, InvalidRequest."""
 
-    def work(session: Session) -> list[Entry]:
+    def work(session: Session) -> RepositoryFolder:
         repo, commit = find_commit(session, caller, repo_id, None)
         require_content(session, caller, repo)
         if trees.entry(session, repo, commit, path).is_folder:
             raise EntryNotFound(repo_id, path, commit)
-        return trees.files(session, repo, commit)
+        return mirror_reading.folder(session, hub, repo, commit)
 
-    found = await threads.run(shards.read_shard_headers, hub, await read(hub, work), path)
+    found = await threads.run(shards.read_shard_headers, await read(hub, work), path)
     return Response(shards.as_json(found), media_type="application/json")
 
 

@@ -15,14 +15,15 @@ from anyio import CancelScope
 from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.responses import JSONResponse, StreamingResponse
 
-from adapterhub.hub.api import threads
+from adapterhub.hub.api import mirrored, threads
 from adapterhub.hub.api.bodies import pour
 from adapterhub.hub.api.deps import CallerDep, HubDep
 from adapterhub.hub.api.downloads import file_response
 from adapterhub.hub.api.rest.schemas import PartialUpload, StoredFile
 from adapterhub.hub.context import Hub
+from adapterhub.hub.db.tables import Repository
 from adapterhub.hub.errors import EntryNotFound, InvalidRequest
-from adapterhub.hub.services import archive, parts, refs, repos, trees
+from adapterhub.hub.services import archive, mirror_files, parts, refs, repos, trees
 from adapterhub.hub.services.access import Caller, require_content
 from adapterhub.hub.services.parts import Part, Stored, Target
 from adapterhub.hub.services.trees import Entry
@@ -91,7 +92,9 @@ async def get_file(
     namespace: str, name: str, path: str, request: Request, hub: HubDep, caller: CallerDep, revision: str | None = None
 ) -> Response:
     """Read a file, whole or one byte range of it."""
-    commit, entry = await threads.run(_entry, hub, caller, f"{namespace}/{name}", revision, path)
+    repo, commit, entry, is_absent = await threads.run(_entry, hub, caller, f"{namespace}/{name}", revision, path)
+    if is_absent and request.method == "GET":
+        await mirrored.bring(hub, repo, commit, [entry])
     return await file_response(request, hub, entry, commit)
 
 
@@ -121,6 +124,7 @@ async def get_archive(
 ) -> StreamingResponse:
     """Read a whole revision as a tar: one folder, named after the repository and the commit."""
     found = await threads.run(_archive, hub, caller, f"{namespace}/{name}", revision)
+    await mirrored.bring(hub, found.repo, found.commit, found.absent)
     headers = {
         "Content-Length": str(found.size_bytes),
         "Content-Disposition": f'attachment; filename="{found.folder}.tar"',
@@ -173,15 +177,18 @@ def _expected(sha256: str | None, digest: str | None) -> str | None:
         raise InvalidRequest(f"Digest {digest!r}: write sha-256= and 44 characters of base64") from None
 
 
-def _entry(hub: Hub, caller: Caller, repo_id: str, revision: str | None, path: str) -> tuple[str, Entry]:
+def _entry(
+    hub: Hub, caller: Caller, repo_id: str, revision: str | None, path: str
+) -> tuple[Repository, str, Entry, bool]:
     with hub.db.read() as session:
         repo = repos.find(session, caller, repo_id)
         require_content(session, caller, repo)
         commit = refs.resolve(session, repo, revision)
         entry = trees.entry(session, repo, commit, path)
+        is_absent = mirror_files.is_absent(session, repo, entry)
     if entry.is_folder:
         raise EntryNotFound(repo_id, path, commit)
-    return commit, entry
+    return repo, commit, entry, is_absent
 
 
 def _archive(hub: Hub, caller: Caller, repo_id: str, revision: str | None) -> archive.Archive:

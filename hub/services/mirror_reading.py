@@ -1,0 +1,97 @@
+"""The files of a commit as the algebra reads them, whether their bytes are here or still at another hub.
+
+Of a mirrored file that is not here, headers are read by range where it is; its tensors are not.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from adapterhub.hub.context import Hub
+from adapterhub.hub.db.tables import BlobOwner, Mirror, Repository
+from adapterhub.hub.errors import NotFetched, TooLarge
+from adapterhub.hub.services import trees
+from adapterhub.hub.services.folders import RepositoryFolder
+from adapterhub.hub.services.trees import Entry
+from adapterhub.hub.services.upstream import Upstream
+from adapterhub.storage.blobs import BlobStore
+
+HEADER_BYTES = 128 << 20
+"""Most bytes of a large file that are read there to learn what it is."""
+
+
+def folder(session: Session, hub: Hub, repo: Repository, commit: str) -> RepositoryFolder:
+    """The files of a commit that the caller may read.
+
+    Reading a mirrored file that is not here raises as `Upstream.open`, and NotFetched for more than headers.
+    """
+    files = trees.files(session, repo, commit)
+    return RepositoryFolder(store(session, hub, repo, commit, files), files)
+
+
+def store(session: Session, hub: Hub, repo: Repository, commit: str, files: Iterable[Entry]) -> BlobStore:
+    """The store in which those files of a commit are read."""
+    away = {entry.digest: entry for entry in absent(session, repo, files)}
+    if not away:
+        return hub.store
+    return HeadersThere(hub.store, source(session, hub, repo), commit, away)
+
+
+def source(session: Session, hub: Hub, repo: Repository) -> Upstream:
+    """Where a mirrored repository is."""
+    row = session.get_one(Mirror, repo.id)
+    return Upstream(hub.settings, row.source_url, row.source_repo_id)
+
+
+def absent(session: Session, repo: Repository, files: Iterable[Entry]) -> list[Entry]:
+    """Those files that are a mirror's and whose bytes are not here.
+
+    The bytes of an equal digest that another repository owns do not count: a hash that the other hub names opens
+    nothing.
+    """
+    large = [entry for entry in files if entry.is_lfs]
+    if not large or session.get(Mirror, repo.id) is None:
+        return []
+    owned = set(session.exec(select(BlobOwner.digest).where(col(BlobOwner.repository_id) == repo.id)))
+    return [entry for entry in large if entry.digest not in owned]
+
+
+class HeadersThere:
+    """The store, in which files that are not here can be read from their beginning, as far as headers go."""
+
+    def __init__(self, store: BlobStore, upstream: Upstream, commit: str, away: Mapping[str, Entry]) -> None:
+        self._store, self._upstream, self._commit, self._away = store, upstream, commit, away
+        self._read: dict[tuple[str, int, int], bytes] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def path(self, digest: str) -> Path | None:
+        """Where the file lies. Raises NotFetched for one that is not here."""
+        entry = self._away.get(digest)
+        if entry is None:
+            return self._store.path(digest)
+        raise NotFetched(f"{self._upstream.repo_id}: the bytes of {entry.path} are at {self._upstream.host}, not here")
+
+    def read(self, digest: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Bytes [start, end), from here or there. Raises TooLarge for more than a header."""
+        entry = self._away.get(digest)
+        if entry is None:
+            return self._store.read(digest, start, end)
+        end = entry.size_bytes if end is None else min(end, entry.size_bytes)
+        if end - start > HEADER_BYTES:
+            raise TooLarge(f"{entry.path}: its bytes are at {self._upstream.host} until somebody asks for them")
+        key = digest, start, end
+        if key not in self._read:
+            with self._upstream.open(self._commit, entry.path, start, end) as pieces:
+                self._read[key] = _exactly(pieces, end - start)
+        return iter([self._read[key]])
+
+
+def _exactly(pieces: Iterator[bytes], size_bytes: int) -> bytes:
+    found = b""
+    while len(found) < size_bytes and (piece := next(pieces, None)) is not None:
+        found += piece
+    return found[:size_bytes]
