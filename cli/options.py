@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,19 @@ def examples(*lines: str) -> str:
 def connect(ctx: typer.Context) -> Client:
     """The server that the options before the command, or the environment, name."""
     return Client(ctx.obj.endpoint, ctx.obj.token)
+
+
+def read_secret(title: str) -> str:
+    """What the user types unseen, or the first line of standard input: never an argument, which others may see.
+
+    Raises Misused where there is none.
+    """
+    if sys.stdin.isatty():
+        return str(typer.prompt(title, hide_input=True, err=True)).strip()
+    secret = sys.stdin.readline().strip()
+    if not secret:
+        raise Misused(f"{title.lower()}: nothing came on standard input; type it, or send it there")
+    return secret
 
 
 def wait(client: Client, job: dict[str, Any], title: str) -> dict[str, Any]:

@@ -105,6 +105,15 @@ class Settings(BaseSettings):
     mirror_max_bytes: int = Field(
         default=200 << 30, ge=0, description="Bytes of large mirrored files kept; those longest unused go first."
     )
+    mirror_missing_ttl_s: float = Field(
+        default=60,
+        ge=0,
+        description="Seconds for which what the mirrored hub does not have, or refuses, is not asked for again.",
+    )
+    mirror_anonymous: bool = Field(
+        default=False,
+        description="Whether callers without a token may have things fetched, too; without, they see what is here.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
     log_format: Literal["auto", "json", "console"] = Field(
         default="auto", description="auto: console on a terminal, else JSON, one object a line."

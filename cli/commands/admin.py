@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 
 from adapterhub.cli.client import repo_path
 from adapterhub.cli.errors import Missing, Misused
-from adapterhub.cli.options import AsJson, connect, examples, group, settings
+from adapterhub.cli.options import AsJson, connect, examples, group, read_secret, settings
 from adapterhub.cli.output import say, show_json, show_json_lines, show_table
 from adapterhub.hub.web.wording import ago, bytes_short
 
@@ -127,9 +128,43 @@ def evict(
 
 @mirror.command(epilog=examples("admin mirror refresh ns/name"))
 def refresh(ctx: typer.Context, repo_id: Annotated[str, typer.Argument(help="The repository, ns/name.")]) -> None:
-    """Have a mirror's branches and tags looked up at its next read."""
+    """Have a mirror's branches and tags looked up, or a name asked for again, at its next read."""
     connect(ctx).post(_mirror_path(repo_id) + "/refresh")
     say(f"{repo_id} is looked up again at its next read")
+
+
+@mirror.command(
+    epilog=examples(
+        "admin mirror token team", "admin mirror token team < token.txt", "admin mirror token team --remove --yes"
+    )
+)
+def token(
+    ctx: typer.Context,
+    organisation: Annotated[str, typer.Argument(help="The organisation.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Forget its token, and what that opened.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
+) -> None:
+    """Set an organisation's token for the mirrored hub, read from the terminal or standard input."""
+    path = f"/api/organisations/{quote(organisation, safe='')}/mirror-token"
+    if not remove:
+        connect(ctx).put(path, {"token": read_secret("Token of the mirrored hub")})
+        say(f"{organisation} has a token; its members read there what that token may read")
+        return
+    if not yes:
+        raise Misused(f"this closes to {organisation} what its token opened; say --yes to do it")
+    connect(ctx).delete(path)
+    say(f"{organisation} has no token for the mirrored hub any more")
+
+
+@mirror.command(epilog=examples("admin mirror tokens"))
+def tokens(ctx: typer.Context, as_json: AsJson = False) -> None:
+    """List organisations that have a token for the mirrored hub."""
+    found = connect(ctx).get("/api/mirror-tokens")["items"]
+    if as_json:
+        show_json_lines(found)
+        return
+    rows = ((one["organisation"], one["source"], ago(one["created_at"])) for one in found)
+    show_table(("organisation", "for", "since"), rows)
 
 
 def _mirror_path(repo_id: str) -> str:

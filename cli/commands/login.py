@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from adapterhub.cli.client import Client
-from adapterhub.cli.errors import Misused
-from adapterhub.cli.options import AsJson, connect, examples
+from adapterhub.cli.options import AsJson, connect, examples, read_secret
 from adapterhub.cli.output import say, show_fields, show_json
 
 
@@ -25,7 +23,7 @@ def login(
     ] = None,
 ) -> None:
     """Check a token with the server and store it for this command, hf and Python."""
-    token = token or ctx.obj.token or _asked()
+    token = token or ctx.obj.token or read_secret("Token")
     client = Client(ctx.obj.endpoint, token)
     say(f"logged in to {client.endpoint} as {client.log_in()}")
 
@@ -48,12 +46,3 @@ def whoami(ctx: typer.Context, as_json: AsJson = False) -> None:
             ("server", client.endpoint),
         ]
     )
-
-
-def _asked() -> str:
-    if sys.stdin.isatty():
-        return str(typer.prompt("Token", hide_input=True, err=True)).strip()
-    token = sys.stdin.readline().strip()
-    if not token:
-        raise Misused("no token: give it as argument, or on standard input")
-    return token

@@ -602,7 +602,7 @@ class DiscussionEvent(SQLModel, table=True):
 class Mirror(SQLModel, table=True):
     """Where a repository of another hub was brought from: for ever. Pinned ones keep their bytes.
 
-    organisation_id: whose token opened it there; null where none was needed.
+    organisation_id: whose token opened it there first; null where none was needed. Who sees it: `MirrorAccess`.
     """
 
     __tablename__ = "mirror"
@@ -612,6 +612,26 @@ class Mirror(SQLModel, table=True):
     organisation_id: str | None = Field(default=None, foreign_key="account.id")
     is_pinned: bool = False
     created_at: datetime = _time()
+
+
+class MirrorToken(SQLModel, table=True):
+    """An organisation's token for a mirrored hub, sealed as `services.sealing` says; sent to that hub alone."""
+
+    __tablename__ = "mirror_token"
+    organisation_id: str = Field(foreign_key="account.id", primary_key=True)
+    source_url: str
+    token_sealed: str
+    set_by: str | None = Field(default=None, foreign_key="account.id")
+    created_at: datetime = _time()
+
+
+class MirrorAccess(SQLModel, table=True):
+    """That a mirrored hub showed a repository, which it shows not to everybody, to that organisation's token."""
+
+    __tablename__ = "mirror_access"
+    repository_id: str = Field(foreign_key="mirror.repository_id", primary_key=True)
+    organisation_id: str = Field(foreign_key="account.id", primary_key=True, index=True)
+    proven_at: datetime = _time()
 
 
 class MirrorCheck(SQLModel, table=True):

@@ -16,6 +16,7 @@ from adapterhub.hub.db.tables import (
     Collection,
     Membership,
     Mirror,
+    MirrorAccess,
     Repository,
     Token,
     TokenScope,
@@ -105,6 +106,7 @@ RULES: Mapping[str, Rule] = {
     "see webhooks": Rule("see webhooks", _ADMINS, _SEE_HOOKS, reads=True),
     "write webhooks": Rule("make and change webhooks", _ADMINS, frozenset({"user.webhooks.write"})),
     "choose members": Rule("choose the members of an organisation", _ADMINS, frozenset({"org.write"})),
+    "keep mirror tokens": Rule("set the organisation's token for a mirrored hub", _ADMINS, frozenset({"org.write"})),
     "run jobs": Rule("merge and port", None, frozenset({"repo.write"})),
 }
 """Every deed and who may do it; what stands in no rule is refused. An administrator of the service may do all."""
@@ -145,7 +147,7 @@ def readable(caller: Caller) -> ColumnElement[bool]:
     public = col(Repository.is_private).is_(False)
     shown = alive & col(Repository.disabled_at).is_(None)
     owner = col(Repository.owner_id)
-    return shown & or_(public, _own(caller, "read", owner, col(Repository.id)))
+    return shown & or_(public, _own(caller, "read", owner, col(Repository.id)), _shown_there(caller))
 
 
 def readable_collections(caller: Caller) -> ColumnElement[bool]:
@@ -267,6 +269,23 @@ def require_membership(session: Session, caller: Caller, organisation: Account) 
     _require(session, caller, "choose members", organisation.id, f"choose the members of {organisation.name}")
 
 
+def require_mirror_token(session: Session, caller: Caller, organisation: Account) -> None:
+    """Pass when `caller` may set that organisation's token for a mirrored hub. Raises NotAuthenticated or Forbidden."""
+    told = f"set the token of {organisation.name} for a mirrored hub"
+    _require(session, caller, "keep mirror tokens", organisation.id, told)
+
+
+def may_keep_mirror_token(session: Session, caller: Caller, organisation: Account) -> bool:
+    """Whether `require_mirror_token` passes. Raises NotAuthenticated."""
+    require_signed_in(caller)
+    return _may(session, caller, "keep mirror tokens", organisation.id)
+
+
+def may_look_into(session: Session, caller: Caller, owner: Account) -> bool:
+    """Whether `require_member` passes."""
+    return _may(session, caller, "read", owner.id)
+
+
 def require_member(session: Session, caller: Caller, owner: Account) -> None:
     """Pass when `caller` belongs to that account, in whatever role. Raises NotAuthenticated or Forbidden."""
     _require(session, caller, "read", owner.id, f"look into {owner.name}")
@@ -333,9 +352,33 @@ def _may(session: Session, caller: Caller, deed: str, on: Repository | str) -> b
     rule = RULES[deed]
     if rule.roles is not None and _role(session, caller, on) not in rule.roles:
         return False
-    ids = (on,) if isinstance(on, str) else (on.id, on.owner_id)
+    ids = (on,) if isinstance(on, str) else (on.id, on.owner_id, *_organisations_shown(session, caller, on))
     is_public = isinstance(on, Repository) and not on.is_private
     return _token_may(caller, deed, *ids, *((EVERYTHING,) if is_public else ()))
+
+
+def _organisations_shown(session: Session, caller: Caller, repo: Repository) -> list[str]:
+    """Those of the caller's organisations to whom the repository, a mirror, is shown where it comes from."""
+    if not repo.is_private:
+        return []
+    mine = col(Membership.organisation_id) == col(MirrorAccess.organisation_id)
+    shown = select(MirrorAccess.organisation_id).join(Membership, mine)
+    shown = shown.where(MirrorAccess.repository_id == repo.id, Membership.user_id == caller.account_id)
+    return list(session.exec(shown))
+
+
+def _shown_there(caller: Caller) -> ColumnElement[bool]:
+    """The SQL condition on `Repository` under which it is a mirror that is shown to the caller where it comes from."""
+    if caller.account_id is None:
+        return false()
+    mine = col(Membership.organisation_id) == col(MirrorAccess.organisation_id)
+    shown = select(MirrorAccess.repository_id).join(Membership, mine).where(Membership.user_id == caller.account_id)
+    if caller.token_role == FINE_GRAINED:
+        reached = [one for permission, one in caller.scopes if permission in RULES["read"].permissions]
+        shown = shown.where(
+            or_(col(MirrorAccess.organisation_id).in_(reached), col(MirrorAccess.repository_id).in_(reached))
+        )
+    return col(Repository.id).in_(shown)
 
 
 def _token_may(caller: Caller, deed: str, *ids: str) -> bool:
@@ -400,7 +443,8 @@ def _token_of(header: str) -> str:
 def _role(session: Session, caller: Caller, on: Repository | str) -> str | None:
     """The caller's role in an account or for a repository: admin in their own, as a member in an organisation.
 
-    A contributor may write to the repositories that they made themselves.
+    A contributor may write to the repositories that they made themselves. Whoever belongs to an organisation to whom a
+    mirror is shown may read it.
     """
     if caller.account_id is None:
         return None
@@ -409,6 +453,8 @@ def _role(session: Session, caller: Caller, on: Repository | str) -> str | None:
         return "admin"
     member = session.get(Membership, (owner_id, caller.account_id))
     role = member.role if member else None
+    if role is None and isinstance(on, Repository) and _organisations_shown(session, caller, on):
+        return "read"
     if role == "contributor" and isinstance(on, Repository) and on.creator_id == caller.account_id:
         return "write"
     return role

@@ -23,6 +23,8 @@ from adapterhub.hub.services.names import check_account_name, is_storable, name_
 
 TOKEN_PREFIX = "ah_"  # noqa: S105  what every token starts with, for secret scanners
 TOKEN_ROLES = ("read", "write", "admin", FINE_GRAINED)
+MIRROR = "mirror"
+"""The kind of an account that holds mirrors alone: nobody is it, belongs to it, or has a token of it."""
 TEXT_CHARACTERS = 200
 """Longest name of a token, full name or address."""
 MEMBER_ROLES = ("admin", "write", "contributor", "read")
@@ -125,10 +127,10 @@ def organisations_of(session: Session, user_id: str) -> list[Member]:
 
 
 def find(session: Session, name: str) -> Account:
-    """The user or organisation of that name, whatever its case. Raises AccountNotFound."""
+    """The user or organisation of that name, whatever its case; no namespace of mirrors. Raises AccountNotFound."""
     key = name_key(name) if is_storable(name) else ""
     account = session.exec(select(Account).where(Account.name_key == key)).first()
-    if account is None or account.name.casefold() != name.casefold():
+    if account is None or account.kind == MIRROR or account.name.casefold() != name.casefold():
         raise AccountNotFound(f"{name}: no such user or organisation")
     return account
 

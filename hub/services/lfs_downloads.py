@@ -33,11 +33,12 @@ def link(session: Session, hub: Hub, caller: Caller, repo: Repository, digest: s
     """The signature of a link to read those bytes of `repo`, and how many they are.
 
     Raises RepoNotFound, GatedRepo, InvalidDigest; EntryNotFound for bytes that the repository does not have, whoever
-    else may have them.
+    else may have them, and for those that would have to be fetched for a caller without a token.
     """
     require_content(session, caller, repo)
     found = _find(session, repo, check_digest(digest))
-    if found is None:
+    is_for_all = not caller.is_anonymous or hub.settings.mirror_anonymous
+    if found is None or (found.is_absent and not is_for_all):
         raise EntryNotFound(repo.full_name, digest, "")
     claims = {"repo": repo.id, "digest": digest}
     return seal(hub.secret, _PURPOSE, claims, LINK_TTL_S), found.entry.size_bytes

@@ -1,15 +1,18 @@
 """What administrators do with mirrors: see them, pin them, have them looked up again, let their bytes go."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from sqlalchemy import delete, func
+from sqlalchemy import delete, func, update
 from sqlmodel import Session, col, select
 
 from adapterhub.hub.context import Hub
-from adapterhub.hub.db.tables import Blob, Mirror, MirrorBlob, MirrorCheck, Repository
+from adapterhub.hub.db.tables import Blob, Mirror, MirrorAccess, MirrorBlob, MirrorCheck, Repository, RepositoryName
 from adapterhub.hub.errors import InvalidRequest
-from adapterhub.hub.services import audit, mirror_files, repos
+from adapterhub.hub.services import audit, mirror_files, mirror_missing, repos
 from adapterhub.hub.services.access import Caller, require_admin
+
+NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,19 @@ def pin(session: Session, caller: Caller, repo_id: str, *, pinned: bool) -> None
     audit.record(session, caller, "mirror.pin" if pinned else "mirror.unpin", row.repository_id, repo_id)
 
 
-def refresh(session: Session, caller: Caller, repo_id: str) -> None:
-    """Have the branches and tags of a mirror looked up at its next read. Raises as `pin`."""
+def refresh(session: Session, hub: Hub, caller: Caller, repo_id: str) -> None:
+    """Have the branches and tags of a mirror looked up at its next read, or a name that is not here asked for again.
+
+    Raises as `pin`.
+    """
+    require_admin(caller)
+    mirror_missing.forget(hub, repo_id)
+    if session.get(RepositoryName, repo_id.casefold()) is None:
+        return
     row = _mirror(session, caller, repo_id)
     session.execute(delete(MirrorCheck).where(col(MirrorCheck.repository_id) == row.repository_id))
+    proofs = update(MirrorAccess).where(col(MirrorAccess.repository_id) == row.repository_id)
+    session.execute(proofs.values(proven_at=NEVER))
 
 
 def evict(hub: Hub, caller: Caller, repo_id: str) -> int:

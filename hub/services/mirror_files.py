@@ -5,14 +5,16 @@ owns the blob (`BlobOwner`), and that row is written after they are durable.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 
+from sqlalchemy import update
 from sqlmodel import Session, col, select
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.queries import insert_missing
 from adapterhub.hub.db.tables import Blob, BlobOwner, Commit, Mirror, MirrorBlob, Repository, Xorb, now
-from adapterhub.hub.errors import OutboundFailed
+from adapterhub.hub.errors import OutboundFailed, Refused, RepoNotFound
 from adapterhub.hub.services import blobs, flights, ingest, mirror_reading, trees
 from adapterhub.hub.services.git_objects import blob_oid
 from adapterhub.hub.services.trees import Entry
@@ -54,16 +56,13 @@ def fetch(
         with hub.db.read() as session:
             if not is_absent(session, repo, entry):
                 return
-            upstream = mirror_reading.source(session, hub, repo)
-        with hub.store.writer() as writer:
-            for received in _download(upstream, commit, entry, writer):
-                told(received)
-                if cancelled():
-                    raise Cancelled(f"{repo.full_name}/{entry.path}: asked to stop after {received} bytes")
-            try:
-                stat = writer.commit(entry.digest)
-            except DigestMismatch:
-                raise upstream.wrong(f"sends other bytes than it names as {entry.path}") from None
+            *others, last = mirror_reading.sources(session, hub, repo)
+        for upstream in others:
+            with suppress(Refused, RepoNotFound):
+                stat = _stored(hub, upstream, commit, entry, told, cancelled)
+                break
+        else:
+            stat = _stored(hub, last, commit, entry, told, cancelled)
         hub.db.transact(lambda session: _link(hub, session, repo, commit, stat))
     make_room(hub)
 
@@ -102,8 +101,20 @@ def touch(hub: Hub, repository_id: str, digest: str) -> None:
         hub.db.transact(work)
 
 
+def touch_all(hub: Hub, repository_id: str) -> None:
+    """Remember that all that is here of a mirror is being read."""
+    mine = col(MirrorBlob.repository_id) == repository_id
+    with hub.db.read() as session:
+        is_mirror = session.exec(select(MirrorBlob.digest).where(mine)).first() is not None
+    if is_mirror:
+        hub.db.transact(lambda session: session.execute(update(MirrorBlob).where(mine).values(used_at=now())))
+
+
 def make_room(hub: Hub) -> int:
-    """Bytes let go of, those longest unused first, until mirrored ones fit `mirror_max_bytes`. Pinned ones stay."""
+    """Bytes let go of, those longest unused first, until mirrored ones fit `mirror_max_bytes`.
+
+    Pinned ones stay, and those that were used within the hour.
+    """
     with hub.db.read() as session:
         held = session.exec(
             select(MirrorBlob, Blob.size_bytes, Mirror.is_pinned)
@@ -116,7 +127,7 @@ def make_room(hub: Hub) -> int:
     for row, size, is_pinned in held:
         if over <= 0:
             break
-        if not is_pinned and let_go(hub, row.repository_id, row.digest):
+        if not is_pinned and row.used_at < now() - KEPT and let_go(hub, row.repository_id, row.digest):
             over -= size
             freed += size
     return freed
@@ -151,6 +162,26 @@ def let_go(hub: Hub, repository_id: str, digest: str) -> bool:
         return True
 
     return hub.db.transact(work)
+
+
+def _stored(
+    hub: Hub,
+    upstream: Upstream,
+    commit: str,
+    entry: Entry,
+    told: Callable[[int], None],
+    cancelled: Callable[[], bool],
+) -> BlobStat:
+    """The file's bytes, verified and durable. Raises as `fetch`."""
+    with hub.store.writer() as writer:
+        for received in _download(upstream, commit, entry, writer):
+            told(received)
+            if cancelled():
+                raise Cancelled(f"{upstream.repo_id}/{entry.path}: asked to stop after {received} bytes")
+        try:
+            return writer.commit(entry.digest)
+        except DigestMismatch:
+            raise upstream.wrong(f"sends other bytes than it names as {entry.path}") from None
 
 
 def _download(upstream: Upstream, commit: str, entry: Entry, writer: BlobWriter) -> Iterator[int]:

@@ -4,7 +4,7 @@ A job brings its own inputs, with progress (`before`). The web process brings no
 job that does, and says that trying again later will help.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -39,7 +39,7 @@ class Wanted:
     path: str = ""
 
 
-def before(hub: Hub, inputs: Callable[[Hub, Job], Iterable[Wanted]], handler: Handler) -> Handler:
+def before(hub: Hub, inputs: Callable[[Hub, Job], Sequence[Wanted]], handler: Handler) -> Handler:
     """`handler`, begun when what `inputs` names for the job is here."""
 
     def run(job: Job, report: Report) -> Mapping[str, Any]:
@@ -49,8 +49,8 @@ def before(hub: Hub, inputs: Callable[[Hub, Job], Iterable[Wanted]], handler: Ha
     return run
 
 
-def bring(hub: Hub, wanted: Iterable[Wanted], report: Report) -> int:
-    """Have all that is wanted here; the bytes that had to come. Raises as `mirror_files.fetch`, Cancelled."""
+def bring(hub: Hub, wanted: Sequence[Wanted], report: Report) -> int:
+    """Have all that is wanted here, to stay for an hour; the bytes that had to come. Raises as `mirror_files.fetch`."""
     with hub.db.read() as session:
         left = [(one, entry) for one in wanted for entry in _absent(session, one)]
     total, done = sum(entry.size_bytes for _, entry in left), 0
@@ -62,6 +62,8 @@ def bring(hub: Hub, wanted: Iterable[Wanted], report: Report) -> int:
 
         mirror_files.fetch(hub, one.repo, one.commit, entry, told=told, cancelled=report.cancelled)
         done += entry.size_bytes
+    for one in wanted:
+        mirror_files.touch_all(hub, one.repo.id)
     return total
 
 

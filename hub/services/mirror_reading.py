@@ -11,8 +11,8 @@ from sqlmodel import Session, col, select
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import BlobOwner, Mirror, Repository
-from adapterhub.hub.errors import NotFetched, TooLarge
-from adapterhub.hub.services import trees
+from adapterhub.hub.errors import Forbidden, NotFetched, TooLarge
+from adapterhub.hub.services import mirror_tokens, trees
 from adapterhub.hub.services.folders import RepositoryFolder
 from adapterhub.hub.services.trees import Entry
 from adapterhub.hub.services.upstream import Upstream
@@ -40,9 +40,22 @@ def store(session: Session, hub: Hub, repo: Repository, commit: str, files: Iter
 
 
 def source(session: Session, hub: Hub, repo: Repository) -> Upstream:
-    """Where a mirrored repository is."""
+    """Where a mirrored repository is, as the first of `sources` is shown it."""
+    return sources(session, hub, repo)[0]
+
+
+def sources(session: Session, hub: Hub, repo: Repository) -> list[Upstream]:
+    """Where a mirrored repository is: as everybody is shown it, or as each organisation that proved its access.
+
+    Raises Forbidden where no organisation does any more, SealBroken.
+    """
     row = session.get_one(Mirror, repo.id)
-    return Upstream(hub.settings, row.source_url, row.source_repo_id)
+    if row.organisation_id is None:
+        return [Upstream(hub.settings, row.source_url, row.source_repo_id)]
+    found = mirror_tokens.of_repository(session, hub, repo.id, row.source_url, row.source_repo_id)
+    if not found:
+        raise Forbidden(f"{repo.full_name}: no organisation's token opens it at {row.source_url} any more; set one")
+    return found
 
 
 def absent(session: Session, repo: Repository, files: Iterable[Entry]) -> list[Entry]:

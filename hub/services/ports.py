@@ -18,7 +18,7 @@ from adapterhub.hub.services.cards import FILE as CARD
 from adapterhub.hub.services.folders import RepositoryFolder
 from adapterhub.hub.services.mirror_inputs import Wanted
 from adapterhub.hub.services.publish import Written
-from adapterhub.hub.services.resolve import Revision, find
+from adapterhub.hub.services.resolve import Revision, find, look_up
 from adapterhub.merging import patches
 from adapterhub.merging.checkpoint import Checkpoint
 from adapterhub.merging.patch import Patch, TrainingBase
@@ -71,9 +71,12 @@ def request(hub: Hub, caller: Caller, patch: str, to: str, *, push: bool | str =
     """A job that carries the patch named `patch`, or the one it was ported from, to the model named `to`.
 
     push: True commits to a branch `ported/<target>-<fingerprint>` of the patch's repository, a name to that repository,
-    False only reports. Raises UnknownName, UnfitPatch, InvalidRequest, Forbidden before anything is queued.
+    False only reports. Raises UnknownName, UnfitPatch, InvalidRequest, Forbidden, and as
+    `mirror.ensure`, before anything is queued.
     """
     to_ref = Ref.of(to)
+    for ref in (Ref.of(patch), to_ref):
+        look_up(hub, caller, ref)
     with hub.db.read() as session:
         one, target = _original(session, caller, find(session, caller, Ref.of(patch))), find(session, caller, to_ref)
     if one.kind == MODEL:

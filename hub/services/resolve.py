@@ -12,7 +12,7 @@ from sqlmodel import Session, col
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Patch, Repository, RevisionFacts
 from adapterhub.hub.errors import InvalidRequest, NotFetched, RepoNotFound
-from adapterhub.hub.services import mirror_reading, refs, repos
+from adapterhub.hub.services import mirror, mirror_reading, refs, repos
 from adapterhub.hub.services.access import Caller, readable, require_content
 from adapterhub.hub.services.mirror_inputs import Wanted
 from adapterhub.merging.checkpoint import MappedFolder
@@ -83,9 +83,11 @@ def resolve_expression(hub: Hub, caller: Caller, text: str, pins: Mapping[str, s
     Patches alone stand for the one base on this hub that all were trained on, plus each of them. Raises
     ExpressionError, RecipeTooLarge; UnknownName for a repository that is not there or not for this caller, naming a
     near one; GatedRepo; RevisionNotFound; InvalidRequest where a repository holds no or several patches, or the bases
-    differ.
+    differ; as `mirror.ensure` for what another hub may have.
     """
     recipe = parse(text)
+    for ref in recipe.references():
+        look_up(hub, caller, ref, (pins or {}).get(ref.address))
     with hub.db.read() as session:
         found = {ref: find(session, caller, ref, (pins or {}).get(ref.address)) for ref in recipe.references()}
         if not any(revision.kind == MODEL for revision in found.values()):
@@ -95,6 +97,15 @@ def resolve_expression(hub: Hub, caller: Caller, text: str, pins: Mapping[str, s
             found = {base_ref: base, **found}
         inputs = {ref: as_input(session, hub, revision) for ref, revision in found.items()}
     return Resolved(recipe, inputs, found)
+
+
+def look_up(hub: Hub, caller: Caller, ref: Ref, commit: str | None = None) -> None:
+    """Have what a name means here, if another hub has it; commit: in place of its revision. Raises as `mirror.ensure`.
+
+    A name that is unknown there too is left to `find`.
+    """
+    with suppress(RepoNotFound):
+        mirror.ensure(hub, caller, ref.name, commit or ref.revision)
 
 
 def find(session: Session, caller: Caller, ref: Ref, commit: str | None = None) -> Revision:

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -47,11 +47,16 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Upstream:
-    """One repository of another hub. url: of the hub, without a slash at its end."""
+    """One repository of another hub. url: of the hub, without a slash at its end.
+
+    token: as whom it is asked, sent to that hub's own origin and nowhere else; organisation_id: whose token that is.
+    """
 
     settings: Settings
     url: str
     repo_id: str
+    token: str | None = field(default=None, repr=False)
+    organisation_id: str | None = None
 
     @property
     def host(self) -> str:
@@ -99,7 +104,8 @@ class Upstream:
         """
         url = f"{self.url}/{self.repo_id}/resolve/{commit}/{quote(path)}"
         wanted = {"Range": f"bytes={start}-{end - 1}"} if start or end else {}
-        with outbound.request(self.settings, "GET", url, headers=wanted, limit_bytes=end + 1) as response:
+        headers = {**wanted, **self._as_whom()}
+        with outbound.request(self.settings, "GET", url, headers=headers, limit_bytes=end + 1) as response:
             if response.status == 206:
                 if not response.headers.get("content-range", "").startswith(f"bytes {start}-"):
                     raise self.wrong(f"sends another part of {path} than was asked for")
@@ -113,9 +119,17 @@ class Upstream:
         """The error that says what the other hub got wrong about the repository."""
         return WrongUpstream(f"{self.host} {what}, for {self.repo_id}; nothing of it is kept")
 
+    def _as_whom(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
     def _json(self, path: str, revision: str) -> Mapping[str, Any]:
         with outbound.request(
-            self.settings, "GET", self.url + path, limit_bytes=ANSWER_BYTES, deadline_s=ANSWER_S
+            self.settings,
+            "GET",
+            self.url + path,
+            headers=self._as_whom(),
+            limit_bytes=ANSWER_BYTES,
+            deadline_s=ANSWER_S,
         ) as response:
             if response.status != 200:
                 raise self._refusal(response, revision, "")
@@ -151,8 +165,10 @@ class Upstream:
             return GatedRepo(self.repo_id, f"ask for access at {self.url}/{self.repo_id}")
         if code == "RevisionNotFound":
             return RevisionNotFound(self.repo_id, revision)
-        if code == "EntryNotFound" or (status == 404 and path):
+        if code == "EntryNotFound" or (status == 404 and path and code != "RepoNotFound"):
             return EntryNotFound(self.repo_id, path, revision)
+        if self.token and status == 401 and code != "RepoNotFound":
+            return RepoNotFound(self.repo_id, f"{self.host} does not accept your organisation's token; set another one")
         if status in (401, 404):
             return RepoNotFound(self.repo_id, f"neither here nor, for this service, at {self.host}")
         if status == 403:

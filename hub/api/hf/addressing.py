@@ -7,7 +7,7 @@ from fastapi import Depends, Request
 from sqlmodel import Session
 
 from adapterhub.hub.api import threads
-from adapterhub.hub.api.deps import HubDep
+from adapterhub.hub.api.deps import CallerDep, HubDep
 from adapterhub.hub.api.errors import RepoMoved
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Repository
@@ -17,17 +17,13 @@ from adapterhub.hub.services.access import Caller
 T = TypeVar("T")
 
 
-MIRRORS_AT_ONCE = 8
-"""Looks at another hub that are made at once; others wait their turn."""
-
-
-async def _repo_id(request: Request, hub: HubDep, namespace: str, name: str) -> str:
+async def _repo_id(request: Request, hub: HubDep, caller: CallerDep, namespace: str, name: str) -> str:
     """The name in full; where it is read and another hub is mirrored, what is there has been brought here by then."""
     repo_id = f"{namespace}/{name}"
     is_read = request.method in ("GET", "HEAD") or "/paths-info/" in request.url.path
     if is_read and hub.settings.mirror_url is not None:
-        async with threads.turns("mirror", MIRRORS_AT_ONCE):
-            warning = await threads.run(mirror.ensure, hub, repo_id, request.path_params.get("revision"))
+        async with threads.turns("mirror", mirror.LOOKS_AT_ONCE):
+            warning = await threads.run(mirror.ensure, hub, caller, repo_id, request.path_params.get("revision"))
         if warning is not None:
             request.state.warning = warning
     return repo_id

@@ -60,7 +60,7 @@ async def download(request: Request, hub: HubDep, oid: str, signature: str = Que
     """The bytes of one large file, whole or a range. The signature is the only right needed. Raises InvalidToken."""
     found = await read(hub, lambda session: lfs_downloads.linked(session, hub, signature, f"sha256:{oid}"))
     if found.is_absent and request.method == "GET":
-        await mirrored.bring(hub, found.repo, found.commit, [found.entry])
+        await mirrored.fetch(hub, found.repo, found.commit, [found.entry])
     response = await file_response(request, hub, found.entry, "")
     del response.headers["X-Repo-Commit"]
     return response

@@ -38,7 +38,7 @@ async def resolve(
 
     repo, commit, entry, is_absent = await read(hub, work)
     if is_absent:
-        await mirrored.bring(hub, repo, commit, [entry])
+        await mirrored.bring(hub, caller, repo, commit, [entry])
     elif entry.is_lfs and hub.settings.mirror_url is not None:
         await threads.run(mirror_files.touch, hub, repo.id, entry.digest)
     response = await file_response(request, hub, entry, commit)

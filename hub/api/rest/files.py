@@ -94,7 +94,7 @@ async def get_file(
     """Read a file, whole or one byte range of it."""
     repo, commit, entry, is_absent = await threads.run(_entry, hub, caller, f"{namespace}/{name}", revision, path)
     if is_absent and request.method == "GET":
-        await mirrored.bring(hub, repo, commit, [entry])
+        await mirrored.bring(hub, caller, repo, commit, [entry])
     return await file_response(request, hub, entry, commit)
 
 
@@ -124,7 +124,7 @@ async def get_archive(
 ) -> StreamingResponse:
     """Read a whole revision as a tar: one folder, named after the repository and the commit."""
     found = await threads.run(_archive, hub, caller, f"{namespace}/{name}", revision)
-    await mirrored.bring(hub, found.repo, found.commit, found.absent)
+    await mirrored.bring(hub, caller, found.repo, found.commit, found.absent)
     headers = {
         "Content-Length": str(found.size_bytes),
         "Content-Disposition": f'attachment; filename="{found.folder}.tar"',

@@ -57,8 +57,8 @@ async def pin_mirror(namespace: str, name: str, wanted: Pinning, hub: HubDep, ca
 
 @router.post("/{namespace}/{name}/refresh", status_code=204)
 async def refresh_mirror(namespace: str, name: str, hub: HubDep, caller: CallerDep) -> None:
-    """Have a mirror's branches and tags looked up at its next read. For administrators."""
-    await threads.run(hub.db.transact, lambda session: mirror_care.refresh(session, caller, f"{namespace}/{name}"))
+    """Have a mirror's branches and tags looked up, or a name asked for again, at its next read. For administrators."""
+    await threads.run(hub.db.transact, lambda session: mirror_care.refresh(session, hub, caller, f"{namespace}/{name}"))
 
 
 @router.post("/{namespace}/{name}/evict")

@@ -25,7 +25,7 @@ class FarHub:
     @property
     def told(self) -> dict[str, object]:
         """The settings of a hub that mirrors it and looks again at every read."""
-        return {"mirror_url": self.url, "outbound_allow": "127.0.0.1", "mirror_ttl_s": 0}
+        return {"mirror_url": self.url, "outbound_allow": "127.0.0.1", "mirror_ttl_s": 0, "mirror_missing_ttl_s": 0}
 
     def push(self, name: str, files: Sequence[AddRegular], *, private: bool = False) -> None:
         """A repository of that name, of the administrator's."""

@@ -18,7 +18,8 @@ COMMIT = "c0ffee" + "0" * 34
 class OtherHub:
     """files: what it names. sent: what it sends where that differs; broken: bytes after which it hangs up, once each.
 
-    redirects: where the bytes of a file are; refused: the status and code of every answer; hold: kept until it is set.
+    redirects: where the bytes of a file are, at `elsewhere` perhaps; refused: the status and code of every answer;
+    hold: kept until it is set.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -33,6 +34,11 @@ class OtherHub:
     headers: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
     hold: threading.Event | None = None
+    wants: str = ""
+    """The token without which there is nothing here."""
+    elsewhere: "OtherHub | None" = None
+    unknown: set[str] = field(default_factory=set)
+    """Revisions that it says it has not."""
 
     def downloads(self, path: str) -> int:
         """How often the whole file was begun."""
@@ -83,6 +89,10 @@ def _answer(other: OtherHub, request: BaseHTTPRequestHandler) -> None:
     if other.refused is not None:
         status, code = other.refused
         _send(request, status, b"{}", {"X-Error-Code": code})
+    elif other.wants and request.headers.get("Authorization") != f"Bearer {other.wants}":
+        _send(request, 404, b"{}", {"X-Error-Code": "RepoNotFound"})
+    elif path.rpartition("/")[2] in other.unknown:
+        _send(request, 404, b"{}", {"X-Error-Code": "RevisionNotFound"})
     elif path.startswith("/api/models/far/model/revision/"):
         _send(request, 200, other.info())
     elif path == "/api/models/far/model/refs":

@@ -28,6 +28,7 @@ from tests.hub.services.otherhub import COMMIT, OtherHub, serving
 
 NAME = "far/model"
 WEIGHTS = os.urandom(300_000)
+ASKER = Caller("an id", "somebody")
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def other() -> Iterator[OtherHub]:
 @pytest.fixture
 def near(hub: Hub, other: OtherHub) -> Hub:
     """A hub that mirrors it, and looks again at every read."""
-    told = {"mirror_url": other.url + "/", "outbound_allow": "127.0.0.1", "mirror_ttl_s": 0}
+    told = {"mirror_url": other.url + "/", "outbound_allow": "127.0.0.1", "mirror_ttl_s": 0, "mirror_missing_ttl_s": 0}
     return replace(hub, settings=hub.settings.model_copy(update=told))
 
 
@@ -65,7 +66,7 @@ def is_here(hub: Hub, digest: str) -> bool:
 
 
 def test_a_revision_is_recorded_under_the_ids_it_has_there(near: Hub, other: OtherHub) -> None:
-    assert mirror.ensure(near, NAME, None) is None
+    assert mirror.ensure(near, ASKER, NAME, None) is None
     repo, commit, files = found(near)
     assert commit == COMMIT
     assert sorted(files) == ["README.md", "a/b.txt", "c.txt", "weights.bin"]
@@ -79,19 +80,19 @@ def test_a_revision_is_recorded_under_the_ids_it_has_there(near: Hub, other: Oth
 
 
 def test_nothing_is_fetched_by_default(hub: Hub, other: OtherHub) -> None:
-    assert mirror.ensure(hub, NAME, None) is None
+    assert mirror.ensure(hub, ASKER, NAME, None) is None
     assert other.asked == []
 
 
 def test_bytes_come_once_and_are_kept(near: Hub, other: OtherHub) -> None:
-    mirror.ensure(near, NAME, None)
+    mirror.ensure(near, ASKER, NAME, None)
     assert fetch(near) == WEIGHTS
     assert fetch(near) == WEIGHTS
     assert other.downloads("weights.bin") == 1
 
 
 def test_askers_at_once_share_one_download(near: Hub, other: OtherHub) -> None:
-    mirror.ensure(near, NAME, None)
+    mirror.ensure(near, ASKER, NAME, None)
     repo, commit, files = found(near)
     other.hold = threading.Event()
     begun = threading.Barrier(5)
@@ -110,7 +111,7 @@ def test_askers_at_once_share_one_download(near: Hub, other: OtherHub) -> None:
 
 
 def test_a_broken_download_goes_on_where_it_stopped(near: Hub, other: OtherHub) -> None:
-    mirror.ensure(near, NAME, None)
+    mirror.ensure(near, ASKER, NAME, None)
     other.broken["weights.bin"] = 100_000
     assert fetch(near) == WEIGHTS
     parts = [part for _, path, part in other.asked if path.endswith("weights.bin")]
@@ -119,7 +120,7 @@ def test_a_broken_download_goes_on_where_it_stopped(near: Hub, other: OtherHub) 
 
 @pytest.mark.parametrize("sent", [b"x" * len(WEIGHTS), WEIGHTS[:-1], b""])
 def test_wrong_bytes_are_refused_and_not_kept(near: Hub, other: OtherHub, sent: bytes) -> None:
-    mirror.ensure(near, NAME, None)
+    mirror.ensure(near, ASKER, NAME, None)
     other.sent["weights.bin"] = sent
     with pytest.raises(OutboundFailed, match=r"127\.0\.0\.1"):
         fetch(near)
@@ -132,7 +133,7 @@ def test_wrong_bytes_are_refused_and_not_kept(near: Hub, other: OtherHub, sent: 
 def test_a_regular_file_with_wrong_bytes_brings_nothing_here(near: Hub, other: OtherHub) -> None:
     other.sent["README.md"] = b"?" * len(other.files["README.md"])
     with pytest.raises(WrongUpstream, match=r"README\.md"):
-        mirror.ensure(near, NAME, None)
+        mirror.ensure(near, ASKER, NAME, None)
     with near.db.read() as session, pytest.raises(RepoNotFound):
         repos.find(session, ANONYMOUS, NAME)
 
@@ -141,7 +142,7 @@ def test_a_digest_that_another_repository_owns_opens_nothing(near: Hub, other: O
     with near.store.writer() as writer:
         writer.write(WEIGHTS)
         writer.commit()
-    mirror.ensure(near, NAME, None)
+    mirror.ensure(near, ASKER, NAME, None)
     other.sent["weights.bin"] = b"x" * len(WEIGHTS)
     with pytest.raises(WrongUpstream):
         fetch(near)
@@ -149,14 +150,14 @@ def test_a_digest_that_another_repository_owns_opens_nothing(near: Hub, other: O
 
 
 def test_what_is_here_is_served_when_the_other_hub_is_gone(near: Hub, other: OtherHub) -> None:
-    mirror.ensure(near, NAME, None)
+    mirror.ensure(near, ASKER, NAME, None)
     other.refused = (500, "")
-    warning = mirror.ensure(near, NAME, None)
+    warning = mirror.ensure(near, ASKER, NAME, None)
     assert warning is not None
     assert "did not answer" in warning
     asked = len(other.asked)
-    assert mirror.ensure(near, NAME, None) == warning
-    assert mirror.ensure(near, NAME, COMMIT) is None
+    assert mirror.ensure(near, ASKER, NAME, None) == warning
+    assert mirror.ensure(near, ASKER, NAME, COMMIT) is None
     assert len(other.asked) == asked
     assert found(near)[1] == COMMIT
 
@@ -176,27 +177,27 @@ def test_a_refusal_there_is_one_of_the_same_class_here(
 ) -> None:
     other.refused = (status, code)
     with pytest.raises(kind):
-        mirror.ensure(near, NAME, None)
+        mirror.ensure(near, ASKER, NAME, None)
 
 
 def test_a_branch_that_moved_is_followed_and_the_old_commit_stays(near: Hub, other: OtherHub) -> None:
-    mirror.ensure(near, NAME, None)
+    mirror.ensure(near, ASKER, NAME, None)
     other.commit, other.files["c.txt"] = "f" * 40, b"changed"
-    mirror.ensure(near, NAME, None)
+    mirror.ensure(near, ASKER, NAME, None)
     assert found(near)[1] == "f" * 40
     assert found(near, COMMIT)[2]["c.txt"].size_bytes == 1
 
 
 def test_a_branch_is_not_asked_for_again_before_its_time(near: Hub, other: OtherHub) -> None:
     later = replace(near, settings=near.settings.model_copy(update={"mirror_ttl_s": 3600}))
-    mirror.ensure(later, NAME, None)
+    mirror.ensure(later, ASKER, NAME, None)
     asked = len(other.asked)
-    mirror.ensure(later, NAME, "main")
+    mirror.ensure(later, ASKER, NAME, "main")
     assert len(other.asked) == asked
 
 
 def test_a_tag_is_a_tag_here_too(near: Hub, other: OtherHub) -> None:
-    mirror.ensure(near, NAME, "v1")
+    mirror.ensure(near, ASKER, NAME, "v1")
     with near.db.read() as session:
         names = [ref.name for ref in refs.list_refs(session, repos.find(session, ANONYMOUS, NAME))]
     assert names == ["refs/tags/v1"]
@@ -204,21 +205,21 @@ def test_a_tag_is_a_tag_here_too(near: Hub, other: OtherHub) -> None:
 
 def test_names_of_this_hub_are_never_shadowed(near: Hub, other: OtherHub, admin: Caller) -> None:
     near.db.transact(lambda session: accounts.create_organisation(session, admin, "Far"))
-    assert mirror.ensure(near, NAME, None) is None
+    assert mirror.ensure(near, ASKER, NAME, None) is None
     repos.create(near, admin, "Far/model")
     near.db.transact(lambda session: repos.delete(session, admin, "Far/model"))
-    assert mirror.ensure(near, NAME, None) is None
+    assert mirror.ensure(near, ASKER, NAME, None) is None
     assert other.asked == []
 
 
 def test_a_mirror_is_read_only_even_for_administrators(near: Hub, admin: Caller) -> None:
-    mirror.ensure(near, NAME, None)
+    mirror.ensure(near, ASKER, NAME, None)
     repo = found(near)[0]
     for right in (require_write, require_discussion, require_upload):
         with near.db.read() as session, pytest.raises(Forbidden, match="a mirror of http"):
             right(session, admin, repo)
     near.db.transact(lambda session: repos.delete(session, admin, NAME))
-    assert mirror.ensure(near, NAME, None) is None
+    assert mirror.ensure(near, ASKER, NAME, None) is None
 
 
 def test_too_many_bytes_in_regular_files_are_refused(
@@ -226,12 +227,15 @@ def test_too_many_bytes_in_regular_files_are_refused(
 ) -> None:
     monkeypatch.setattr(mirror, "REGULAR_BYTES", 10)
     with pytest.raises(TooLarge, match="regular files"):
-        mirror.ensure(near, NAME, None)
+        mirror.ensure(near, ASKER, NAME, None)
 
 
 def aged(hub: Hub) -> None:
-    """As if the mirrored bytes had come long ago."""
+    """As if the mirrored bytes had come, and been read, long ago."""
     long_ago = now() - timedelta(days=2)
+    with hub.db.write() as session:
+        for row in session.exec(select(MirrorBlob)):
+            row.used_at = long_ago
     for path in (hub.settings.data / "blobs" / "objects").rglob("*"):
         os.utime(path, (long_ago.timestamp(), long_ago.timestamp()))
 
@@ -241,7 +245,7 @@ def tight(hub: Hub) -> Hub:
 
 
 def test_bytes_above_the_quota_go_and_come_again(near: Hub, other: OtherHub) -> None:
-    mirror.ensure(near, NAME, None)
+    mirror.ensure(near, ASKER, NAME, None)
     fetch(near)
     assert mirror_files.make_room(tight(near)) == 0, "they came just now"
     aged(near)
@@ -252,7 +256,7 @@ def test_bytes_above_the_quota_go_and_come_again(near: Hub, other: OtherHub) -> 
 
 
 def test_bytes_let_go_while_they_were_pushed_here_are_asked_for_again(near: Hub, admin: Caller) -> None:
-    mirror.ensure(near, NAME, None)
+    mirror.ensure(near, ASKER, NAME, None)
     fetch(near)
     own = repos.create(near, admin, f"{admin.name}/own")
     aged(near)
@@ -266,7 +270,7 @@ def test_bytes_let_go_while_they_were_pushed_here_are_asked_for_again(near: Hub,
 
 
 def test_pinned_bytes_stay(near: Hub) -> None:
-    mirror.ensure(near, NAME, None)
+    mirror.ensure(near, ASKER, NAME, None)
     fetch(near)
     aged(near)
     with near.db.write() as session:
@@ -275,7 +279,7 @@ def test_pinned_bytes_stay(near: Hub) -> None:
 
 
 def test_bytes_that_a_repository_of_this_hub_owns_stay(near: Hub, admin: Caller) -> None:
-    mirror.ensure(near, NAME, None)
+    mirror.ensure(near, ASKER, NAME, None)
     fetch(near)
     own = repos.create(near, admin, f"{admin.name}/own")
     with near.db.write() as session:
@@ -290,13 +294,13 @@ def test_bytes_that_a_repository_of_this_hub_owns_stay(near: Hub, admin: Caller)
 def test_bytes_are_followed_to_another_host_and_verified_all_the_same(near: Hub, other: OtherHub) -> None:
     with serving(OtherHub(files={"weights.bin": WEIGHTS})) as elsewhere:
         other.redirects["weights.bin"] = f"{elsewhere.url}/weights.bin"
-        mirror.ensure(near, NAME, None)
+        mirror.ensure(near, ASKER, NAME, None)
         assert fetch(near) == WEIGHTS
         assert all("Authorization" not in sent and "Cookie" not in sent for sent in elsewhere.headers)
 
 
 def test_bytes_that_are_not_here_cannot_be_copied(near: Hub, admin: Caller) -> None:
-    mirror.ensure(near, NAME, None)
+    mirror.ensure(near, ASKER, NAME, None)
     own = repos.create(near, admin, f"{admin.name}/own")
     source, digest = found(near)[0], digest_of(WEIGHTS)
 
@@ -312,7 +316,7 @@ def test_bytes_that_are_not_here_cannot_be_copied(near: Hub, admin: Caller) -> N
 
 def test_an_administrator_sees_evicts_and_refreshes_mirrors(near: Hub, other: OtherHub, admin: Caller) -> None:
     later = replace(near, settings=near.settings.model_copy(update={"mirror_ttl_s": 3600}))
-    mirror.ensure(later, NAME, None)
+    mirror.ensure(later, ASKER, NAME, None)
     fetch(near)
     with near.db.read() as session:
         (seen,) = mirror_care.listing(session, admin)
@@ -323,6 +327,6 @@ def test_an_administrator_sees_evicts_and_refreshes_mirrors(near: Hub, other: Ot
     assert mirror_care.evict(near, admin, NAME) == 1
     assert near.store.stat(digest_of(WEIGHTS)) is None
     asked = len(other.asked)
-    near.db.transact(lambda session: mirror_care.refresh(session, admin, NAME))
-    mirror.ensure(later, NAME, None)
+    near.db.transact(lambda session: mirror_care.refresh(session, near, admin, NAME))
+    mirror.ensure(later, ASKER, NAME, None)
     assert len(other.asked) > asked

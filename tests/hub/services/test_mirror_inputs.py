@@ -44,6 +44,7 @@ from tests.hub.services.otherhub import OtherHub, serving
 from tests.hub.services.samples import lora, model
 
 BASE = "far/base"
+ASKER = Caller("an id", "somebody")
 WEIGHTS = {file.path: file.content for file in model()}["model.safetensors"]
 DIGEST = "sha256:" + hashlib.sha256(WEIGHTS).hexdigest()
 
@@ -66,7 +67,7 @@ def near(hub: Hub, far: FarHub) -> Hub:
 @pytest.fixture
 def ann(near: Hub, ann: Caller) -> Caller:
     """A user with a LoRA on the mirrored base, none of whose weights are here."""
-    mirror.ensure(near, BASE, None)
+    mirror.ensure(near, ASKER, BASE, None)
     repos.create(near, ann, "ann/code")
     commit(near, ann, "ann/code", "main", lora(BASE), "push")
     assert not is_here(near, DIGEST)
@@ -133,7 +134,7 @@ def counted(seed: int) -> list[AddRegular]:
 def test_a_merge_that_reads_tensors_to_be_planned_waits_for_them(near: Hub, ann: Caller, far: FarHub) -> None:
     for number, name in enumerate(("one", "two")):
         far.push(name, counted(number))
-        mirror.ensure(near, f"far/{name}", None)
+        mirror.ensure(near, ASKER, f"far/{name}", None)
     asked = "far/one + delta(far/two, far/one)"
     with pytest.raises(NotFetched, match="try again later"):
         merges.request(near, ann, asked, push="ann/both")
@@ -149,7 +150,7 @@ def wanted(hub: Hub, name: str) -> Wanted:
 
 
 def test_a_port_brings_both_bases(near: Hub, ann: Caller) -> None:
-    mirror.ensure(near, "far/second", None)
+    mirror.ensure(near, ASKER, "far/second", None)
     job = run(near, ports.request(near, ann, "ann/code", "far/second"))
     assert job.error is None
     assert job.result is not None
@@ -186,7 +187,7 @@ def test_serving_tells_why_the_base_does_not_come(near: Hub, ann: Caller) -> Non
 def test_weights_that_nothing_here_opens_are_not_brought(near: Hub, ann: Caller, far: FarHub) -> None:
     pickled = AddRegular("pytorch_model.bin", os.urandom(5000))
     far.push("both-formats", [*model(seed=2), pickled])
-    mirror.ensure(near, "far/both-formats", None)
+    mirror.ensure(near, ASKER, "far/both-formats", None)
     with pytest.raises(NotFetched):
         variants.served(near, ann, "far/both-formats")
     InlineExecutor(near.jobs, handlers_of(near)).drain()
@@ -231,7 +232,7 @@ def test_processes_that_ask_at_once_share_one_download(hub: Hub) -> None:
     with serving(other):
         told = {"mirror_url": other.url, "outbound_allow": "127.0.0.1"}
         near = replace(hub, settings=hub.settings.model_copy(update=told))
-        mirror.ensure(near, "far/model", None)
+        mirror.ensure(near, ASKER, "far/model", None)
         asked = len(other.asked)
         other.hold = threading.Event()
         database = f"sqlite:///{near.settings.data / 'hub.db'}"
