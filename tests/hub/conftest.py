@@ -12,16 +12,22 @@ from adapterhub.hub.db.engine import Database, migrate
 from adapterhub.hub.jobs.queue import JobQueue
 from adapterhub.hub.services import accounts
 from adapterhub.hub.services.access import Caller, authenticate
+from adapterhub.hub.services.wiring import open_hub
 from adapterhub.hub.settings import Settings
 from adapterhub.storage.backends.local import LocalStore
+from tests import servers
 
 SECRET = b"a secret for tests only, 32 bytes"
+
+
+EVERYWHERE = ["sqlite_hub", pytest.param("servers_hub", marks=[pytest.mark.postgres, pytest.mark.s3])]
+"""Fixtures of hubs on every database and store, for tests to be run on each."""
 
 
 def make_hub(url: str, folder: Path) -> Hub:
     """A hub on that migrated database, its blobs in `folder`."""
     db = Database(url)
-    settings = Settings(data=folder, regular_max_bytes=1024)
+    settings = Settings(data=folder, database_url=url, regular_max_bytes=1024)
     return Hub(settings=settings, db=db, store=LocalStore(folder / "blobs"), secret=SECRET, jobs=JobQueue(db))
 
 
@@ -34,8 +40,14 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def hub(migrated: Path, tmp_path: Path) -> Iterator[Hub]:
+def hub(sqlite_hub: Hub) -> Hub:
     """A hub on SQLite. Files above 1024 bytes count as large."""
+    return sqlite_hub
+
+
+@pytest.fixture
+def sqlite_hub(migrated: Path, tmp_path: Path) -> Iterator[Hub]:
+    """The same by a name of its own."""
     path = shutil.copy(migrated, tmp_path / "hub.db")
     hub = make_hub(f"sqlite:///{path}", tmp_path)
     yield hub
@@ -47,6 +59,15 @@ def postgres_hub(postgres_url: str, tmp_path: Path) -> Iterator[Hub]:
     """The same on PostgreSQL."""
     migrate(postgres_url)
     hub = make_hub(postgres_url, tmp_path)
+    yield hub
+    hub.db.close()
+
+
+@pytest.fixture
+def servers_hub(postgres_url: str, s3_bucket: servers.S3Bucket, tmp_path: Path) -> Iterator[Hub]:
+    """The same on PostgreSQL, its blobs in S3 with copies in the data folder."""
+    told = {"data": tmp_path, "database_url": postgres_url, "storage_url": s3_bucket.url, "regular_max_bytes": 1024}
+    hub = open_hub(Settings.model_validate(told))
     yield hub
     hub.db.close()
 

@@ -28,8 +28,10 @@ class FarHub:
         return {"mirror_url": self.url, "outbound_allow": "127.0.0.1", "mirror_ttl_s": 0, "mirror_missing_ttl_s": 0}
 
     def push(self, name: str, files: Sequence[AddRegular], *, private: bool = False) -> None:
-        """A repository of that name, of the administrator's."""
-        self._ask("POST", "/api/repos/create", json={"name": name, "type": "model", "private": private})
+        """A repository of that name, of the administrator's, made where there is none."""
+        created = self.http.post("/api/repos/create", json={"name": name, "type": "model"})
+        assert created.status_code in (200, 409), created.text
+        self.settings(name, private=private, gated=False)
         for file in files:
             self._ask("PUT", f"/api/patches/far/{name}/files/{file.path}", content=file.content)
 

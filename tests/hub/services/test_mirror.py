@@ -9,7 +9,7 @@ import pytest
 from sqlmodel import Session, select
 
 from adapterhub.hub.context import Hub
-from adapterhub.hub.db.tables import Account, BlobOwner, Mirror, MirrorBlob, Repository, RevisionFacts, now
+from adapterhub.hub.db.tables import Account, BlobOwner, Mirror, MirrorBlob, Repository, RevisionFacts
 from adapterhub.hub.errors import (
     Forbidden,
     GatedRepo,
@@ -24,11 +24,20 @@ from adapterhub.hub.services.access import ANONYMOUS, Caller, require_discussion
 from adapterhub.hub.services.trees import Entry
 from adapterhub.storage.blobs import digest_of
 from adapterhub.storage.errors import StoreUnavailable
+from tests.hub.conftest import EVERYWHERE
 from tests.hub.services.otherhub import COMMIT, OtherHub, serving
 
 NAME = "far/model"
 WEIGHTS = os.urandom(300_000)
 ASKER = Caller("an id", "somebody")
+
+
+@pytest.fixture(params=EVERYWHERE)
+def hub(request: pytest.FixtureRequest) -> Hub:
+    """A hub on every database and store."""
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, Hub)
+    return found
 
 
 @pytest.fixture
@@ -230,36 +239,33 @@ def test_too_many_bytes_in_regular_files_are_refused(
         mirror.ensure(near, ASKER, NAME, None)
 
 
-def aged(hub: Hub) -> None:
+def aged(patch: pytest.MonkeyPatch) -> None:
     """As if the mirrored bytes had come, and been read, long ago."""
-    long_ago = now() - timedelta(days=2)
-    with hub.db.write() as session:
-        for row in session.exec(select(MirrorBlob)):
-            row.used_at = long_ago
-    for path in (hub.settings.data / "blobs" / "objects").rglob("*"):
-        os.utime(path, (long_ago.timestamp(), long_ago.timestamp()))
+    patch.setattr(mirror_files, "KEPT", timedelta(minutes=-1))
 
 
 def tight(hub: Hub) -> Hub:
     return replace(hub, settings=hub.settings.model_copy(update={"mirror_max_bytes": 1}))
 
 
-def test_bytes_above_the_quota_go_and_come_again(near: Hub, other: OtherHub) -> None:
+def test_bytes_above_the_quota_go_and_come_again(near: Hub, other: OtherHub, monkeypatch: pytest.MonkeyPatch) -> None:
     mirror.ensure(near, ASKER, NAME, None)
     fetch(near)
     assert mirror_files.make_room(tight(near)) == 0, "they came just now"
-    aged(near)
+    aged(monkeypatch)
     assert mirror_files.make_room(tight(near)) == len(WEIGHTS)
     assert near.store.stat(digest_of(WEIGHTS)) is None
     assert fetch(near) == WEIGHTS
     assert other.downloads("weights.bin") == 2
 
 
-def test_bytes_let_go_while_they_were_pushed_here_are_asked_for_again(near: Hub, admin: Caller) -> None:
+def test_bytes_let_go_while_they_were_pushed_here_are_asked_for_again(
+    near: Hub, admin: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mirror.ensure(near, ASKER, NAME, None)
     fetch(near)
     own = repos.create(near, admin, f"{admin.name}/own")
-    aged(near)
+    aged(monkeypatch)
     with near.store.writer() as writer:
         writer.write(WEIGHTS)
         stat = writer.commit()
@@ -269,22 +275,24 @@ def test_bytes_let_go_while_they_were_pushed_here_are_asked_for_again(near: Hub,
     assert not is_here(near, stat.digest)
 
 
-def test_pinned_bytes_stay(near: Hub) -> None:
+def test_pinned_bytes_stay(near: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     mirror.ensure(near, ASKER, NAME, None)
     fetch(near)
-    aged(near)
+    aged(monkeypatch)
     with near.db.write() as session:
         session.exec(select(Mirror)).one().is_pinned = True
     assert mirror_files.make_room(tight(near)) == 0
 
 
-def test_bytes_that_a_repository_of_this_hub_owns_stay(near: Hub, admin: Caller) -> None:
+def test_bytes_that_a_repository_of_this_hub_owns_stay(
+    near: Hub, admin: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mirror.ensure(near, ASKER, NAME, None)
     fetch(near)
     own = repos.create(near, admin, f"{admin.name}/own")
     with near.db.write() as session:
         session.add(BlobOwner(repository_id=own.id, digest=digest_of(WEIGHTS)))
-    aged(near)
+    aged(monkeypatch)
     assert mirror_files.make_room(tight(near)) == len(WEIGHTS)
     assert b"".join(near.store.read(digest_of(WEIGHTS))) == WEIGHTS
     with near.db.read() as session:
@@ -314,7 +322,9 @@ def test_bytes_that_are_not_here_cannot_be_copied(near: Hub, admin: Caller) -> N
         copies.duplicate(near, admin, NAME, f"{admin.name}/twin")
 
 
-def test_an_administrator_sees_evicts_and_refreshes_mirrors(near: Hub, other: OtherHub, admin: Caller) -> None:
+def test_an_administrator_sees_evicts_and_refreshes_mirrors(
+    near: Hub, other: OtherHub, admin: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     later = replace(near, settings=near.settings.model_copy(update={"mirror_ttl_s": 3600}))
     mirror.ensure(later, ASKER, NAME, None)
     fetch(near)
@@ -323,7 +333,7 @@ def test_an_administrator_sees_evicts_and_refreshes_mirrors(near: Hub, other: Ot
         with pytest.raises(NotAuthenticated):
             mirror_care.listing(session, ANONYMOUS)
     assert (seen.name, seen.source, seen.size_bytes) == (NAME, other.url, len(WEIGHTS))
-    aged(near)
+    aged(monkeypatch)
     assert mirror_care.evict(near, admin, NAME) == 1
     assert near.store.stat(digest_of(WEIGHTS)) is None
     asked = len(other.asked)

@@ -35,10 +35,12 @@ from adapterhub.hub.services import (
 from adapterhub.hub.services.access import ANONYMOUS, Caller
 from adapterhub.hub.services.commits import AddRegular, commit
 from adapterhub.hub.services.mirror_inputs import Wanted
+from adapterhub.hub.services.wiring import open_hub, worker_environment
+from adapterhub.hub.settings import Settings
 from adapterhub.hub.worker import handlers_of
 from adapterhub.merging.errors import Cancelled
 from tests.clients.server import ROOT
-from tests.hub.conftest import make_hub
+from tests.hub.conftest import EVERYWHERE
 from tests.hub.services.farhub import FarHub, far_hub
 from tests.hub.services.otherhub import OtherHub, serving
 from tests.hub.services.samples import lora, model
@@ -47,6 +49,14 @@ BASE = "far/base"
 ASKER = Caller("an id", "somebody")
 WEIGHTS = {file.path: file.content for file in model()}["model.safetensors"]
 DIGEST = "sha256:" + hashlib.sha256(WEIGHTS).hexdigest()
+
+
+@pytest.fixture(params=EVERYWHERE)
+def hub(request: pytest.FixtureRequest) -> Hub:
+    """A hub on every database and store."""
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, Hub)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -211,13 +221,12 @@ def test_a_mirrored_base_gets_its_fingerprint_when_it_is_whole(near: Hub, ann: C
     assert describe.repo_view(near, ann, "ann/own-base")["fingerprint"] == facts.fingerprint
 
 
-FETCH = "import sys; from tests.hub.services.test_mirror_inputs import fetch_alone; fetch_alone(*sys.argv[1:])"
+FETCH = "from tests.hub.services.test_mirror_inputs import fetch_alone; fetch_alone()"
 
 
-def fetch_alone(url: str, folder: str) -> None:
-    """What a process does that needs the one large file of the one mirror on that database."""
-    hub = make_hub(url, Path(folder))
-    hub = replace(hub, settings=hub.settings.model_copy(update={"outbound_allow": "127.0.0.1"}))
+def fetch_alone() -> None:
+    """What a process does that needs the one large file of the one mirror of its hub."""
+    hub = open_hub(Settings())
     one = wanted(hub, "far/model")
     with hub.db.read() as session:
         (entry,) = mirror_inputs._absent(session, one)
@@ -235,9 +244,8 @@ def test_processes_that_ask_at_once_share_one_download(hub: Hub) -> None:
         mirror.ensure(near, ASKER, "far/model", None)
         asked = len(other.asked)
         other.hold = threading.Event()
-        database = f"sqlite:///{near.settings.data / 'hub.db'}"
-        arguments = [sys.executable, "-c", FETCH, database, str(near.settings.data)]
-        both = [subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        command, its = [sys.executable, "-c", FETCH], worker_environment(near.settings)
+        both = [subprocess.Popen(command, cwd=ROOT, env=its, stdout=subprocess.PIPE, text=True) for _ in range(2)]
         for one in both:
             assert one.stdout is not None
             assert one.stdout.readline() == "begun\n"

@@ -13,9 +13,18 @@ from adapterhub.hub.context import Hub
 from adapterhub.hub.errors import InvalidRequest, OutboundFailed, Overloaded, RepoNotFound, RevisionNotFound
 from adapterhub.hub.services import accounts, mirror, mirror_care, mirror_missing, mirror_tokens, repos
 from adapterhub.hub.services.access import ANONYMOUS, Caller
+from tests.hub.conftest import EVERYWHERE
 from tests.hub.services.otherhub import OtherHub, serving
 
 ASKER = Caller("an id", "somebody")
+
+
+@pytest.fixture(params=EVERYWHERE)
+def hub(request: pytest.FixtureRequest) -> Hub:
+    """A hub on every database and store."""
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, Hub)
+    return found
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from adapterhub.hub.errors import GatedRepo, HubError, InvalidRequest, NotFound,
 from adapterhub.hub.services import accounts, describe, merges, mirror, mirror_tokens, repos, search
 from adapterhub.hub.services.access import ANONYMOUS, FINE_GRAINED, Caller
 from adapterhub.hub.services.commits import commit
+from tests.hub.conftest import EVERYWHERE
 from tests.hub.services.farhub import FarHub, far_hub
 from tests.hub.services.otherhub import OtherHub, serving
 from tests.hub.services.samples import lora, model
@@ -21,6 +22,14 @@ from tests.hub.services.test_mirror_inputs import run
 
 MakeUser = Callable[..., Caller]
 CANARY = "hf_canary0123456789"
+
+
+@pytest.fixture(params=EVERYWHERE)
+def hub(request: pytest.FixtureRequest) -> Hub:
+    """A hub on every database and store."""
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, Hub)
+    return found
 
 
 @pytest.fixture(scope="module")
