@@ -1,17 +1,33 @@
-"""Files of mirrors, brought here before the first of their bytes is sent on."""
+"""What a request asks for of another hub, brought here before it is answered."""
 
 from collections.abc import Iterable
 
+from fastapi import Request
+
 from adapterhub.hub.api import threads
+from adapterhub.hub.api.deps import CallerDep, HubDep
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Repository
 from adapterhub.hub.errors import NotAuthenticated
-from adapterhub.hub.services import mirror_files
+from adapterhub.hub.services import mirror, mirror_files
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.trees import Entry
 
 FETCHED_AT_ONCE = 8
 """Downloads from another hub at once; others wait their turn, holding no thread."""
+
+
+async def repo_id(request: Request, hub: HubDep, caller: CallerDep, namespace: str, name: str) -> str:
+    """The name in full; where it is read and another hub is mirrored, what is there has been brought here by then."""
+    found = f"{namespace}/{name}"
+    is_read = request.method in ("GET", "HEAD") or "/paths-info/" in request.url.path
+    if is_read and hub.settings.mirror_url is not None:
+        revision = request.path_params.get("revision") or request.query_params.get("revision")
+        async with threads.turns("mirror", mirror.LOOKS_AT_ONCE):
+            warning = await threads.run(mirror.ensure, hub, caller, found, revision)
+        if warning is not None:
+            request.state.warning = warning
+    return found
 
 
 async def bring(hub: Hub, caller: Caller, repo: Repository, commit: str, files: Iterable[Entry]) -> None:

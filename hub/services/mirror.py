@@ -5,6 +5,7 @@ by which clients cache; trees and blobs are our own rows of git's own ids.
 """
 
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -65,7 +66,8 @@ from adapterhub.hub.services.mirror_missing import RETRY_S
 from adapterhub.hub.services.mirror_reading import HeadersThere
 from adapterhub.hub.services.names import check_ref_name, check_repo_id, is_storable, name_key
 from adapterhub.hub.services.trees import Entry
-from adapterhub.hub.services.upstream import RemoteRevision, Upstream
+from adapterhub.hub.services.upstream import ANSWER_S, RemoteRevision, Upstream
+from adapterhub.merging.errors import Cancelled
 from adapterhub.storage.blobs import BlobStat
 
 REGULAR_BYTES = 64 << 20
@@ -77,7 +79,7 @@ REGULAR_AT_ONCE = 4
 LOOKS_AT_ONCE = 8
 """Repositories that are looked up there at once."""
 
-WAIT_S = 10.0
+WAIT_S = 20.0
 """How long a thread waits to be one of them."""
 
 _FULL = re.compile(r"[0-9a-f]{40}")
@@ -125,7 +127,7 @@ def ensure(hub: Hub, caller: Caller, repo_id: str, revision: str | None) -> str 
     held = _held(hub, caller, repo_id, revision)
     if held is None or _serves(hub, revision, held) or (caller.is_anonymous and not hub.settings.mirror_anonymous):
         return held.problem if held else None
-    with flights.turn(hub.settings.data, "repository", repo_id.casefold()), _a_look(hub):
+    with _a_look(hub, repo_id):
         held = _held(hub, caller, repo_id, revision)
         if held is None or _serves(hub, revision, held):
             return held.problem if held else None
@@ -133,14 +135,25 @@ def ensure(hub: Hub, caller: Caller, repo_id: str, revision: str | None) -> str 
 
 
 @contextmanager
-def _a_look(hub: Hub) -> Iterator[None]:
-    """One of the few looks that are made at once. Raises Overloaded when none ends in WAIT_S."""
-    if not _looks.acquire(timeout=WAIT_S):
-        raise Overloaded(f"{LOOKS_AT_ONCE} repositories are being looked up at {hub.settings.mirror_url}; try again")
+def _a_look(hub: Hub, repo_id: str) -> Iterator[None]:
+    """One of the few looks that are made at once, and the only one at that name.
+
+    Raises Overloaded when that is not granted in WAIT_S.
+    """
+    until = time.monotonic() + WAIT_S
+    busy = Overloaded(f"{repo_id}: {hub.settings.mirror_url} is asked about it, or about many others; try again")
     try:
-        yield
-    finally:
-        _looks.release()
+        with flights.turn(
+            hub.settings.data, "repository", repo_id.casefold(), cancelled=lambda: time.monotonic() > until
+        ):
+            if not _looks.acquire(timeout=max(0.0, until - time.monotonic())):
+                raise busy
+            try:
+                yield
+            finally:
+                _looks.release()
+    except Cancelled:
+        raise busy from None
 
 
 def require_own_history(session: Session, repo: Repository) -> None:
@@ -291,9 +304,9 @@ def _record(hub: Hub, upstream: Upstream, revision: str, found: RemoteRevision, 
 
         hub.db.transact(look)
         return
-    files = {entry.path: entry for entry in _with_regular_files(hub, upstream, found)}
-    if all(entry.is_lfs for entry in files.values()):
+    if any(entry.is_lfs for entry in found.files):
         _require_files(upstream, found)
+    files = {entry.path: entry for entry in _with_regular_files(hub, upstream, found)}
     draft = _draft(upstream, repo, found, files)
     learnt = _learn(hub, upstream, repo, found.commit, files)
     branch = ref.removeprefix(refs.BRANCH) if ref and ref.startswith(refs.BRANCH) else ""
@@ -322,10 +335,13 @@ def _record(hub: Hub, upstream: Upstream, revision: str, found: RemoteRevision, 
 
 
 def _require_files(upstream: Upstream, found: RemoteRevision) -> None:
-    """Pass when who asked may read files too, and not only about them. Raises as `Upstream.open`."""
-    smallest = min(found.files, key=lambda entry: entry.size_bytes, default=None)
-    if smallest is not None:
-        with upstream.open(found.commit, smallest.path, 0, min(1, smallest.size_bytes)) as pieces:
+    """Pass when who asked may read files too, and not only about them. Raises as `Upstream.open`.
+
+    The largest is tried: hubs show the cards of what they gate.
+    """
+    largest = max(found.files, key=lambda entry: entry.size_bytes, default=None)
+    if largest is not None:
+        with upstream.open(found.commit, largest.path, 0, min(1, largest.size_bytes), deadline_s=ANSWER_S) as pieces:
             next(pieces, None)
 
 

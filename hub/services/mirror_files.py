@@ -18,7 +18,7 @@ from adapterhub.hub.errors import OutboundFailed, Refused, RepoNotFound
 from adapterhub.hub.services import blobs, flights, ingest, mirror_reading, trees
 from adapterhub.hub.services.git_objects import blob_oid
 from adapterhub.hub.services.trees import Entry
-from adapterhub.hub.services.upstream import Upstream
+from adapterhub.hub.services.upstream import ANSWER_S, Upstream
 from adapterhub.merging.errors import Cancelled
 from adapterhub.storage.blobs import BlobStat, BlobWriter
 from adapterhub.storage.errors import DigestMismatch
@@ -79,7 +79,7 @@ def place_of(session: Session, repo: Repository, digest: str) -> tuple[str, Entr
 
 def regular(upstream: Upstream, commit: str, entry: Entry) -> bytes:
     """The content of a regular file, which has git's id. Raises as `fetch`."""
-    with upstream.open(commit, entry.path, 0, entry.size_bytes) as pieces:
+    with upstream.open(commit, entry.path, 0, entry.size_bytes, deadline_s=ANSWER_S) as pieces:
         content = b"".join(pieces)
     if len(content) != entry.size_bytes or blob_oid(content) != entry.oid:
         raise upstream.wrong(f"sends other bytes than it names as {entry.path}")

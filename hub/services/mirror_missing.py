@@ -66,7 +66,7 @@ def remembered(hub: Hub, upstream: Upstream, revision: str) -> Iterator[None]:
     for about in ("", revision):
         error = _refusals.get(_key(hub, upstream, about))
         if error is not None:
-            raise error.with_traceback(None)
+            raise _afresh(error)
     try:
         yield
     except (NotFound, Refused, TooLarge, OutboundFailed) as error:
@@ -74,8 +74,15 @@ def remembered(hub: Hub, upstream: Upstream, revision: str) -> Iterator[None]:
         ttl_s = min(longest_s, RETRY_S) if isinstance(error, OutboundFailed) else longest_s
         about = revision if isinstance(error, RevisionNotFound) else ""
         if ttl_s > 0:
-            _refusals.put(_key(hub, upstream, about), error, ttl_s)
+            _refusals.put(_key(hub, upstream, about), _afresh(error), ttl_s)
         raise
+
+
+def _afresh(error: HubError) -> HubError:
+    """The same error without its traceback, whose frames would be kept with all that they hold."""
+    twin = type(error).__new__(type(error), *error.args)
+    twin.__dict__.update(error.__dict__)
+    return twin
 
 
 def forget(hub: Hub, repo_id: str) -> None:

@@ -3,6 +3,7 @@
 Of a mirrored file that is not here, headers are read by range where it is; its tensors are not.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from sqlmodel import Session, col, select
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import BlobOwner, Mirror, Repository
-from adapterhub.hub.errors import Forbidden, NotFetched, TooLarge
+from adapterhub.hub.errors import Forbidden, NotFetched, OutboundFailed, TooLarge
 from adapterhub.hub.services import mirror_tokens, trees
 from adapterhub.hub.services.folders import RepositoryFolder
 from adapterhub.hub.services.trees import Entry
-from adapterhub.hub.services.upstream import Upstream
+from adapterhub.hub.services.upstream import ANSWER_S, Upstream
 from adapterhub.storage.blobs import BlobStore
 
 HEADER_BYTES = 128 << 20
@@ -77,6 +78,7 @@ class HeadersThere:
     def __init__(self, store: BlobStore, upstream: Upstream, commit: str, away: Mapping[str, Entry]) -> None:
         self._store, self._upstream, self._commit, self._away = store, upstream, commit, away
         self._read: dict[tuple[str, int, int], bytes] = {}
+        self._until: float | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -98,9 +100,19 @@ class HeadersThere:
             raise TooLarge(f"{entry.path}: its bytes are at {self._upstream.host} until somebody asks for them")
         key = digest, start, end
         if key not in self._read:
-            with self._upstream.open(self._commit, entry.path, start, end) as pieces:
+            with self._upstream.open(self._commit, entry.path, start, end, deadline_s=self._left_s()) as pieces:
                 self._read[key] = _exactly(pieces, end - start)
         return iter([self._read[key]])
+
+    def _left_s(self) -> float:
+        """Seconds that are left for all reads there: ANSWER_S from the first. Raises OutboundFailed for none."""
+        self._until = self._until or time.monotonic() + ANSWER_S
+        left_s = self._until - time.monotonic()
+        if left_s <= 0:
+            raise OutboundFailed(
+                f"{self._upstream.repo_id}: {self._upstream.host} sends the headers of its files slowly"
+            )
+        return left_s
 
 
 def _exactly(pieces: Iterator[bytes], size_bytes: int) -> bytes:

@@ -97,15 +97,19 @@ class Upstream:
         return (TAG if revision in names else BRANCH) + revision
 
     @contextmanager
-    def open(self, commit: str, path: str, start: int, end: int) -> Iterator[Iterator[bytes]]:
+    def open(
+        self, commit: str, path: str, start: int, end: int, *, deadline_s: float | None = None
+    ) -> Iterator[Iterator[bytes]]:
         """The bytes of a file from `start` on, up to `end` and perhaps one more, as they come.
 
-        Raises as `revision`, and EntryNotFound.
+        deadline_s: for all of them, None for as long as they come. Raises as `revision`, and EntryNotFound.
         """
         url = f"{self.url}/{self.repo_id}/resolve/{commit}/{quote(path)}"
         wanted = {"Range": f"bytes={start}-{end - 1}"} if start or end else {}
         headers = {**wanted, **self._as_whom()}
-        with outbound.request(self.settings, "GET", url, headers=headers, limit_bytes=end + 1) as response:
+        with outbound.request(
+            self.settings, "GET", url, headers=headers, limit_bytes=end + 1, deadline_s=deadline_s
+        ) as response:
             if response.status == 206:
                 if not response.headers.get("content-range", "").startswith(f"bytes {start}-"):
                     raise self.wrong(f"sends another part of {path} than was asked for")

@@ -3,33 +3,20 @@
 from collections.abc import Callable
 from typing import Annotated, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Depends
 from sqlmodel import Session
 
-from adapterhub.hub.api import threads
-from adapterhub.hub.api.deps import CallerDep, HubDep
+from adapterhub.hub.api import mirrored, threads
 from adapterhub.hub.api.errors import RepoMoved
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Repository
-from adapterhub.hub.services import mirror, refs, repos
+from adapterhub.hub.services import refs, repos
 from adapterhub.hub.services.access import Caller
 
 T = TypeVar("T")
 
 
-async def _repo_id(request: Request, hub: HubDep, caller: CallerDep, namespace: str, name: str) -> str:
-    """The name in full; where it is read and another hub is mirrored, what is there has been brought here by then."""
-    repo_id = f"{namespace}/{name}"
-    is_read = request.method in ("GET", "HEAD") or "/paths-info/" in request.url.path
-    if is_read and hub.settings.mirror_url is not None:
-        async with threads.turns("mirror", mirror.LOOKS_AT_ONCE):
-            warning = await threads.run(mirror.ensure, hub, caller, repo_id, request.path_params.get("revision"))
-        if warning is not None:
-            request.state.warning = warning
-    return repo_id
-
-
-RepoId = Annotated[str, Depends(_repo_id)]
+RepoId = Annotated[str, Depends(mirrored.repo_id)]
 """The repository that a route's `{namespace}/{name}` names."""
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from anyio import CancelScope
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from starlette.responses import JSONResponse, StreamingResponse
 
 from adapterhub.hub.api import mirrored, threads
@@ -87,7 +87,7 @@ async def put_file(
         return _created(await threads.run(part.finish, expected, message))
 
 
-@router.get("/files/{path:path}", response_class=Response)
+@router.get("/files/{path:path}", response_class=Response, dependencies=[Depends(mirrored.repo_id)])
 async def get_file(
     namespace: str, name: str, path: str, request: Request, hub: HubDep, caller: CallerDep, revision: str | None = None
 ) -> Response:
@@ -118,7 +118,7 @@ async def head_file(
     return Response(headers={"Upload-Offset": str(arrived), "Upload-Length": str(total), "Cache-Control": "no-store"})
 
 
-@router.get("/archive", response_class=StreamingResponse)
+@router.get("/archive", response_class=StreamingResponse, dependencies=[Depends(mirrored.repo_id)])
 async def get_archive(
     namespace: str, name: str, hub: HubDep, caller: CallerDep, revision: str | None = None
 ) -> StreamingResponse:

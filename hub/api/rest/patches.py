@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
-from adapterhub.hub.api import threads
+from adapterhub.hub.api import mirrored, threads
 from adapterhub.hub.api.deps import CallerDep, HubDep, PublicUrl
 from adapterhub.hub.api.rest.schemas import Layers, RepositoryList, RepositoryView
 from adapterhub.hub.context import Hub
@@ -41,7 +41,7 @@ async def list_patches(
     return page | {"next": f"{endpoint}/api/patches?{query}" if following else None}
 
 
-@router.get("/{namespace}/{name}", response_model=RepositoryView)
+@router.get("/{namespace}/{name}", response_model=RepositoryView, dependencies=[Depends(mirrored.repo_id)])
 async def show_patch(
     namespace: str, name: str, hub: HubDep, caller: CallerDep, revision: str | None = None
 ) -> dict[str, Any]:

@@ -41,8 +41,9 @@ class OtherHub:
     """Revisions that it says it has not."""
 
     def downloads(self, path: str) -> int:
-        """How often the whole file was begun."""
-        return sum(1 for _, url, part in self.asked if url.endswith("/" + path) and part[:8] in ("", "bytes=0-"))
+        """How often the whole file was begun, and not only its first byte asked for."""
+        begun = (part for _, url, part in self.asked if url.endswith("/" + path) and part != "bytes=0-0")
+        return sum(1 for part in begun if part[:8] in ("", "bytes=0-"))
 
     def info(self) -> bytes:
         """The revision as the dialect describes it."""

@@ -124,7 +124,7 @@ def test_a_broken_download_goes_on_where_it_stopped(near: Hub, other: OtherHub) 
     other.broken["weights.bin"] = 100_000
     assert fetch(near) == WEIGHTS
     parts = [part for _, path, part in other.asked if path.endswith("weights.bin")]
-    assert parts == ["bytes=0-299999", "bytes=100000-299999"]
+    assert parts == ["bytes=0-0", "bytes=0-299999", "bytes=100000-299999"]
 
 
 @pytest.mark.parametrize("sent", [b"x" * len(WEIGHTS), WEIGHTS[:-1], b""])

@@ -150,5 +150,5 @@ def test_one_bad_small_file_ends_the_others(near: Hub, other: OtherHub) -> None:
 def test_looks_wait_for_each_other_and_not_for_ever(near: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror, "WAIT_S", 0.01)
     monkeypatch.setattr(mirror, "_looks", threading.BoundedSemaphore(1))
-    with mirror._a_look(near), pytest.raises(Overloaded, match="try again"):
+    with mirror._a_look(near, "far/other"), pytest.raises(Overloaded, match="try again"):
         mirror.ensure(near, ASKER, "far/model", None)

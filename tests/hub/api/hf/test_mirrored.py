@@ -59,6 +59,15 @@ def test_a_revision_is_fetched_and_sent_as_one_tar(near: TestClient) -> None:
         assert found.read() == WEIGHTS
 
 
+@pytest.mark.parametrize("path", ["/files/model.safetensors", "/archive", ""])
+def test_a_repository_that_nobody_read_yet_is_fetched_by_plain_rest_too(
+    near: TestClient, far: FarHub, path: str
+) -> None:
+    name = f"fresh-{len(path)}"
+    far.push(name, model())
+    assert near.get(f"/api/patches/far/{name}{path}").status_code == 200
+
+
 def batch(near: TestClient, oid: str) -> dict[str, object]:
     asked = {"operation": "download", "objects": [{"oid": oid, "size": len(WEIGHTS)}]}
     answer = near.post(f"/{NAME}.git/info/lfs/objects/batch", json=asked)
