@@ -93,10 +93,17 @@ def list_mirrors(ctx: typer.Context, as_json: AsJson = False) -> None:
         show_json_lines(found)
         return
     rows = (
-        (m["name"], m["source"], bytes_short(m["size_bytes"]), "yes" if m["is_pinned"] else "", m["problem"])
+        (
+            m["name"],
+            m["source"],
+            bytes_short(m["size_bytes"]),
+            "yes" if m["is_pinned"] else "",
+            "all" if m["organisations"] is None else ", ".join(m["organisations"]) or "nobody",
+            m["problem"],
+        )
         for m in found
     )
-    show_table(("repository", "from", "here", "pinned", "problem"), rows)
+    show_table(("repository", "from", "here", "pinned", "shown to", "problem"), rows)
 
 
 @mirror.command(epilog=examples("admin mirror pin ns/name"))

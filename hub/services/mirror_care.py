@@ -7,7 +7,16 @@ from sqlalchemy import delete, func, update
 from sqlmodel import Session, col, select
 
 from adapterhub.hub.context import Hub
-from adapterhub.hub.db.tables import Blob, Mirror, MirrorAccess, MirrorBlob, MirrorCheck, Repository, RepositoryName
+from adapterhub.hub.db.tables import (
+    Account,
+    Blob,
+    Mirror,
+    MirrorAccess,
+    MirrorBlob,
+    MirrorCheck,
+    Repository,
+    RepositoryName,
+)
 from adapterhub.hub.errors import InvalidRequest
 from adapterhub.hub.services import audit, mirror_files, mirror_missing, repos
 from adapterhub.hub.services.access import Caller, require_admin
@@ -17,13 +26,17 @@ NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Care:
-    """One mirror. size_bytes: of large files whose bytes are here; problem: why its source did not answer, or ""."""
+    """One mirror. size_bytes: of large files whose bytes are here; problem: why its source did not answer, or "".
+
+    organisations: to whom alone it is shown, by name; None where everybody is.
+    """
 
     name: str
     source: str
     is_pinned: bool
     size_bytes: int
     problem: str
+    organisations: tuple[str, ...] | None
 
 
 def listing(session: Session, caller: Caller) -> list[Care]:
@@ -46,7 +59,10 @@ def listing(session: Session, caller: Caller) -> list[Care]:
         .where(col(Repository.deleted_at).is_(None))
         .order_by(col(Repository.full_name))
     )
-    return [Care(name, one.source_url, one.is_pinned, int(size), str(why)) for name, one, size, why in rows]
+    return [
+        Care(name, one.source_url, one.is_pinned, int(size), str(why), _shown_to(session, one))
+        for name, one, size, why in rows.all()
+    ]
 
 
 def pin(session: Session, caller: Caller, repo_id: str, *, pinned: bool) -> None:
@@ -84,6 +100,13 @@ def evict(hub: Hub, caller: Caller, repo_id: str) -> int:
         return list(session.exec(select(MirrorBlob).where(MirrorBlob.repository_id == row.repository_id)))
 
     return sum(mirror_files.let_go(hub, one.repository_id, one.digest) for one in hub.db.transact(begin))
+
+
+def _shown_to(session: Session, mirror: Mirror) -> tuple[str, ...] | None:
+    if mirror.organisation_id is None:
+        return None
+    names = select(Account.name).join(MirrorAccess, col(MirrorAccess.organisation_id) == col(Account.id))
+    return tuple(session.exec(names.where(MirrorAccess.repository_id == mirror.repository_id).order_by(Account.name)))
 
 
 def _mirror(session: Session, caller: Caller, repo_id: str) -> Mirror:

@@ -4,8 +4,10 @@ Of a mirrored file that is not here, headers are read by range where it is; its 
 """
 
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from sqlmodel import Session, col, select
@@ -18,6 +20,10 @@ from adapterhub.hub.services.folders import RepositoryFolder
 from adapterhub.hub.services.trees import Entry
 from adapterhub.hub.services.upstream import ANSWER_S, Upstream
 from adapterhub.storage.blobs import BlobStore
+
+BEGINNING_BYTES = 128 << 10
+BEGINNINGS = 512
+"""How much is read of a file at first, and how many of these are remembered: the shards of a base are read often."""
 
 HEADER_BYTES = 128 << 20
 """Most bytes of a large file that are read there to learn what it is."""
@@ -72,6 +78,27 @@ def absent(session: Session, repo: Repository, files: Iterable[Entry]) -> list[E
     return [entry for entry in large if entry.digest not in owned]
 
 
+class _Beginnings:
+    """The beginnings of files that were read lately, the latest BEGINNINGS of them."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._kept: OrderedDict[tuple[str, ...], bytes] = OrderedDict()
+
+    def get(self, key: tuple[str, ...]) -> bytes | None:
+        with self._lock:
+            return self._kept.get(key)
+
+    def put(self, key: tuple[str, ...], content: bytes) -> None:
+        with self._lock:
+            self._kept[key] = content
+            while len(self._kept) > BEGINNINGS:
+                self._kept.popitem(last=False)
+
+
+_beginnings = _Beginnings()
+
+
 class HeadersThere:
     """The store, in which files that are not here can be read from their beginning, as far as headers go."""
 
@@ -98,11 +125,25 @@ class HeadersThere:
         end = entry.size_bytes if end is None else min(end, entry.size_bytes)
         if end - start > HEADER_BYTES:
             raise TooLarge(f"{entry.path}: its bytes are at {self._upstream.host} until somebody asks for them")
+        if end <= BEGINNING_BYTES:
+            return iter([self._beginning(entry)[start:end]])
         key = digest, start, end
         if key not in self._read:
-            with self._upstream.open(self._commit, entry.path, start, end, deadline_s=self._left_s()) as pieces:
-                self._read[key] = _exactly(pieces, end - start)
+            self._read[key] = self._fetched(entry, start, end)
         return iter([self._read[key]])
+
+    def _beginning(self, entry: Entry) -> bytes:
+        """The file's first BEGINNING_BYTES, of which most headers need no more: asked for once, whoever reads them."""
+        key = self._upstream.url, self._upstream.repo_id, self._commit, entry.path
+        found = _beginnings.get(key)
+        if found is None:
+            found = self._fetched(entry, 0, min(BEGINNING_BYTES, entry.size_bytes))
+            _beginnings.put(key, found)
+        return found
+
+    def _fetched(self, entry: Entry, start: int, end: int) -> bytes:
+        with self._upstream.open(self._commit, entry.path, start, end, deadline_s=self._left_s()) as pieces:
+            return _exactly(pieces, end - start)
 
     def _left_s(self) -> float:
         """Seconds that are left for all reads there: ANSWER_S from the first. Raises OutboundFailed for none."""

@@ -14,13 +14,17 @@ router = APIRouter(prefix="/api/admin/mirrors", tags=["administration"])
 
 
 class MirrorView(BaseModel):
-    """A mirror. size_bytes: of large files whose bytes are here; problem: why its source did not answer, or ""."""
+    """A mirror. size_bytes: of large files whose bytes are here; problem: why its source did not answer, or "".
+
+    organisations: to whom alone it is shown; null where everybody is.
+    """
 
     name: str
     source: str
     is_pinned: bool
     size_bytes: int
     problem: str
+    organisations: list[str] | None
 
 
 class MirrorList(BaseModel):
@@ -70,4 +74,4 @@ async def evict_mirror(namespace: str, name: str, hub: HubDep, caller: CallerDep
 def _listed(hub: Hub, caller: Caller) -> MirrorList:
     with hub.db.read() as session:
         found = mirror_care.listing(session, caller)
-    return MirrorList(items=[MirrorView(**vars(one)) for one in found])
+    return MirrorList(items=[MirrorView.model_validate(one, from_attributes=True) for one in found])

@@ -27,6 +27,7 @@ from adapterhub.hub.services import (
     mirror,
     mirror_files,
     mirror_inputs,
+    mirror_reading,
     ports,
     recipes,
     repos,
@@ -110,8 +111,11 @@ def test_the_shapes_of_a_patch_are_checked_by_headers_that_are_read_there(near: 
     assert not is_here(near, DIGEST)
 
 
-def test_a_patch_is_taken_unchecked_when_the_other_hub_is_gone(near: Hub, ann: Caller) -> None:
+def test_a_patch_is_taken_unchecked_when_the_other_hub_is_gone(
+    near: Hub, ann: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     repos.create(near, ann, "ann/wide")
+    monkeypatch.setattr(mirror_reading, "_beginnings", mirror_reading._Beginnings())
     commit(gone(near), ann, "ann/wide", "main", lora(BASE, hidden=16), "push")
 
 

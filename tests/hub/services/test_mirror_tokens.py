@@ -11,7 +11,7 @@ from sqlmodel import Session, select
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import AuditEvent, Job, Mirror, MirrorAccess, MirrorToken
 from adapterhub.hub.errors import GatedRepo, HubError, InvalidRequest, NotFound, Refused, RepoNotFound
-from adapterhub.hub.services import accounts, describe, merges, mirror, mirror_tokens, repos, search
+from adapterhub.hub.services import accounts, describe, merges, mirror, mirror_care, mirror_tokens, repos, search
 from adapterhub.hub.services.access import ANONYMOUS, FINE_GRAINED, Caller
 from adapterhub.hub.services.commits import commit
 from tests.hub.conftest import EVERYWHERE
@@ -132,13 +132,17 @@ def test_a_fine_grained_token_sees_it_where_it_reaches_the_organisation(near: Hu
     assert not sees(near, narrow)
 
 
-def test_a_second_organisation_sees_it_by_its_own_token_only(near: Hub, far: FarHub, people: People) -> None:
+def test_a_second_organisation_sees_it_by_its_own_token_only(
+    near: Hub, far: FarHub, people: People, admin: Caller
+) -> None:
     keep(near, people.ann, "ours", far.token("one"))
     assert sees(near, people.ann)
     keep(near, people.tom, "theirs", "ah_of-no-use-there")
     assert not sees(near, people.tom)
     keep(near, people.tom, "theirs", far.token("two"))
     assert sees(near, people.tom)
+    with near.db.read() as session:
+        assert [one.organisations for one in mirror_care.listing(session, admin)] == [("ours", "theirs")]
     far.revoke("one")
     assert not sees(near, people.ann), "refused there, withdrawn here"
     assert not sees(near, people.ann, asks=False)

@@ -68,6 +68,14 @@ def test_a_repository_that_nobody_read_yet_is_fetched_by_plain_rest_too(
     assert near.get(f"/api/patches/far/{name}{path}").status_code == 200
 
 
+def test_a_conversation_with_a_base_that_is_on_its_way_is_told_to_wait(near: TestClient) -> None:
+    asked = {"model": NAME, "messages": [{"role": "user", "content": "hello"}]}
+    answer = near.post("/v1/chat/completions", json=asked)
+    assert (answer.status_code, answer.headers["x-error-code"]) == (503, "NotFetched")
+    assert int(answer.headers["retry-after"]) > 0
+    assert "1 of its files" in answer.json()["error"]["message"]
+
+
 def batch(near: TestClient, oid: str) -> dict[str, object]:
     asked = {"operation": "download", "objects": [{"oid": oid, "size": len(WEIGHTS)}]}
     answer = near.post(f"/{NAME}.git/info/lfs/objects/batch", json=asked)
