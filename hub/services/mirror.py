@@ -294,12 +294,14 @@ def _record(hub: Hub, upstream: Upstream, revision: str, found: RemoteRevision, 
     repo = held.repo or Repository(owner_id="", full_name=found.full_name, name_key=None)
     with hub.db.read() as session:
         is_known = held.repo is not None and session.get(Commit, (repo.id, found.commit)) is not None
+    if held.is_hidden and not is_known:
+        _require_same(hub, upstream, repo)
     if is_known:
         if held.is_hidden or held.is_bound:
             _require_files(upstream, found)
 
         def look(session: Session) -> None:
-            _show(session, upstream, repo.id)
+            _show(session, hub, upstream, repo.id)
             _point(session, repo.id, revision, ref, found.commit)
 
         hub.db.transact(look)
@@ -327,7 +329,7 @@ def _record(hub: Hub, upstream: Upstream, revision: str, found: RemoteRevision, 
         ingest.queue_fingerprint(session, hub.jobs, present, found.commit)
         present.updated_at = max(found.committed_at, present.updated_at) if held.repo else found.committed_at
         session.add(present)
-        _show(session, upstream, repo.id)
+        _show(session, hub, upstream, repo.id)
         _point(session, repo.id, revision, ref, found.commit)
 
     hub.db.transact(write)
@@ -345,13 +347,29 @@ def _require_files(upstream: Upstream, found: RemoteRevision) -> None:
             next(pieces, None)
 
 
-def _show(session: Session, upstream: Upstream, repository_id: str) -> None:
-    """Have everybody see the mirror, or the organisation that was shown it."""
+def _require_same(hub: Hub, upstream: Upstream, repo: Repository) -> None:
+    """Pass when who asked is shown a commit there that is here. Raises RepoNotFound elsewhere, and as `Upstream`.
+
+    What is here was shown to others: under a name that was given away since, it is not to be shown to who has it now.
+    """
+    newest = select(Commit.oid).where(Commit.repository_id == repo.id).order_by(col(Commit.committed_at).desc())
+    with hub.db.read() as session:
+        commit = session.exec(newest.limit(1)).one()
+    try:
+        upstream.revision(commit)
+    except RevisionNotFound:
+        raise upstream.missing() from None
+
+
+def _show(session: Session, hub: Hub, upstream: Upstream, repository_id: str) -> None:
+    """Have everybody see the mirror, or the organisation that was shown it, if it keeps that token still."""
     source = session.get_one(Mirror, repository_id)
     repo = session.get_one(Repository, repository_id)
     if source.organisation_id is None:
         return
     if upstream.organisation_id is not None:
+        if not mirror_tokens.is_kept(session, hub, upstream):
+            return
         key = repository_id, upstream.organisation_id
         row = session.get(MirrorAccess, key) or MirrorAccess(repository_id=key[0], organisation_id=key[1])
         row.proven_at = now()
@@ -367,7 +385,7 @@ def _prove_again(hub: Hub, upstream: Upstream, held: _Held) -> None:
     """Note that the other hub showed the repository just now, although not that revision."""
     assert held.repo is not None
     repository_id = held.repo.id
-    hub.db.transact(lambda session: _show(session, upstream, repository_id))
+    hub.db.transact(lambda session: _show(session, hub, upstream, repository_id))
 
 
 def _withdraw(hub: Hub, upstream: Upstream, held: _Held) -> None:

@@ -59,8 +59,9 @@ def put(session: Session, hub: Hub, caller: Caller, organisation: str, token: st
         raise InvalidRequest("no hub is mirrored here; set ADAPTERHUB_MIRROR_URL first, then its token")
     if not 0 < len(token) <= CHARACTERS or not token.isascii() or not token.isprintable() or " " in token:
         raise InvalidRequest(f"a token of another hub is 1 to {CHARACTERS} printable ASCII characters without spaces")
+    row = session.get(MirrorToken, owner.id, with_for_update=True)
     _withdraw(session, owner.id)
-    row = session.get(MirrorToken, owner.id) or MirrorToken(organisation_id=owner.id, source_url="", token_sealed="")
+    row = row or MirrorToken(organisation_id=owner.id, source_url="", token_sealed="")
     row.source_url = hub.settings.mirror_url.rstrip("/")
     row.token_sealed = encrypt(hub.secret, _PURPOSE, token)
     row.set_by = caller.account_id
@@ -73,13 +74,19 @@ def remove(session: Session, hub: Hub, caller: Caller, organisation: str) -> Non
     """Forget the organisation's token, and what it opened. Raises as `put`; TokenNotFound where there is none."""
     owner = accounts.find_organisation(session, organisation)
     require_mirror_token(session, caller, owner)
-    row = session.get(MirrorToken, owner.id)
+    row = session.get(MirrorToken, owner.id, with_for_update=True)
     if row is None:
         raise TokenNotFound(f"{organisation}: keeps no token for another hub")
     _withdraw(session, owner.id)
     session.delete(row)
     mirror_missing.forget_organisation(hub, owner.id)
     audit.record(session, caller, "mirror.token_remove", owner.id, owner.name, detail={"source": row.source_url})
+
+
+def is_kept(session: Session, hub: Hub, upstream: Upstream) -> bool:
+    """Whether the token by which that was asked is its organisation's still; it stays so until the transaction ends."""
+    row = session.get(MirrorToken, upstream.organisation_id, with_for_update=True)
+    return row is not None and _upstream(hub, row, upstream.repo_id) == upstream
 
 
 def of_caller(session: Session, hub: Hub, caller: Caller, url: str, repo_id: str) -> list[Upstream]:

@@ -123,6 +123,10 @@ class Upstream:
         """The error that says what the other hub got wrong about the repository."""
         return WrongUpstream(f"{self.host} {what}, for {self.repo_id}; nothing of it is kept")
 
+    def missing(self) -> RepoNotFound:
+        """The error that says that the repository is nowhere, or is not shown to who asks."""
+        return RepoNotFound(self.repo_id, f"neither here nor, for this service, at {self.host}")
+
     def _as_whom(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
@@ -174,7 +178,7 @@ class Upstream:
         if self.token and status == 401 and code != "RepoNotFound":
             return RepoNotFound(self.repo_id, f"{self.host} does not accept your organisation's token; set another one")
         if status in (401, 404):
-            return RepoNotFound(self.repo_id, f"neither here nor, for this service, at {self.host}")
+            return self.missing()
         if status == 403:
             return Forbidden(f"{self.repo_id}: {self.host} refuses it to this service")
         return OutboundFailed(f"{self.repo_id}: {self.host} answers with status {status}; try again later")

@@ -13,7 +13,7 @@ from adapterhub.hub.db.tables import AuditEvent, Job, Mirror, MirrorAccess, Mirr
 from adapterhub.hub.errors import GatedRepo, HubError, InvalidRequest, NotFound, Refused, RepoNotFound
 from adapterhub.hub.services import accounts, describe, merges, mirror, mirror_care, mirror_tokens, repos, search
 from adapterhub.hub.services.access import ANONYMOUS, FINE_GRAINED, Caller
-from adapterhub.hub.services.commits import commit
+from adapterhub.hub.services.commits import AddRegular, commit
 from tests.hub.conftest import EVERYWHERE
 from tests.hub.services.farhub import FarHub, far_hub
 from tests.hub.services.otherhub import OtherHub, serving
@@ -271,6 +271,38 @@ def test_the_token_goes_to_the_hub_it_is_for_and_never_along(
     assert CANARY not in caplog.text
     other.wants = "another"
     assert CANARY not in refusal(near, people.ann, "far/model")[1]
+
+
+def test_a_name_that_was_given_away_there_opens_nothing_here(near: Hub, other: OtherHub, people: People) -> None:
+    near = replace(near, settings=near.settings.model_copy(update={"mirror_url": other.url}))
+    keep(near, people.ann, "ours", CANARY)
+    assert sees(near, people.ann, "far/model")
+    other.unknown, other.commit = {other.commit}, "d" * 40
+    other.wants = ""
+    assert not sees(near, people.eve, "far/model"), "another's, public"
+    other.wants = "theirs"
+    keep(near, people.tom, "theirs", "theirs")
+    assert not sees(near, people.tom, "far/model"), "another's, shown to another organisation"
+    other.unknown = set()
+
+
+def test_a_moved_repository_is_known_by_a_commit_that_is_here(near: Hub, far: FarHub, people: People) -> None:
+    far.push("moving", model(seed=5), private=True)
+    keep(near, people.ann, "ours", far.token("moving ours"))
+    assert sees(near, people.ann, "far/moving")
+    far.push("moving", [AddRegular("more.txt", str(id(near)).encode())], private=True)
+    keep(near, people.tom, "theirs", far.token("moving theirs"))
+    assert sees(near, people.tom, "far/moving")
+
+
+def test_a_token_that_was_replaced_meanwhile_grants_nothing(near: Hub, far: FarHub, people: People) -> None:
+    keep(near, people.ann, "ours", far.token("before"))
+    with near.db.read() as session:
+        (upstream,) = mirror_tokens.of_caller(session, near, people.ann, far.url, "far/secret")
+        assert mirror_tokens.is_kept(session, near, upstream)
+    keep(near, people.ann, "ours", far.token("after"))
+    with near.db.read() as session:
+        assert not mirror_tokens.is_kept(session, near, upstream)
 
 
 def test_a_token_that_is_not_accepted_there_is_named_to_members(near: Hub, far: FarHub, people: People) -> None:
