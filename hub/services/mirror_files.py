@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 
-from sqlalchemy import update
+from sqlalchemy import func, update
 from sqlmodel import Session, col, select
 
 from adapterhub.hub.context import Hub
@@ -105,8 +105,8 @@ def touch_all(hub: Hub, repository_id: str) -> None:
     """Remember that all that is here of a mirror is being read."""
     mine = col(MirrorBlob.repository_id) == repository_id
     with hub.db.read() as session:
-        is_mirror = session.exec(select(MirrorBlob.digest).where(mine)).first() is not None
-    if is_mirror:
+        longest_unused = session.exec(select(func.min(MirrorBlob.used_at)).where(mine)).one()
+    if longest_unused is not None and longest_unused < now() - TOUCHED:
         hub.db.transact(lambda session: session.execute(update(MirrorBlob).where(mine).values(used_at=now())))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from sqlmodel import Session
 
 from adapterhub.hub.context import Hub
-from adapterhub.hub.db.tables import Job, Repository, now
+from adapterhub.hub.db.tables import Job, Mirror, Repository, now
 from adapterhub.hub.errors import NotFetched, OutboundFailed
 from adapterhub.hub.jobs.runner import Handler, Report
 from adapterhub.hub.services import mirror_files, mirror_reading, trees
@@ -73,10 +73,12 @@ def require(hub: Hub, wanted: Sequence[Wanted]) -> None:
     Raises NotFetched, which says how far that is; OutboundFailed where it has just failed.
     """
     with hub.db.read() as session:
-        away = [(one, left) for one in wanted if (left := _absent(session, one))]
-    refusals = [_on_its_way(hub, one, left) for one, left in away]
+        away = [(one, left, session.get_one(Mirror, one.repo.id)) for one in wanted if (left := _absent(session, one))]
+    refusals = [_on_its_way(hub, one, left, source.source_url) for one, left, source in away]
     if refusals:
         raise refusals[0]
+    for one in wanted:
+        mirror_files.touch_all(hub, one.repo.id)
 
 
 def job_inputs(hub: Hub, job: Job) -> list[Wanted]:
@@ -99,7 +101,7 @@ def _absent(session: Session, one: Wanted) -> list[Entry]:
     return mirror_reading.absent(session, one.repo, read)
 
 
-def _on_its_way(hub: Hub, one: Wanted, left: Sequence[Entry]) -> NotFetched | OutboundFailed:
+def _on_its_way(hub: Hub, one: Wanted, left: Sequence[Entry], url: str) -> NotFetched | OutboundFailed:
     key = f"{one.repo.id}@{one.commit}/{one.path}"
     last = hub.jobs.latest(KIND, key)
     if last is not None and last.state == "failed" and last.finished_at and last.finished_at > now() - AFRESH:
@@ -108,7 +110,7 @@ def _on_its_way(hub: Hub, one: Wanted, left: Sequence[Entry]) -> NotFetched | Ou
     job = hub.jobs.submit(KIND, payload, key=key)
     done, total = job.progress.get("done", 0), sum(entry.size_bytes for entry in left)
     return NotFetched(
-        f"{one.repo.full_name}: {len(left)} of its files, {total} bytes, come from another hub first; "
+        f"{one.repo.full_name}: {len(left)} of its files, {total} bytes, come from {url} first; "
         f"{done} bytes are here; try again later",
         retry_after_s=10,
     )

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from safetensors.numpy import load, save
 from sqlmodel import select
 
 from adapterhub.hub.context import Hub
-from adapterhub.hub.db.tables import BlobOwner, Job, Mirror, RevisionFacts
+from adapterhub.hub.db.tables import BlobOwner, Job, Mirror, MirrorBlob, RevisionFacts, now
 from adapterhub.hub.errors import NotFetched, OutboundFailed, UnfitPatch
 from adapterhub.hub.jobs.inline import InlineExecutor
 from adapterhub.hub.services import (
@@ -187,6 +188,18 @@ def test_serving_says_that_the_base_is_on_its_way_and_then_serves(near: Hub, ann
     assert [job.kind for job in near.jobs.list()].count(mirror_inputs.KIND) == 1
     InlineExecutor(near.jobs, handlers_of(near)).drain()
     assert variants.served(near, ann, f"{BASE}:ann/code").sources[0].folder.path("model.safetensors").exists()
+
+
+def test_what_is_served_stays(near: Hub, ann: Caller) -> None:
+    with pytest.raises(NotFetched):
+        variants.served(near, ann, BASE)
+    InlineExecutor(near.jobs, handlers_of(near)).drain()
+    long_ago = now() - timedelta(days=2)
+    with near.db.write() as session:
+        session.exec(select(MirrorBlob)).one().used_at = long_ago
+    variants.served(near, ann, BASE)
+    with near.db.read() as session:
+        assert session.exec(select(MirrorBlob)).one().used_at > long_ago
 
 
 def test_serving_tells_why_the_base_does_not_come(near: Hub, ann: Caller) -> None:
