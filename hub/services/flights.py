@@ -35,7 +35,7 @@ def turn(data: Path, *key: str, cancelled: Callable[[], bool] = lambda: False) -
     try:
         yield
     finally:
-        path.unlink()
+        path.unlink(missing_ok=True)
         file.close()
 
 
