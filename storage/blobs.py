@@ -73,14 +73,8 @@ class BlobStat:
 class BlobWriter(Protocol):
     """Takes the bytes of one blob; used as a context manager, it aborts unless committed."""
 
-    def write(self, piece: bytes | memoryview) -> None:
-        """Append `piece`. Raises TooLarge past the limit given to `BlobStore.writer`."""
-
-    def content(self) -> memoryview:
-        """What was written so far, to be looked at before it is committed; mapped, and not read into memory.
-
-        Valid until the next call; the look may raise, and the writer then aborts as ever.
-        """
+    def write(self, *pieces: bytes | memoryview) -> None:
+        """Append the pieces, many of them in one write. Raises TooLarge past the limit given to `BlobStore.writer`."""
 
     def commit(self, expected: str | None = None) -> BlobStat:
         """Make the blob durable and visible, and give its digest and size.

@@ -1,14 +1,20 @@
 """Bytes on their way into a store: a private file, hashed and counted while it grows."""
 
 import hashlib
-import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
-from adapterhub.storage.blobs import PIECE_BYTES, BlobStat, BlobStore
+from adapterhub.storage.blobs import BlobStat, BlobStore
 from adapterhub.storage.errors import DigestMismatch, StoreUnavailable, TooLarge
+
+WRITE_BYTES = 1 << 20
+"""Written in one call. Smaller writes cost calls and, unless they end with pages, work done twice; larger ones make
+Linux look for pages of 2 MiB, and a virtual machine may have given just those back to its host, at ten times the cost.
+"""
+_IOV_MAX = os.sysconf("SC_IOV_MAX")
 
 Publish = Callable[[Path, str, int], BlobStat]
 """Makes a finished file visible: (file, its digest, its size) -> what is stored. The file is thrown away after it."""
@@ -30,34 +36,23 @@ class SpoolingWriter:
         self._size_bytes = 0
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            self._file = os.fdopen(os.open(self._path, flags, 0o600), "wb")
+            self._file = os.fdopen(os.open(self._path, flags, 0o600), "wb", 0)
         except OSError as error:
             raise StoreUnavailable(f"{folder}: cannot make a file there: {error.strerror}") from error
 
-    def write(self, piece: bytes | memoryview) -> None:
-        """Append `piece`. Raises TooLarge past the limit, and StoreUnavailable when the disk is full."""
-        self._size_bytes += memoryview(piece).nbytes
+    def write(self, *pieces: bytes | memoryview) -> None:
+        """Append the pieces. Raises TooLarge past the limit, and StoreUnavailable when the disk is full."""
+        self._size_bytes += sum(map(len, pieces))
         if self._limit_bytes is not None and self._size_bytes > self._limit_bytes:
             self.abort()
             raise TooLarge("this content", self._limit_bytes)
-        self._hash.update(piece)
+        for piece in pieces:
+            self._hash.update(piece)
         try:
-            self._file.write(piece)
+            write_out(self._file.fileno(), pieces)
         except OSError as error:
             self.abort()
             raise StoreUnavailable(f"{self._path.parent}: cannot write: {error.strerror}") from error
-
-    def content(self) -> memoryview:
-        """What was written so far, mapped."""
-        if self._size_bytes == 0:
-            return memoryview(b"")
-        try:
-            self._file.flush()
-            with self._path.open("rb") as written:
-                # unmapped when nothing refers to it any more; closing it would fail while an error's frames still do
-                return memoryview(mmap.mmap(written.fileno(), 0, access=mmap.ACCESS_READ))
-        except OSError as error:
-            raise StoreUnavailable(f"{self._path.parent}: cannot read back: {error.strerror}") from error
 
     def commit(self, expected: str | None = None) -> BlobStat:
         """Publish the bytes. Raises DigestMismatch, and publishes nothing, when they are not those `expected`."""
@@ -72,7 +67,6 @@ class SpoolingWriter:
 
     def _seal(self) -> None:
         try:
-            self._file.flush()
             if self._durable:
                 os.fsync(self._file.fileno())
             self._file.close()
@@ -81,13 +75,9 @@ class SpoolingWriter:
 
     def abort(self) -> None:
         """Throw the file away; nothing happens when it is gone."""
-        # closing flushes, and a full disk refuses that: the bytes are unwanted anyway, the descriptor is closed
-        try:
+        with suppress(OSError):  # of the disk, about bytes that are unwanted anyway; the descriptor is closed
             self._file.close()
-        except OSError:
-            pass
-        finally:
-            self._path.unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
 
     def __enter__(self) -> "SpoolingWriter":
         return self
@@ -96,9 +86,30 @@ class SpoolingWriter:
         self.abort()
 
 
+def write_out(file: int, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write the pieces to an open file, one after another, some WRITE_BYTES of them in one call."""
+    some: list[bytes | memoryview] = []
+    waiting = 0
+    for piece in pieces:
+        some.append(piece)
+        waiting += len(piece)
+        if waiting >= WRITE_BYTES or len(some) == _IOV_MAX:
+            _write_together(file, some, waiting)
+            some, waiting = [], 0
+    _write_together(file, some, waiting)
+
+
+def _write_together(file: int, pieces: Sequence[bytes | memoryview], size_bytes: int) -> None:
+    rest = size_bytes - os.writev(file, pieces)
+    if rest:  # the kernel took a part; the disk may be full, which the next call then says
+        joined = memoryview(b"".join(pieces))
+        while rest:
+            rest -= os.write(file, joined[-rest:])
+
+
 def copy_file(store: BlobStore, path: Path, expected: str | None) -> BlobStat:
     """What `store.put_file` promises, for back ends with no shorter way than through their writer."""
     with path.open("rb") as file, store.writer() as writer:
-        while piece := file.read(PIECE_BYTES):
+        while piece := file.read(WRITE_BYTES):
             writer.write(piece)
         return writer.commit(expected)

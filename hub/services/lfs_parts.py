@@ -22,6 +22,7 @@ from adapterhub.hub.services import blobs
 from adapterhub.hub.services.lfs import LINK_TTL_S, Ticket
 from adapterhub.hub.services.signing import seal, unseal
 from adapterhub.storage.errors import DigestMismatch, StoreUnavailable
+from adapterhub.storage.spool import write_out
 
 FOLDER = "lfs-parts"
 """Folder, inside the data folder, of uploads on their way."""
@@ -89,7 +90,6 @@ class PartWriter:
     def __init__(self, hub: Hub, upload: Upload, number: int) -> None:
         """Raises InvalidRequest when there is no such part."""
         self._left = upload.size_of(number)
-        self._at = (number - 1) * upload.part_bytes
         folder = _folder(hub, upload)
         if not folder.exists():
             sweep(hub.settings.data)
@@ -97,21 +97,19 @@ class PartWriter:
         self._mark = folder / f"{number:05d}"
         self._mark.unlink(missing_ok=True)
         self._file = os.open(folder / _CONTENT, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        os.lseek(self._file, (number - 1) * upload.part_bytes, os.SEEK_SET)
         self._hash = blake3()
         self._name = f"{upload.ticket.digest}: part {number} of {upload.count}"
 
-    def write(self, piece: bytes) -> None:
-        """Append `piece`; the caller lets no more come than the part has."""
-        self._hash.update(piece)
-        rest = memoryview(piece)
-        while rest:
-            try:
-                written = os.pwrite(self._file, rest, self._at)
-            except OSError as error:
-                raise StoreUnavailable(f"{self._name}: cannot write: {error.strerror}") from error
-            self._at += written
-            self._left -= written
-            rest = rest[written:]
+    def write(self, *pieces: bytes) -> None:
+        """Append the pieces; the caller lets no more come than the part has."""
+        for piece in pieces:
+            self._hash.update(piece)
+        try:
+            write_out(self._file, pieces)
+        except OSError as error:
+            raise StoreUnavailable(f"{self._name}: cannot write: {error.strerror}") from error
+        self._left -= sum(map(len, pieces))
 
     def finish(self) -> str:
         """The ETag of the part, all of which arrived. Raises InvalidRequest when some is missing."""

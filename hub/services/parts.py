@@ -121,9 +121,9 @@ class Part:
         self._file.truncate(start)
         self._file.seek(start)
 
-    def write(self, piece: bytes) -> None:
-        """Append `piece`."""
-        self._file.write(piece)
+    def write(self, *pieces: bytes) -> None:
+        """Append the pieces."""
+        self._file.writelines(pieces)
 
     def arrived(self) -> int:
         """Bytes of the file that are here, now durable."""

@@ -21,11 +21,11 @@ from adapterhub.hub.errors import InvalidToken, TooLarge
 from adapterhub.hub.services import blobs
 from adapterhub.hub.services.access import Caller, require_upload
 from adapterhub.hub.services.signing import seal, unseal
-from adapterhub.storage.blobs import BlobStat, BlobWriter
+from adapterhub.storage.blobs import BlobStat
 from adapterhub.storage.errors import InvalidXet, StoreUnavailable
 from adapterhub.storage.xet.rebuild import OpenXorb, Xorb, checked_size, rebuild
 from adapterhub.storage.xet.shard import FileRecord, parse_shard
-from adapterhub.storage.xet.xorb import ChunkTable, check_xorb
+from adapterhub.storage.xet.xorb import MAX_WIRE_BYTES, ChunkTable, XorbCheck
 
 TOKEN_TTL_S = 3600
 
@@ -83,18 +83,39 @@ def _parsed(scope: str) -> Scope:
     return Scope(repository_id, int(epoch) if epoch.isascii() and epoch.isdigit() and len(epoch) < 10 else 0)
 
 
-def put_xorb(hub: Hub, scope: Scope, xorb_hash: str, writer: BlobWriter) -> bool:
-    """Whether the xorb is new here; it is checked to the last chunk, stored and remembered when it returns.
+class XorbWriter:
+    """Takes the bytes of one xorb, checked to the last chunk on their way to the store."""
 
-    writer: took the whole of it. Raises InvalidXet; StoreUnavailable when a sweep removed equal bytes at this very
-    moment, and the xorb is to be sent again.
-    """
-    rows = check_xorb(writer.content(), xorb_hash)
-    with hub.db.read() as session:
-        if session.get(tables.Xorb, (scope.repository_id, scope.epoch, xorb_hash)):
-            return False
-    stat = writer.commit()
+    def __init__(self, hub: Hub, scope: Scope, xorb_hash: str) -> None:
+        """Raises InvalidXet when that is no hash."""
+        self._hub, self._scope, self._xorb_hash = hub, scope, xorb_hash
+        self._check = XorbCheck(xorb_hash)
+        self._writer = hub.store.writer(limit_bytes=MAX_WIRE_BYTES)
 
+    def write(self, *pieces: bytes) -> None:
+        """Append the pieces. Raises InvalidXet, TooLarge."""
+        self._check.write(*pieces)
+        self._writer.write(*pieces)
+
+    def finish(self) -> bool:
+        """Whether the xorb, all of which came, is new here; it is durable and remembered when this returns.
+
+        Raises InvalidXet; StoreUnavailable when a sweep removed equal bytes at this very moment, and the xorb is to be
+        sent again.
+        """
+        rows = self._check.finish()
+        with self._hub.db.read() as session:
+            if session.get(tables.Xorb, (self._scope.repository_id, self._scope.epoch, self._xorb_hash)):
+                return False
+        _remember(self._hub, self._scope, self._xorb_hash, rows, self._writer.commit())
+        return True
+
+    def abort(self) -> None:
+        """Throw away what `finish` did not store."""
+        self._writer.abort()
+
+
+def _remember(hub: Hub, scope: Scope, xorb_hash: str, rows: bytes, stat: BlobStat) -> None:
     def write(session: Session) -> None:
         insert_missing(session, tables.Blob, [{"digest": stat.digest, "size_bytes": stat.size_bytes}])
         row = tables.Xorb(
@@ -106,7 +127,6 @@ def put_xorb(hub: Hub, scope: Scope, xorb_hash: str, writer: BlobWriter) -> bool
     if hub.store.stat(stat.digest) is None:  # a sweep took it for garbage before the row was there to hold it
         hub.db.transact(lambda session: _forget(session, scope, xorb_hash))
         raise StoreUnavailable(f"xorb {xorb_hash} was removed while it arrived; send it again")
-    return True
 
 
 def _forget(session: Session, scope: Scope, xorb_hash: str) -> None:
@@ -196,6 +216,6 @@ def _check_sizes(hub: Hub, sizes: Sequence[int], xorb_bytes: int) -> None:
 
 def _rebuild(hub: Hub, file: FileRecord, size_bytes: int, open_xorb: OpenXorb) -> BlobStat:
     with hub.store.writer(limit_bytes=size_bytes) as writer:
-        for piece in rebuild(file, open_xorb):
-            writer.write(piece)
+        for pieces in rebuild(file, open_xorb):
+            writer.write(*pieces)
         return writer.commit(file.digest)

@@ -72,16 +72,13 @@ class MemoryWriter:
         self._limit_bytes = limit_bytes
         self._content = bytearray()
 
-    def write(self, piece: bytes | memoryview) -> None:
-        """Append `piece`. Raises TooLarge past the limit."""
-        self._content += piece
+    def write(self, *pieces: bytes | memoryview) -> None:
+        """Append the pieces. Raises TooLarge past the limit."""
+        for piece in pieces:
+            self._content += piece
         if self._limit_bytes is not None and len(self._content) > self._limit_bytes:
             self.abort()
             raise TooLarge("this content", self._limit_bytes)
-
-    def content(self) -> memoryview:
-        """What was written so far."""
-        return memoryview(bytes(self._content))
 
     def commit(self, expected: str | None = None) -> BlobStat:
         """Make the blob visible. Raises DigestMismatch, and stores nothing, when it is not the one `expected`."""

@@ -8,6 +8,8 @@ from adapterhub.storage.xet.hashes import file_hash, range_hash, to_text
 from adapterhub.storage.xet.shard import FileRecord, Term
 from adapterhub.storage.xet.xorb import Chunk, ChunkTable, unpack
 
+BATCH_BYTES = 1 << 20
+
 
 @dataclass(frozen=True)
 class Xorb:
@@ -42,11 +44,25 @@ def checked_size(file: FileRecord, open_xorb: OpenXorb) -> int:
     return total
 
 
-def rebuild(file: FileRecord, open_xorb: OpenXorb) -> Iterator[bytes | memoryview]:
-    """The file's bytes, chunk by chunk; the whole is for the caller to hash, and to compare with `file.digest`.
+def rebuild(file: FileRecord, open_xorb: OpenXorb) -> Iterator[Sequence[bytes | memoryview]]:
+    """The file's bytes, up to BATCH_BYTES of chunks at once, so that they may be written together.
+
+    The whole is for the caller to hash, and to compare with `file.digest`.
 
     Raises InvalidXet as `checked_size` does for terms, and when a stored xorb ends early or does not unpack.
     """
+    batch: list[bytes | memoryview] = []
+    waiting = 0
+    for raw in _raw_chunks(file, open_xorb):
+        batch.append(raw)
+        waiting += len(raw)
+        if waiting >= BATCH_BYTES:
+            yield batch
+            batch, waiting = [], 0
+    yield batch
+
+
+def _raw_chunks(file: FileRecord, open_xorb: OpenXorb) -> Iterator[bytes | memoryview]:
     for term in file.terms():
         xorb = open_xorb(term.xorb_hash)
         chunks = _chunks(term, xorb)

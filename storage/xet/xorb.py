@@ -21,7 +21,7 @@ send incompressible chunks as they are and their headers come on top.
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import lz4.frame
 import numpy as np
@@ -35,7 +35,9 @@ MAX_CHUNK_BYTES = 128 * 1024
 MAX_RAW_BYTES = 64 * 1024 * 1024
 """Of one xorb, uncompressed."""
 
-_HEADER_BYTES = 8
+_HEADER = struct.Struct("<II")
+"""Two numbers of three bytes, each above one of one byte: the version, the scheme."""
+_HEADER_BYTES = _HEADER.size
 _MAX_STORED_BYTES = 2 * MAX_CHUNK_BYTES
 MAX_WIRE_BYTES = MAX_RAW_BYTES + _HEADER_BYTES * MAX_CHUNKS
 """Of one xorb as it is sent: a server takes bodies up to this."""
@@ -44,8 +46,7 @@ _ROW = struct.Struct(f"<III{HASH_BYTES}s")
 _AS_IS, _LZ4, _GROUPED_LZ4 = 0, 1, 2
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """One row of a chunk table: where the chunk lies in its xorb, with its header, and what it unpacks to."""
 
     offset: int
@@ -58,7 +59,7 @@ class ChunkTable:
     """The chunks of a checked xorb, over the packed rows that a database keeps."""
 
     def __init__(self, rows: bytes) -> None:
-        """rows: as `check_xorb` gives them. Raises InvalidXet when they were cut."""
+        """rows: as `XorbCheck` gives them. Raises InvalidXet when they were cut."""
         if not rows or len(rows) % _ROW.size:
             raise InvalidXet(f"a chunk table of {len(rows)} bytes; rows have {_ROW.size}")
         self._rows = rows
@@ -71,54 +72,87 @@ class ChunkTable:
         return (Chunk(*row) for row in _ROW.iter_unpack(self._rows[start * _ROW.size : end * _ROW.size]))
 
 
-def check_xorb(content: bytes | memoryview, xorb_hash: str) -> bytes:
-    """The packed chunk table of a xorb, every chunk of which was unpacked and hashed.
+class XorbCheck:
+    """Checks a xorb while its bytes arrive, as the holder of no more of them than one chunk.
 
-    content: the whole xorb as sent. xorb_hash: the name it was announced under, in text form.
-    Raises InvalidXet: a bad header, too many or too large chunks, data that does not unpack to what its header says,
-    another hash than announced. Unpacks one chunk at a time.
+    Every chunk is unpacked and hashed once it is whole, while its bytes are still in the processor's cache: reading a
+    stored xorb back to check it would cost a copy of it, or its size in mapped memory.
     """
-    announced = from_text(xorb_hash)
-    table = list(_walk(memoryview(content)))
-    root = merkle_root((chunk.hash, chunk.raw_bytes) for chunk in table)
-    if root != announced:
-        raise InvalidXet(f"xorb was announced as {xorb_hash} and is {to_text(root)}; send it again")
-    return b"".join(_ROW.pack(chunk.offset, chunk.wire_bytes, chunk.raw_bytes, chunk.hash) for chunk in table)
 
+    def __init__(self, xorb_hash: str) -> None:
+        """xorb_hash: the name it was announced under, in text form. Raises InvalidXet when it is none."""
+        self._announced = from_text(xorb_hash)
+        self._begun = bytearray()
+        self._offset = self._raw_total = 0
+        self._leaves: list[tuple[bytes, int]] = []
+        self._rows: list[bytes] = []
 
-def _walk(content: memoryview) -> Iterator[Chunk]:
-    if len(content) > MAX_WIRE_BYTES:
-        raise InvalidXet(f"xorb has {len(content)} bytes; at most {MAX_WIRE_BYTES} are allowed")
-    offset = raw_total = count = 0
-    while offset < len(content):
-        stored_bytes, raw_bytes = _header(content, offset)
-        wire_bytes = _HEADER_BYTES + stored_bytes
-        raw_total += raw_bytes
-        count += 1
-        if count > MAX_CHUNKS or raw_total > MAX_RAW_BYTES:
+    def write(self, *pieces: bytes | memoryview) -> None:
+        """Look at the next bytes, cut anywhere.
+
+        Raises InvalidXet: a bad header, too many or too large chunks, data that does not unpack to what its header
+        says.
+        """
+        for piece in pieces:
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[self._take(rest) :]
+
+    def finish(self) -> bytes:
+        """The packed chunk table; all bytes came. Raises InvalidXet for a cut xorb, and another hash than announced."""
+        if self._begun:
+            _header(self._begun, self._offset)
+            raise InvalidXet(f"xorb ends inside the chunk at byte {self._offset}")
+        root = merkle_root(self._leaves)
+        if root != self._announced:
+            raise InvalidXet(f"xorb was announced as {to_text(self._announced)} and is {to_text(root)}; send it again")
+        return b"".join(self._rows)
+
+    def _take(self, rest: memoryview) -> int:
+        """How many of these bytes go to the chunk at hand; copied only where it is cut."""
+        if not self._begun and len(rest) >= _HEADER_BYTES:
+            wire_bytes, raw_bytes = _header(rest, self._offset)
+            if wire_bytes <= len(rest):
+                self._add(rest[:wire_bytes], raw_bytes)
+                return wire_bytes
+        missing = _HEADER_BYTES - len(self._begun)
+        if missing <= 0:
+            wire_bytes, raw_bytes = _header(self._begun, self._offset)
+            missing = wire_bytes - len(self._begun)
+        taken = min(missing, len(rest))
+        self._begun += rest[:taken]
+        if taken == missing and len(self._begun) > _HEADER_BYTES:
+            self._add(memoryview(self._begun), raw_bytes)
+            self._begun = bytearray()
+        return taken
+
+    def _add(self, wire: memoryview, raw_bytes: int) -> None:
+        self._raw_total += raw_bytes
+        if len(self._rows) >= MAX_CHUNKS or self._raw_total > MAX_RAW_BYTES:
             raise InvalidXet(f"xorb has more than {MAX_CHUNKS} chunks or {MAX_RAW_BYTES} bytes uncompressed")
-        raw = unpack(content[offset : offset + wire_bytes])
-        yield Chunk(offset, wire_bytes, raw_bytes, chunk_hash(raw))
-        offset += wire_bytes
+        found = chunk_hash(unpack(wire))
+        self._leaves.append((found, raw_bytes))
+        self._rows.append(_ROW.pack(self._offset, len(wire), raw_bytes, found))
+        self._offset += len(wire)
 
 
-def _header(content: memoryview, offset: int) -> tuple[int, int]:
-    """(stored bytes, uncompressed bytes) of the chunk at `offset`, all of which lies inside the xorb."""
-    header = bytes(content[offset : offset + _HEADER_BYTES])
-    stored_bytes, raw_bytes = int.from_bytes(header[1:4], "little"), int.from_bytes(header[5:8], "little")
-    if len(header) < _HEADER_BYTES or header[0] != 0:
+def _header(wire: bytes | bytearray | memoryview, offset: int) -> tuple[int, int]:
+    """(bytes with the header, uncompressed bytes) of the chunk that `wire` begins with, at `offset` of its xorb."""
+    if len(wire) < _HEADER_BYTES or wire[0] != 0:
         raise InvalidXet(f"xorb: no chunk header of version 0 at byte {offset}")
+    low, high = _HEADER.unpack_from(wire)
+    stored_bytes, raw_bytes = low >> 8, high >> 8
     if not 0 < raw_bytes <= MAX_CHUNK_BYTES or not 0 < stored_bytes <= _MAX_STORED_BYTES:
         raise InvalidXet(f"xorb: the chunk at byte {offset} unpacks {stored_bytes} to {raw_bytes} bytes; out of bounds")
-    if offset + _HEADER_BYTES + stored_bytes > len(content):
-        raise InvalidXet(f"xorb ends inside the chunk at byte {offset}")
-    return stored_bytes, raw_bytes
+    return _HEADER_BYTES + stored_bytes, raw_bytes
 
 
 def unpack(wire: bytes | memoryview) -> bytes | memoryview:
     """The uncompressed bytes of one chunk with its header. Raises InvalidXet when they are not as many as it says."""
     wire = memoryview(wire)
-    _, raw_bytes = _header(wire, 0)
+    wire_bytes, raw_bytes = _header(wire, 0)
+    if len(wire) != wire_bytes:
+        raise InvalidXet(f"xorb: a chunk says {wire_bytes} bytes with its header and has {len(wire)}")
     scheme, data = wire[4], wire[_HEADER_BYTES:]
     if scheme == _AS_IS:
         raw: bytes | memoryview = data

@@ -68,14 +68,13 @@ def test_bytes_are_visible_only_after_commit(store: BlobStore) -> None:
     assert store.stat(digest_of(b"half")) is None
 
 
-def test_what_was_written_can_be_looked_at_before_it_is_committed(store: BlobStore) -> None:
+@pytest.mark.parametrize("count", [0, 1, 3, 3000])
+def test_many_pieces_may_be_written_at_once(store: BlobStore, count: int) -> None:
+    pieces = [b"%d," % number for number in range(count)]
     with store.writer() as writer:
-        assert bytes(writer.content()) == b""
-        writer.write(b"looked")
-        assert bytes(writer.content()) == b"looked"
-        writer.write(b" at")
-        assert bytes(writer.content()[3:]) == b"ked at"
-        assert whole(store.read(writer.commit().digest)) == b"looked at"
+        writer.write(*pieces)
+        writer.write(b"end")
+        assert whole(store.read(writer.commit().digest)) == b"".join([*pieces, b"end"])
 
 
 def test_abort_may_be_called_again_and_after_commit(store: BlobStore) -> None:

@@ -33,10 +33,10 @@ router = APIRouter(route_class=RawRoute)
 
 T = TypeVar("T")
 
-BODIES_AT_ONCE = 8
-"""Xorbs and shards that arrive at once, each spooled to disk; further senders wait with their bytes."""
-CHECKS_AT_ONCE = 1
-"""Xorbs that are checked, and shards that are rebuilt, at once: one of them already fills a core and its memory."""
+XORBS_AT_ONCE = 8
+"""Xorbs that arrive at once, each of them checked on its way to disk; further senders wait with their bytes."""
+SHARDS_AT_ONCE = 1
+"""Shards that are rebuilt at once: one already fills a core."""
 HEARTBEAT_S = 15.0
 """Between two lines of a shard's answer; clients give up after 300 s without one, proxies after 60 s."""
 
@@ -69,13 +69,12 @@ ScopeDep = Annotated[xet.Scope, Depends(_scope)]
 @router.post("/xet/{scope}/v1/xorbs/{prefix}/{xorb_hash}")
 async def put_xorb(request: Request, hub: HubDep, scope: ScopeDep, xorb_hash: str) -> dict[str, bool]:
     """Take one xorb: checked to the last chunk, durable when this answers. Raises InvalidXet, TooLarge."""
-    async with threads.turns("xet bodies", BODIES_AT_ONCE):
-        writer = await threads.run(lambda: hub.store.writer(limit_bytes=MAX_WIRE_BYTES))
+    async with threads.turns("xorbs", XORBS_AT_ONCE):
+        writer = await threads.run(xet.XorbWriter, hub, scope, xorb_hash)
         try:
             if await pour(request, writer.write, MAX_WIRE_BYTES) == 0:
                 raise InvalidRequest("the body is empty")
-            async with threads.turns("xet checks", CHECKS_AT_ONCE):
-                return {"was_inserted": await threads.run(xet.put_xorb, hub, scope, xorb_hash, writer)}
+            return {"was_inserted": await threads.run(writer.finish)}
         finally:
             await threads.run(writer.abort)
 
@@ -123,7 +122,7 @@ async def _rebuild(hub: Hub, scope: xet.Scope, file: IO[bytes]) -> None:
     def work(content: memoryview) -> None:
         xet.put_shard(hub, scope, content)
 
-    async with threads.turns("xet checks", CHECKS_AT_ONCE):
+    async with threads.turns("shards", SHARDS_AT_ONCE):
         await threads.run(_with_content, file, work)
 
 

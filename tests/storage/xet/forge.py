@@ -6,7 +6,9 @@ from dataclasses import replace
 import lz4.frame
 
 from adapterhub.storage.xet.hashes import HASH_BYTES, chunk_hash, file_hash, from_text, merkle_root, range_hash, to_text
-from adapterhub.storage.xet.shard import Term
+from adapterhub.storage.xet.rebuild import OpenXorb, rebuild
+from adapterhub.storage.xet.shard import FileRecord, Term
+from adapterhub.storage.xet.xorb import XorbCheck
 
 END = b"\xff" * HASH_BYTES + bytes(16)
 HEADER = struct.pack(
@@ -27,6 +29,13 @@ def wire_chunk(raw: bytes, scheme: int = 0, *, claimed_bytes: int | None = None)
         data = lz4.frame.compress(data)
     length = len(raw) if claimed_bytes is None else claimed_bytes
     return b"\0" + len(data).to_bytes(3, "little") + bytes([scheme]) + length.to_bytes(3, "little") + data
+
+
+def check_xorb(content: bytes, xorb_hash: str) -> bytes:
+    """The chunk table of a xorb that came in one piece."""
+    check = XorbCheck(xorb_hash)
+    check.write(content)
+    return check.finish()
 
 
 def xorb_name(chunks: list[bytes]) -> str:
@@ -60,3 +69,8 @@ def shard(
 def forged(true: Term, **fields: object) -> Term:
     """`true` with some fields replaced."""
     return replace(true, **fields)  # type: ignore[arg-type]
+
+
+def joined(record: FileRecord, open_xorb: OpenXorb) -> bytes:
+    """The file that the record describes, whole."""
+    return b"".join(piece for pieces in rebuild(record, open_xorb) for piece in pieces)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from adapterhub.storage.errors import InvalidXet
-from adapterhub.storage.xet.rebuild import Xorb, checked_size, rebuild
+from adapterhub.storage.xet.rebuild import Xorb, checked_size
 from adapterhub.storage.xet.shard import FileRecord, parse_shard
-from adapterhub.storage.xet.xorb import ChunkTable, check_xorb
+from adapterhub.storage.xet.xorb import ChunkTable
 from tests.storage.xet.capture import Capture, capture
+from tests.storage.xet.forge import check_xorb, joined
 
 
 def contents() -> dict[str, bytes]:
@@ -57,7 +58,7 @@ def test_a_file_is_rebuilt_from_what_the_client_sent(seen: Capture, name: str) -
     record, xorbs = records(seen)[file_hash], opener(seen, piece_bytes=100_003)
     assert record.digest == f"sha256:{sha256}" == "sha256:" + hashlib.sha256(content).hexdigest()
     assert checked_size(record, xorbs.__getitem__) == record.claimed_bytes == len(content)
-    assert b"".join(rebuild(record, xorbs.__getitem__)) == content
+    assert joined(record, xorbs.__getitem__) == content
 
 
 def test_the_client_uses_every_compression_scheme(seen: Capture) -> None:
@@ -85,7 +86,7 @@ def test_a_xorb_that_the_store_lost_the_end_of_is_noticed(seen: Capture) -> None
     torn = Xorb(whole.chunks, lambda start, end: whole.read(start, max(start, end - 1)))
     record = records(seen)[seen.files["random"][0]]
     with pytest.raises(InvalidXet, match="ends early"):
-        b"".join(rebuild(record, {**opener(seen), name: torn}.__getitem__))
+        joined(record, {**opener(seen), name: torn}.__getitem__)
 
 
 @pytest.mark.slow
@@ -94,4 +95,4 @@ def test_a_file_larger_than_a_xorb_is_rebuilt(tmp_path: Path) -> None:
     seen = capture({"large": content}, tmp_path)
     assert len(seen.xorbs) == 2
     [record] = records(seen).values()
-    assert b"".join(rebuild(record, opener(seen).__getitem__)) == content
+    assert joined(record, opener(seen).__getitem__) == content

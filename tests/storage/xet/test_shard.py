@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from adapterhub.storage.errors import InvalidXet
 from adapterhub.storage.xet.rebuild import Xorb, checked_size, rebuild
 from adapterhub.storage.xet.shard import MAX_SHARD_BYTES, FileRecord, Term, parse_shard
-from adapterhub.storage.xet.xorb import ChunkTable, check_xorb
-from tests.storage.xet.forge import END, HEADER, forged, shard, term, wire_chunk, xorb_name
+from adapterhub.storage.xet.xorb import ChunkTable
+from tests.storage.xet.forge import END, HEADER, check_xorb, forged, joined, shard, term, wire_chunk, xorb_name
 
 CHUNKS = [b"first chunk", b"second", b"third one", b"4"]
 WIRE = b"".join(wire_chunk(chunk, scheme) for chunk, scheme in zip(CHUNKS, (0, 1, 2, 0), strict=True))
@@ -32,7 +32,7 @@ def only(content: bytes) -> FileRecord:
 def test_a_file_may_use_chunks_in_any_order_and_again() -> None:
     record = only(shard([term(CHUNKS, 2, 4), term(CHUNKS, 0, 2), term(CHUNKS, 0, 1)], CHUNKS))
     assert record.digest == "sha256:" + "ab" * 32
-    assert b"".join(rebuild(record, open_xorb)) == b"third one4first chunksecondfirst chunk"
+    assert joined(record, open_xorb) == b"third one4first chunksecondfirst chunk"
     assert checked_size(record, open_xorb) == record.claimed_bytes == 38
 
 

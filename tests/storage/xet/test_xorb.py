@@ -1,5 +1,7 @@
 """Xorbs: what is accepted, and that nothing else is."""
 
+from itertools import pairwise
+
 import lz4.frame
 import pytest
 from hypothesis import given, settings
@@ -13,10 +15,10 @@ from adapterhub.storage.xet.xorb import (
     MAX_RAW_BYTES,
     MAX_WIRE_BYTES,
     ChunkTable,
-    check_xorb,
+    XorbCheck,
     unpack,
 )
-from tests.storage.xet.forge import wire_chunk, xorb_name
+from tests.storage.xet.forge import check_xorb, wire_chunk, xorb_name
 
 
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=300), st.sampled_from([0, 1, 2])), min_size=1, max_size=30))
@@ -27,6 +29,16 @@ def test_every_scheme_unpacks_to_what_was_packed(parts: list[tuple[bytes, int]])
     for (raw, _), chunk in zip(parts, table.chunks(0, len(table)), strict=True):
         assert unpack(content[chunk.offset : chunk.offset + chunk.wire_bytes]) == raw
         assert chunk.raw_bytes == len(raw)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=10), st.data())
+def test_a_xorb_may_arrive_cut_anywhere(chunks: list[bytes], data: st.DataObject) -> None:
+    content = b"".join(wire_chunk(raw, number % 3) for number, raw in enumerate(chunks))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(content)))))
+    check = XorbCheck(xorb_name(chunks))
+    for start, end in pairwise([0, *cuts, len(content)]):
+        check.write(content[start:end])
+    assert check.finish() == check_xorb(content, xorb_name(chunks))
 
 
 def test_a_frame_that_unpacks_to_more_than_it_says_is_stopped() -> None:
