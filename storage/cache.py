@@ -8,7 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adapterhub.storage.backends.local import LocalStore
-from adapterhub.storage.blobs import BlobStat, BlobStore, BlobWriter, Capabilities, check_digest
+from adapterhub.storage.blobs import (
+    Algorithm,
+    BlobStat,
+    BlobStore,
+    BlobWriter,
+    Capabilities,
+    algorithm_of,
+    check_digest,
+)
 from adapterhub.storage.errors import BlobNotFound
 
 _GRACE_S = 60.0
@@ -52,8 +60,8 @@ class CachedStore:
                 pass  # removed this moment
         return self._store.read(digest, start, end)
 
-    def writer(self, *, limit_bytes: int | None = None) -> BlobWriter:
-        return self._store.writer(limit_bytes=limit_bytes)
+    def writer(self, *, limit_bytes: int | None = None, algorithm: Algorithm = "sha256") -> BlobWriter:
+        return self._store.writer(limit_bytes=limit_bytes, algorithm=algorithm)
 
     def put_file(self, path: Path, *, expected: str | None = None) -> BlobStat:
         return self._store.put_file(path, expected=expected)
@@ -90,7 +98,7 @@ class CachedStore:
         if found is None:
             raise BlobNotFound(digest)
         self._make_room(found.size_bytes)
-        with self._copies.writer(limit_bytes=found.size_bytes) as writer:
+        with self._copies.writer(limit_bytes=found.size_bytes, algorithm=algorithm_of(digest)) as writer:
             for piece in self._store.read(digest):
                 writer.write(piece)
             writer.commit(digest)
@@ -110,7 +118,7 @@ class CachedStore:
     @contextmanager
     def _alone(self, digest: str) -> Iterator[None]:
         """Keep other threads and processes from fetching this blob (and one in 4096 others) meanwhile."""
-        name = check_digest(digest).removeprefix("sha256:")[:3]
+        name = check_digest(digest).partition(":")[2][:3]
         with (self._locks / name).open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

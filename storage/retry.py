@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from adapterhub.storage.blobs import BlobStat, BlobStore, BlobWriter, Capabilities
+from adapterhub.storage.blobs import Algorithm, BlobStat, BlobStore, BlobWriter, Capabilities
 from adapterhub.storage.errors import RangeNotSatisfiable, StoreUnavailable
 
 _T = TypeVar("_T")
@@ -53,8 +53,8 @@ class RetryingStore:
 
         return self._resuming(pieces, resume, len)
 
-    def writer(self, *, limit_bytes: int | None = None) -> BlobWriter:
-        return self._store.writer(limit_bytes=limit_bytes)
+    def writer(self, *, limit_bytes: int | None = None, algorithm: Algorithm = "sha256") -> BlobWriter:
+        return self._store.writer(limit_bytes=limit_bytes, algorithm=algorithm)
 
     def put_file(self, path: Path, *, expected: str | None = None) -> BlobStat:
         return self._again(lambda: self._store.put_file(path, expected=expected))

@@ -1,18 +1,18 @@
 """Bytes on their way into a store: a private file, hashed and counted while it grows."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
-from adapterhub.storage.blobs import BlobStat, BlobStore
+from adapterhub.storage.blobs import HASHES, Algorithm, BlobStat, BlobStore
 from adapterhub.storage.errors import DigestMismatch, StoreUnavailable, TooLarge
 
-WRITE_BYTES = 1 << 20
-"""Written in one call. Smaller writes cost calls and, unless they end with pages, work done twice; larger ones make
-Linux look for pages of 2 MiB, and a virtual machine may have given just those back to its host, at ten times the cost.
+WRITE_BYTES = 1 << 18
+"""Written in one call, or a little more. Smaller writes cost more calls, and work done twice on the pages they share;
+for larger ones Linux looks for large free pages, which a virtual machine may have given back to its host: fetching them
+again took ten times the CPU of the write.
 """
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
 
@@ -27,12 +27,15 @@ class SpoolingWriter:
     ever opened. With `durable` it is synced to disk before `publish` sees it.
     """
 
-    def __init__(self, folder: Path, publish: Publish, *, limit_bytes: int | None = None, durable: bool) -> None:
+    def __init__(
+        self, folder: Path, publish: Publish, *, limit_bytes: int | None, algorithm: Algorithm, durable: bool
+    ) -> None:
         self._path = folder / uuid4().hex
         self._publish = publish
         self._limit_bytes = limit_bytes
         self._durable = durable
-        self._hash = hashlib.sha256()
+        self._algorithm = algorithm
+        self._hash = HASHES[algorithm]()
         self._size_bytes = 0
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -56,7 +59,7 @@ class SpoolingWriter:
 
     def commit(self, expected: str | None = None) -> BlobStat:
         """Publish the bytes. Raises DigestMismatch, and publishes nothing, when they are not those `expected`."""
-        found = "sha256:" + self._hash.hexdigest()
+        found = f"{self._algorithm}:{self._hash.hexdigest()}"
         try:
             if expected is not None and expected != found:
                 raise DigestMismatch(expected, found)

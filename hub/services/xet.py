@@ -90,7 +90,7 @@ class XorbWriter:
         """Raises InvalidXet when that is no hash."""
         self._hub, self._scope, self._xorb_hash = hub, scope, xorb_hash
         self._check = XorbCheck(xorb_hash)
-        self._writer = hub.store.writer(limit_bytes=MAX_WIRE_BYTES)
+        self._writer = hub.store.writer(limit_bytes=MAX_WIRE_BYTES, algorithm="blake3")
 
     def write(self, *pieces: bytes) -> None:
         """Append the pieces. Raises InvalidXet, TooLarge."""

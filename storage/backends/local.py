@@ -1,6 +1,7 @@
 """Blobs as plain files of a folder: `file:///var/lib/adapterhub/blobs`.
 
     objects/sha256/ab/cd/<64 hex>     blobs, read-only; `sha256sum` of a file gives its name
+    objects/blake3/ab/cd/<64 hex>     those named so; `b3sum` gives theirs
     tmp/<uuid>                        bytes still arriving; on the same file system, so that linking is atomic
 
 Order of a write, so that a blob is whole and durable before anything may point at it: bytes to tmp, fsync of the file,
@@ -15,7 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adapterhub.storage.blobs import (
+    HASHES,
     PIECE_BYTES,
+    Algorithm,
     Backend,
     BlobStat,
     BlobStore,
@@ -37,7 +40,7 @@ class LocalStore:
     capabilities = Capabilities(has_local_paths=True)
 
     def __init__(self, root: Path) -> None:
-        self._objects = root / "objects" / "sha256"
+        self._objects = root / "objects"
         self._tmp = root / "tmp"
         self._durable_folders: set[Path] = set()
         with _as_unavailable(root):
@@ -78,9 +81,9 @@ class LocalStore:
                     start += len(piece)
                     yield piece
 
-    def writer(self, *, limit_bytes: int | None = None) -> SpoolingWriter:
+    def writer(self, *, limit_bytes: int | None = None, algorithm: Algorithm = "sha256") -> SpoolingWriter:
         """A writer for one new blob."""
-        return SpoolingWriter(self._tmp, self._publish, limit_bytes=limit_bytes, durable=True)
+        return SpoolingWriter(self._tmp, self._publish, limit_bytes=limit_bytes, algorithm=algorithm, durable=True)
 
     def put_file(self, path: Path, *, expected: str | None = None) -> BlobStat:
         """Store a copy of the file's content."""
@@ -103,16 +106,18 @@ class LocalStore:
     def list(self) -> Iterator[BlobStat]:
         """Every blob, in order of digest; one that is deleted meanwhile may be left out."""
         with _as_unavailable(self._objects):
-            for outer in sorted(self._objects.glob(_HEX * 2)):
-                for inner in sorted(outer.glob(_HEX * 2)):
-                    for file in sorted(inner.glob(_HEX * 64)):
-                        found = self.stat("sha256:" + file.name)
-                        if found is not None:
-                            yield found
+            for algorithm in sorted(HASHES):
+                # name by name, as a store may hold millions
+                for outer in sorted((self._objects / algorithm).glob(_HEX * 2)):
+                    for inner in sorted(outer.glob(_HEX * 2)):
+                        for file in sorted(inner.glob(_HEX * 64)):
+                            found = self.stat(f"{algorithm}:{file.name}")
+                            if found is not None:
+                                yield found
 
     def _file(self, digest: str) -> Path:
-        name = check_digest(digest).removeprefix("sha256:")
-        return self._objects / name[:2] / name[2:4] / name
+        algorithm, _, name = check_digest(digest).partition(":")
+        return self._objects / algorithm / name[:2] / name[2:4] / name
 
     def _publish(self, spooled: Path, digest: str, size_bytes: int) -> BlobStat:
         target = self._file(digest)

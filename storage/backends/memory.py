@@ -1,12 +1,13 @@
 """Blobs in the memory of one process, for tests and trials: `memory://`."""
 
-import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from adapterhub.storage.blobs import (
+    HASHES,
     PIECE_BYTES,
+    Algorithm,
     Backend,
     BlobStat,
     BlobStore,
@@ -39,9 +40,9 @@ class MemoryStore:
         start, end = check_range(digest, start, end, len(content))
         return (content[at : min(at + PIECE_BYTES, end)] for at in range(start, end, PIECE_BYTES))
 
-    def writer(self, *, limit_bytes: int | None = None) -> "MemoryWriter":
+    def writer(self, *, limit_bytes: int | None = None, algorithm: Algorithm = "sha256") -> "MemoryWriter":
         """A writer for one new blob."""
-        return MemoryWriter(self._blobs, limit_bytes)
+        return MemoryWriter(self._blobs, limit_bytes, algorithm)
 
     def put_file(self, path: Path, *, expected: str | None = None) -> BlobStat:
         """Store the file's content."""
@@ -67,9 +68,10 @@ class MemoryStore:
 class MemoryWriter:
     """Gathers the bytes of one blob."""
 
-    def __init__(self, blobs: dict[str, tuple[bytes, float]], limit_bytes: int | None) -> None:
+    def __init__(self, blobs: dict[str, tuple[bytes, float]], limit_bytes: int | None, algorithm: Algorithm) -> None:
         self._blobs = blobs
         self._limit_bytes = limit_bytes
+        self._algorithm: Algorithm = algorithm
         self._content = bytearray()
 
     def write(self, *pieces: bytes | memoryview) -> None:
@@ -83,7 +85,9 @@ class MemoryWriter:
     def commit(self, expected: str | None = None) -> BlobStat:
         """Make the blob visible. Raises DigestMismatch, and stores nothing, when it is not the one `expected`."""
         content = bytes(self._content)
-        found = "sha256:" + hashlib.sha256(content).hexdigest()
+        hashed = HASHES[self._algorithm]()
+        hashed.update(content)
+        found = f"{self._algorithm}:{hashed.hexdigest()}"
         self.abort()
         if expected is not None and expected != found:
             raise DigestMismatch(expected, found)

@@ -1,6 +1,7 @@
 """Blobs as objects of any S3: `s3://bucket/prefix`.
 
     <prefix>/objects/sha256/ab/cd/<64 hex>
+    <prefix>/objects/blake3/ab/cd/<64 hex>
 
 Address and credentials are found as boto3 finds them: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
 AWS_DEFAULT_REGION, or its profile files. A blob is gathered in a local file first, so that its name is known before a
@@ -20,6 +21,7 @@ from urllib.parse import quote
 
 from adapterhub.storage.blobs import (
     PIECE_BYTES,
+    Algorithm,
     Backend,
     BlobStat,
     BlobStore,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from types_boto3_s3.type_defs import CompletedPartTypeDef
 
 _URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>[A-Za-z0-9!_.*'()/-]*))?")
+_BLOB = re.compile(r"(sha256|blake3)/../../([0-9a-f]{64})")
 _PART_BYTES = 16 * 1024 * 1024
 _MAX_PARTS = 10_000
 _NOT_FOUND, _NO_SUCH_RANGE = 404, 416
@@ -54,7 +57,7 @@ class S3Store:
         """spool: folder for blobs on their way. part_bytes: what is larger is sent in parts of at least so many."""
         self._client = client
         self._bucket = bucket
-        self._root = f"{prefix.strip('/')}/objects/sha256/".lstrip("/")
+        self._root = f"{prefix.strip('/')}/objects/".lstrip("/")
         self._spool = spool
         self._part_bytes = part_bytes
 
@@ -104,9 +107,9 @@ class S3Store:
             raise BlobNotFound(digest)
         return found.size_bytes
 
-    def writer(self, *, limit_bytes: int | None = None) -> SpoolingWriter:
+    def writer(self, *, limit_bytes: int | None = None, algorithm: Algorithm = "sha256") -> SpoolingWriter:
         """A writer for one new blob."""
-        return SpoolingWriter(self._spool, self._publish, limit_bytes=limit_bytes, durable=False)
+        return SpoolingWriter(self._spool, self._publish, limit_bytes=limit_bytes, algorithm=algorithm, durable=False)
 
     def put_file(self, path: Path, *, expected: str | None = None) -> BlobStat:
         """Store the file's content; a copy of it is sent, so that it may change meanwhile."""
@@ -139,13 +142,13 @@ class S3Store:
         with self._translated():
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._root)
             for found in (found for page in pages for found in page.get("Contents", [])):
-                name = found["Key"].rsplit("/", 1)[1]
-                if re.fullmatch(r"[0-9a-f]{64}", name):
-                    yield BlobStat("sha256:" + name, found["Size"], found["LastModified"].timestamp())
+                key = _BLOB.fullmatch(found["Key"].removeprefix(self._root))
+                if key:
+                    yield BlobStat(":".join(key.groups()), found["Size"], found["LastModified"].timestamp())
 
     def _key(self, digest: str) -> str:
-        name = check_digest(digest).removeprefix("sha256:")
-        return f"{self._root}{name[:2]}/{name[2:4]}/{name}"
+        algorithm, _, name = check_digest(digest).partition(":")
+        return f"{self._root}{algorithm}/{name[:2]}/{name[2:4]}/{name}"
 
     def _publish(self, spooled: Path, digest: str, size_bytes: int) -> BlobStat:
         found = self.stat(digest)
@@ -169,8 +172,12 @@ class S3Store:
             self._put_whole(spooled, digest)
 
     def _put_whole(self, spooled: Path, digest: str) -> None:
-        checksum = b64encode(bytes.fromhex(digest.removeprefix("sha256:"))).decode()
+        algorithm, _, name = digest.partition(":")
         with spooled.open("rb") as file:
+            # the one checksum that every S3 knows and that is a name here
+            found = bytes.fromhex(name) if algorithm == "sha256" else hashlib.file_digest(file, "sha256").digest()
+            checksum = b64encode(found).decode()
+            file.seek(0)
             self._client.put_object(
                 Bucket=self._bucket, Key=self._key(digest), Body=file, ChecksumSHA256=checksum, IfNoneMatch="*"
             )

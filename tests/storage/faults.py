@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from adapterhub.storage.blobs import BlobStat, BlobStore, BlobWriter
+from adapterhub.storage.blobs import Algorithm, BlobStat, BlobStore, BlobWriter
 from adapterhub.storage.errors import StoreUnavailable
 
 
@@ -36,9 +36,9 @@ class FlakyStore:
                 yield bytes([byte])
                 self._step()
 
-    def writer(self, *, limit_bytes: int | None = None) -> BlobWriter:
+    def writer(self, *, limit_bytes: int | None = None, algorithm: Algorithm = "sha256") -> BlobWriter:
         self._step()
-        return self._store.writer(limit_bytes=limit_bytes)
+        return self._store.writer(limit_bytes=limit_bytes, algorithm=algorithm)
 
     def put_file(self, path: Path, *, expected: str | None = None) -> BlobStat:
         self._step()

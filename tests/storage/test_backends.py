@@ -7,6 +7,7 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -58,6 +59,30 @@ def test_what_is_written_is_read_back(store: BlobStore, content: bytes) -> None:
     pieces = list(store.read(stat.digest))
     assert b"".join(pieces) == content
     assert all(0 < len(piece) <= PIECE_BYTES for piece in pieces)
+
+
+def test_a_blob_may_be_named_by_its_blake3(store: BlobStore) -> None:
+    content = b"asked for by nobody" * 100_000
+    named = "blake3:" + blake3(content).hexdigest()
+    with store.writer(algorithm="blake3") as writer:
+        writer.write(content)
+        assert writer.commit(named).digest == named
+    other = put(store, content)
+    assert [stat.digest for stat in store.list()] == [named, other]
+    assert whole(store.read(named, 5)) == content[5:]
+    path = store.path(named)
+    assert path is None or path.read_bytes() == content
+    store.delete(other)
+    assert store.stat(other) is None
+    assert [stat.digest for stat in store.list()] == [named]
+
+
+def test_other_bytes_than_a_blake3_says_are_refused(store: BlobStore) -> None:
+    with store.writer(algorithm="blake3") as writer:
+        writer.write(b"other")
+        with pytest.raises(DigestMismatch):
+            writer.commit("blake3:" + blake3(b"announced").hexdigest())
+    assert list(store.list()) == []
 
 
 def test_bytes_are_visible_only_after_commit(store: BlobStore) -> None:
@@ -177,7 +202,17 @@ def test_a_missing_blob_is_said_to_be_missing_at_the_call(store: BlobStore) -> N
 
 
 @pytest.mark.parametrize(
-    "text", ["", "sha256:", "sha256:" + "A" * 64, "sha256:../../etc/passwd", "0" * 64, ABSENT + "\n"]
+    "text",
+    [
+        "",
+        "sha256:",
+        "sha256:" + "A" * 64,
+        "sha256:../../etc/passwd",
+        "md5:" + "0" * 64,
+        "blake3:0",
+        "0" * 64,
+        ABSENT + "\n",
+    ],
 )
 def test_what_is_not_a_digest_reaches_no_path(store: BlobStore, text: str) -> None:
     for method in (store.stat, store.read, store.path, store.delete):

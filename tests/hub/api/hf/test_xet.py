@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import pytest
+from blake3 import blake3
 from fastapi import FastAPI
 from httpx2 import Response
 from sqlmodel import Session as DbSession
+from sqlmodel import select
 from starlette.testclient import TestClient
 
 from adapterhub.hub.context import Hub
-from adapterhub.hub.db.tables import Job, Repository, XetScope, now
+from adapterhub.hub.db.tables import Blob, Job, Repository, XetScope, Xorb, now
 from adapterhub.hub.jobs.inline import InlineExecutor
 from adapterhub.hub.services import blobs, xet, xet_retention
 from adapterhub.hub.services.xet_retention import Swept, sweep
 from adapterhub.hub.worker import handlers_of
-from adapterhub.storage.blobs import digest_of
 from tests.hub.api.conftest import TOKEN
 from tests.hub.api.hf.test_bad_input import commit
 from tests.storage.xet.forge import forged, shard, term, wire_chunk, xorb_name
@@ -26,6 +27,7 @@ from tests.storage.xet.forge import forged, shard, term, wire_chunk, xorb_name
 CHUNKS = [b"first chunk", b"second", b"third one", b"4"]
 WIRE = b"".join(wire_chunk(chunk, scheme) for chunk, scheme in zip(CHUNKS, (0, 1, 2, 0), strict=True))
 NAME = xorb_name(CHUNKS)
+STORED = "blake3:" + blake3(WIRE).hexdigest()
 CONTENT = b"".join(CHUNKS)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 SHARD = shard([term(CHUNKS, 0, 4)], CHUNKS, sha256=SHA256)
@@ -191,7 +193,7 @@ def test_a_sweep_changes_the_address_first_and_drops_xorbs_once_uploads_have_end
     assert link(session).status_code == 200
 
     assert sweep(hub, timedelta(0), now() + timedelta(days=2)) == Swept(0, 1, len(WIRE))
-    assert hub.store.stat(digest_of(WIRE)) is None
+    assert hub.store.stat(STORED) is None
     assert session.client.get("/ann/x/resolve/main/a.bin").content == CONTENT
     assert later.put_xorb().json() == {"was_inserted": True}
     assert later.put_shard().status_code == 200
@@ -203,7 +205,7 @@ def test_a_sweep_keeps_bytes_that_are_a_file_or_another_xorb(opened: Open, hub: 
     sweep(hub, timedelta(0), now())
     other.put_xorb()
     assert sweep(hub, timedelta(days=22), now() + timedelta(days=2)) == Swept(0, 1, 0)
-    stat = hub.store.stat(digest_of(WIRE))
+    stat = hub.store.stat(STORED)
     assert stat is not None
 
     def own(db: DbSession) -> None:
@@ -212,7 +214,25 @@ def test_a_sweep_keeps_bytes_that_are_a_file_or_another_xorb(opened: Open, hub: 
     hub.db.transact(own)
     sweep(hub, timedelta(0), now())
     assert sweep(hub, timedelta(0), now() + timedelta(days=2)) == Swept(0, 1, 0)
-    assert hub.store.stat(digest_of(WIRE)) is not None
+    assert hub.store.stat(STORED) is not None
+
+
+def test_a_xorb_that_was_kept_under_its_sha256_is_rebuilt_from_and_swept(opened: Open, hub: Hub) -> None:
+    session = opened("ann/x")
+    session.put_xorb()
+    stat = blobs.put(hub, WIRE)
+
+    def move(db: DbSession) -> None:  # to where releases before this one kept it
+        db.add(Blob(digest=stat.digest, size_bytes=stat.size_bytes))
+        db.flush()
+        db.exec(select(Xorb)).one().digest = stat.digest
+
+    hub.db.transact(move)
+    hub.store.delete(STORED)
+    assert session.put_shard().json() == {"result": 1}
+    sweep(hub, timedelta(0), now())
+    assert sweep(hub, timedelta(0), now() + timedelta(days=2)) == Swept(0, 1, len(WIRE))
+    assert hub.store.stat(stat.digest) is None
 
 
 def test_a_xorb_whose_bytes_a_sweep_takes_meanwhile_is_asked_for_again(
