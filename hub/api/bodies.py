@@ -15,7 +15,7 @@ from adapterhub.hub.errors import InvalidRequest, TooLarge
 if TYPE_CHECKING:
     TemporaryFile: TypeAlias = tempfile._TemporaryFileWrapper[bytes]
 
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 4 << 20
 """Bytes gathered before a thread takes them: small pieces cost more in handing over than in work."""
 
 _IN_MEMORY_BYTES = 1 << 20
