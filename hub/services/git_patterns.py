@@ -101,7 +101,7 @@ def _attribute_rules(folder: str, text: str, macros: dict[str, bool]) -> Iterato
         value = _filter_of(words, macros)
         if value is None or name.startswith("!") or name.endswith("/"):
             continue
-        expression = _expression(name.removeprefix("/"))
+        expression = _anchored(name.removeprefix("/")) if "/" in name else _expression(name)
         if expression is not None:
             yield Pattern(f"{folder}/" if folder else "", expression, "/" in name), value
 
@@ -142,10 +142,25 @@ def _ignore_pattern(line: str) -> Pattern | None:
     written = written.removeprefix("!")
     is_folder_only = written.endswith("/")
     written = written.removesuffix("/")
-    expression = _expression(written.removeprefix("/")) if written else None
+    expression = _anchored(written.removeprefix("/")) if "/" in written else _expression(written) if written else None
     if expression is None:
         return None
     return Pattern("", expression, "/" in written, is_folder_only, is_negated)
+
+
+_LITERAL = re.compile(r"[^*?\[\\]*")
+
+
+def _anchored(pattern: str) -> re.Pattern[str] | None:
+    """The regular expression of a pattern with a slash, None where git's matcher would never find anything by it.
+
+    git compares what stands before the first special character by itself and matches the rest as a pattern of its own:
+    so the `**` of "a**" begins one, and reaches into folders.
+    """
+    literal = _LITERAL.match(pattern)
+    start = literal[0] if literal else ""
+    rest = _expression(pattern[len(start) :])
+    return None if rest is None else re.compile(re.escape(start) + rest.pattern, re.DOTALL)
 
 
 def _expression(pattern: str) -> re.Pattern[str] | None:
@@ -157,21 +172,22 @@ def _expression(pattern: str) -> re.Pattern[str] | None:
     blocks: list[list[str]] = [[]]
     parts = pattern.split("/")
     for part in parts:
-        if part == "**":
+        if len(part) > 1 and not part.strip("*"):
             blocks.append([])
             continue
         segment = _segment(part)
         if segment is None:
             return None
         blocks[-1].append(segment)
-    first, *others = ("/".join(block) for block in blocks)
+    first, *others = blocks
+    written = "/".join(first)
     if not others:
-        return re.compile(rf"{first}\Z", re.DOTALL)
+        return re.compile(rf"{written}\Z", re.DOTALL)
     *middle, last = others
-    written = f"{first}/" if first else ""
+    written += "/" if first else ""
     for block in filter(None, middle):
-        written += rf"(?>(?:[^/]+/)*?{block}/)"
-    written += rf"(?:.*/)?{last}\Z" if last else r".+\Z"
+        written += rf"(?>(?:[^/]+/)*?{'/'.join(block)}/)"
+    written += rf"(?:.*/)?{'/'.join(last)}\Z" if last else r".*\Z"
     return re.compile(written, re.DOTALL)
 
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from adapterhub.hub.services import git_patterns
@@ -57,11 +57,13 @@ def _asked(git: Path, *command: str, paths: list[str]) -> list[str]:
 
 
 @needs_git
+@example([("/a**", "filter=lfs")], ["a/a", "a", "ab"])
+@example([("/***", "filter=lfs"), ("b/**//", "text")], ["a/a"])
 @given(
     st.lists(st.tuples(PATTERNS, st.sampled_from(["filter=lfs", "-filter", "!filter", "text"])), max_size=4),
     st.lists(PATHS),
 )
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_attributes_are_as_git_reads_them(git: Path, rules: list[tuple[str, str]], paths: list[str]) -> None:
     text = "".join(f"{pattern} {word}\n" for pattern, word in rules)
     (git / ".gitattributes").write_text(text)
@@ -71,8 +73,9 @@ def test_attributes_are_as_git_reads_them(git: Path, rules: list[tuple[str, str]
 
 
 @needs_git
+@example(["**//"], ["a/a"])
 @given(st.lists(PATTERNS, max_size=4), st.lists(PATHS, min_size=1))
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_ignored_is_as_git_ignores_it(git: Path, patterns: list[str], paths: list[str]) -> None:
     text = "".join(f"{pattern}\n" for pattern in patterns)
     (git / ".gitignore").write_text(text)
