@@ -170,7 +170,9 @@ def _expression(pattern: str) -> re.Pattern[str] | None:
     later place can serve only if an earlier one does. That is what the atomic groups say, and why nothing backtracks.
     """
     blocks: list[list[str]] = [[]]
-    parts = pattern.split("/")
+    parts = _parts(pattern)
+    if parts is None:
+        return None
     for part in parts:
         if len(part) > 1 and not part.strip("*"):
             blocks.append([])
@@ -189,6 +191,23 @@ def _expression(pattern: str) -> re.Pattern[str] | None:
         written += rf"(?>(?:[^/]+/)*?{'/'.join(block)}/)"
     written += rf"(?:.*/)?{'/'.join(last)}\Z" if last else r".*\Z"
     return re.compile(written, re.DOTALL)
+
+
+def _parts(pattern: str) -> list[str] | None:
+    """The pattern cut at its slashes, those inside brackets left alone; None for a bracket that is not closed."""
+    parts, start, at = [], 0, 0
+    while at < len(pattern):
+        if pattern[at] == "[":
+            found = _bracket(pattern, at)
+            if found is None:
+                return None
+            at = found[1]
+            continue
+        if pattern[at] == "/":
+            parts.append(pattern[start:at])
+            start = at + 1
+        at += 2 if pattern[at] == "\\" else 1
+    return [*parts, pattern[start:]]
 
 
 def _segment(part: str) -> str | None:
