@@ -13,6 +13,7 @@ from sqlmodel import Session
 from adapterhub.hub import logging
 from adapterhub.hub.api.middleware import is_loopback
 from adapterhub.hub.app import create_app
+from adapterhub.hub.connections import Connection
 from adapterhub.hub.context import Hub
 from adapterhub.hub.errors import InvalidRequest, Unavailable
 from adapterhub.hub.services import accounts
@@ -56,6 +57,7 @@ def serve(settings: Settings) -> None:
         _say(f"adapterhub is at {settings.public_url or url} (data in {settings.data})")
         config = uvicorn.Config(
             app,
+            http=Connection,
             log_config=None,
             access_log=False,
             server_header=False,

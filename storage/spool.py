@@ -1,7 +1,7 @@
 """Bytes on their way into a store: a private file, hashed and counted while it grows."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -93,13 +93,23 @@ def write_out(file: int, pieces: Iterable[bytes | memoryview]) -> None:
     """Write the pieces to an open file, one after another, some WRITE_BYTES of them in one call."""
     some: list[bytes | memoryview] = []
     waiting = 0
-    for piece in pieces:
+    for piece in _cut(pieces):
         some.append(piece)
         waiting += len(piece)
         if waiting >= WRITE_BYTES or len(some) == _IOV_MAX:
             _write_together(file, some, waiting)
             some, waiting = [], 0
     _write_together(file, some, waiting)
+
+
+def _cut(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """The pieces, none of them larger than WRITE_BYTES."""
+    for piece in pieces:
+        if len(piece) <= WRITE_BYTES:
+            yield piece
+        else:
+            whole = memoryview(piece)
+            yield from (whole[start : start + WRITE_BYTES] for start in range(0, len(whole), WRITE_BYTES))
 
 
 def _write_together(file: int, pieces: Sequence[bytes | memoryview], size_bytes: int) -> None:
