@@ -30,7 +30,7 @@ HASHES: Mapping[Algorithm, Callable[[], "Hash"]] = {"sha256": hashlib.sha256, "b
 _DIGEST = re.compile(r"(sha256|blake3):[0-9a-f]{64}")
 
 PIECE_BYTES = 4 * 1024 * 1024
-"""Bytes a reader yields at once."""
+"""Bytes a reader yields at once, unless asked for fewer."""
 
 
 def check_digest(text: str) -> str:
@@ -124,8 +124,10 @@ class BlobStore(Protocol):
     def stat(self, digest: str) -> BlobStat | None:
         """Size and age of the blob, None where there is none."""
 
-    def read(self, digest: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """Bytes [start, end) in pieces of at most PIECE_BYTES; end None or past the end means the end.
+    def read(
+        self, digest: str, start: int = 0, end: int | None = None, *, piece_bytes: int = PIECE_BYTES
+    ) -> Iterator[bytes]:
+        """Bytes [start, end) in pieces of at most `piece_bytes`; end None or past the end means the end.
 
         Raises BlobNotFound, and RangeNotSatisfiable when start is at or past the end of a blob that is not empty;
         both at the call, not at the first piece. A reader that began before `delete` may finish or raise, but never

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from adapterhub.storage.backends.local import LocalStore
 from adapterhub.storage.blobs import (
+    PIECE_BYTES,
     Algorithm,
     BlobStat,
     BlobStore,
@@ -51,14 +52,16 @@ class CachedStore:
     def stat(self, digest: str) -> BlobStat | None:
         return self._store.stat(digest)
 
-    def read(self, digest: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def read(
+        self, digest: str, start: int = 0, end: int | None = None, *, piece_bytes: int = PIECE_BYTES
+    ) -> Iterator[bytes]:
         """From the local copy where there is one; else from the store, without keeping a copy."""
         if self._use(digest) is not None:
             try:
-                return self._copies.read(digest, start, end)
+                return self._copies.read(digest, start, end, piece_bytes=piece_bytes)
             except BlobNotFound:
                 pass  # removed this moment
-        return self._store.read(digest, start, end)
+        return self._store.read(digest, start, end, piece_bytes=piece_bytes)
 
     def writer(self, *, limit_bytes: int | None = None, algorithm: Algorithm = "sha256") -> BlobWriter:
         return self._store.writer(limit_bytes=limit_bytes, algorithm=algorithm)

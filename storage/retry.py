@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from adapterhub.storage.blobs import Algorithm, BlobStat, BlobStore, BlobWriter, Capabilities
+from adapterhub.storage.blobs import PIECE_BYTES, Algorithm, BlobStat, BlobStore, BlobWriter, Capabilities
 from adapterhub.storage.errors import RangeNotSatisfiable, StoreUnavailable
 
 _T = TypeVar("_T")
@@ -42,12 +42,14 @@ class RetryingStore:
     def stat(self, digest: str) -> BlobStat | None:
         return self._again(lambda: self._store.stat(digest))
 
-    def read(self, digest: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        pieces = self._again(lambda: self._store.read(digest, start, end))
+    def read(
+        self, digest: str, start: int = 0, end: int | None = None, *, piece_bytes: int = PIECE_BYTES
+    ) -> Iterator[bytes]:
+        pieces = self._again(lambda: self._store.read(digest, start, end, piece_bytes=piece_bytes))
 
         def resume(done: int) -> Iterator[bytes]:
             try:
-                return self._store.read(digest, start + done, end)
+                return self._store.read(digest, start + done, end, piece_bytes=piece_bytes)
             except RangeNotSatisfiable:  # it broke off behind the last byte
                 return iter(())
 

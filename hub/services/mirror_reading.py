@@ -19,7 +19,7 @@ from adapterhub.hub.services import mirror_tokens, trees
 from adapterhub.hub.services.folders import RepositoryFolder
 from adapterhub.hub.services.trees import Entry
 from adapterhub.hub.services.upstream import ANSWER_S, Upstream
-from adapterhub.storage.blobs import BlobStore
+from adapterhub.storage.blobs import PIECE_BYTES, BlobStore
 
 BEGINNING_BYTES = 128 << 10
 BEGINNINGS = 512
@@ -117,11 +117,13 @@ class HeadersThere:
             return self._store.path(digest)
         raise NotFetched(f"{self._upstream.repo_id}: the bytes of {entry.path} are at {self._upstream.host}, not here")
 
-    def read(self, digest: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """Bytes [start, end), from here or there. Raises TooLarge for more than a header."""
+    def read(
+        self, digest: str, start: int = 0, end: int | None = None, *, piece_bytes: int = PIECE_BYTES
+    ) -> Iterator[bytes]:
+        """Bytes [start, end), from here, or in one piece from there. Raises TooLarge for more than a header."""
         entry = self._away.get(digest)
         if entry is None:
-            return self._store.read(digest, start, end)
+            return self._store.read(digest, start, end, piece_bytes=piece_bytes)
         end = entry.size_bytes if end is None else min(end, entry.size_bytes)
         if end - start > HEADER_BYTES:
             raise TooLarge(f"{entry.path}: its bytes are at {self._upstream.host} until somebody asks for them")

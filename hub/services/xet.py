@@ -23,7 +23,7 @@ from adapterhub.hub.services.access import Caller, require_upload
 from adapterhub.hub.services.signing import seal, unseal
 from adapterhub.storage.blobs import BlobStat
 from adapterhub.storage.errors import InvalidXet, StoreUnavailable
-from adapterhub.storage.xet.rebuild import OpenXorb, Xorb, checked_size, rebuild
+from adapterhub.storage.xet.rebuild import BATCH_BYTES, OpenXorb, Xorb, checked_size, rebuild
 from adapterhub.storage.xet.shard import FileRecord, parse_shard
 from adapterhub.storage.xet.xorb import MAX_WIRE_BYTES, ChunkTable, XorbCheck
 
@@ -198,7 +198,7 @@ def _opener(hub: Hub, stored: dict[str, _Stored]) -> OpenXorb:
             raise InvalidXet(f"xorb {xorb_hash} was never sent to this address, or is gone; upload again")
 
         def read(start: int, end: int) -> Iterator[bytes]:
-            return hub.store.read(row.digest, start, end)
+            return hub.store.read(row.digest, start, end, piece_bytes=BATCH_BYTES)
 
         return Xorb(ChunkTable(row.rows), read)
 

@@ -58,13 +58,15 @@ class LocalStore:
                 return None
         return BlobStat(digest, found.st_size, found.st_mtime)
 
-    def read(self, digest: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def read(
+        self, digest: str, start: int = 0, end: int | None = None, *, piece_bytes: int = PIECE_BYTES
+    ) -> Iterator[bytes]:
         """Bytes [start, end) in pieces; the file is open from the call on, so that `delete` does not disturb it."""
-        pieces = self._pieces(digest, start, end)
+        pieces = self._pieces(digest, start, end, piece_bytes)
         next(pieces)
         return pieces
 
-    def _pieces(self, digest: str, start: int, end: int | None) -> Iterator[bytes]:
+    def _pieces(self, digest: str, start: int, end: int | None, piece_bytes: int) -> Iterator[bytes]:
         with _as_unavailable(self._objects):
             try:
                 file = os.fdopen(os.open(self._file(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", 0)
@@ -75,7 +77,7 @@ class LocalStore:
                 yield b""  # taken by `read`: whatever is refused is refused at the call
                 file.seek(start)
                 while start < end:
-                    piece = file.read(min(PIECE_BYTES, end - start))
+                    piece = file.read(min(piece_bytes, end - start))
                     if not piece:
                         raise StoreUnavailable(f"{digest}: the file on disk ends early, at byte {start}")
                     start += len(piece)

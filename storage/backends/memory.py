@@ -32,13 +32,15 @@ class MemoryStore:
         found = self._blobs.get(check_digest(digest))
         return BlobStat(digest, len(found[0]), found[1]) if found else None
 
-    def read(self, digest: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def read(
+        self, digest: str, start: int = 0, end: int | None = None, *, piece_bytes: int = PIECE_BYTES
+    ) -> Iterator[bytes]:
         """Bytes [start, end) in pieces."""
         content, _ = self._blobs.get(check_digest(digest)) or (None, None)
         if content is None:
             raise BlobNotFound(digest)
         start, end = check_range(digest, start, end, len(content))
-        return (content[at : min(at + PIECE_BYTES, end)] for at in range(start, end, PIECE_BYTES))
+        return (content[at : min(at + piece_bytes, end)] for at in range(start, end, piece_bytes))
 
     def writer(self, *, limit_bytes: int | None = None, algorithm: Algorithm = "sha256") -> "MemoryWriter":
         """A writer for one new blob."""

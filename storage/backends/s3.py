@@ -73,7 +73,9 @@ class S3Store:
             return None
         return BlobStat(digest, found["ContentLength"], found["LastModified"].timestamp())
 
-    def read(self, digest: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def read(
+        self, digest: str, start: int = 0, end: int | None = None, *, piece_bytes: int = PIECE_BYTES
+    ) -> Iterator[bytes]:
         """Bytes [start, end) in pieces; the object is open from the call on."""
         if start < 0 or (end is not None and end <= start):
             # a request cannot say this
@@ -91,14 +93,14 @@ class S3Store:
                 raise
             check_range(digest, start, end, self._size(digest))
             return iter(())  # of an empty blob, every range is empty, and S3 refuses it
-        pieces = self._pieces(body)
+        pieces = self._pieces(body, piece_bytes)
         next(pieces)
         return pieces
 
-    def _pieces(self, body: "StreamingBody") -> Iterator[bytes]:
+    def _pieces(self, body: "StreamingBody", piece_bytes: int) -> Iterator[bytes]:
         with self._translated(), closing(body):
             yield b""  # taken by `read`, so that the body is closed even when nobody reads on
-            while piece := body.read(PIECE_BYTES):
+            while piece := body.read(piece_bytes):
                 yield piece
 
     def _size(self, digest: str) -> int:

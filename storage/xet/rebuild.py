@@ -9,6 +9,7 @@ from adapterhub.storage.xet.shard import FileRecord, Term
 from adapterhub.storage.xet.xorb import Chunk, ChunkTable, unpack
 
 BATCH_BYTES = 1 << 20
+"""Read and given on at once: so few that they are hashed and written while the processor's cache still has them."""
 
 
 @dataclass(frozen=True)

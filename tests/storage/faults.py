@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from adapterhub.storage.blobs import Algorithm, BlobStat, BlobStore, BlobWriter
+from adapterhub.storage.blobs import PIECE_BYTES, Algorithm, BlobStat, BlobStore, BlobWriter
 from adapterhub.storage.errors import StoreUnavailable
 
 
@@ -25,10 +25,12 @@ class FlakyStore:
         self._step()
         return self._store.stat(digest)
 
-    def read(self, digest: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    def read(
+        self, digest: str, start: int = 0, end: int | None = None, *, piece_bytes: int = PIECE_BYTES
+    ) -> Iterator[bytes]:
         self.reads += 1
         self._step()
-        return self._bytewise(self._store.read(digest, start, end))
+        return self._bytewise(self._store.read(digest, start, end, piece_bytes=piece_bytes))
 
     def _bytewise(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:

@@ -187,6 +187,13 @@ def test_a_range_may_span_pieces(store: BlobStore) -> None:
     )
 
 
+def test_pieces_are_as_small_as_asked_for(store: BlobStore) -> None:
+    content = bytes(range(200))
+    pieces = list(store.read(put(store, content), 3, 150, piece_bytes=40))
+    assert b"".join(pieces) == content[3:150]
+    assert all(0 < len(piece) <= 40 for piece in pieces)
+
+
 @pytest.mark.parametrize(("start", "end"), [(0, None), (0, 0), (0, 9), (3, 5)])
 def test_every_range_of_an_empty_blob_is_empty(store: BlobStore, start: int, end: int | None) -> None:
     assert whole(store.read(put(store, b""), start, end)) == b""
