@@ -7,8 +7,9 @@ What every back end promises, and `tests/storage/test_backends.py` holds it to:
 - bytes whose digest is not the announced one are refused and leave nothing;
 - a stored blob is never modified.
 
-The digest is the SHA-256, which the world knows files by. What nobody asks for by its digest may be named by its BLAKE3
-instead, as safe a name at a third of the CPU; the two name different blobs, also of equal bytes.
+The digest is the SHA-256, which the world knows files by. What nobody asks for by its digest may be named otherwise: by
+its BLAKE3, as safe a name at a third of the CPU, and a xorb by hashes that are taken of its chunks anyway. Different
+digests name different blobs, also of equal bytes.
 """
 
 import hashlib
@@ -22,30 +23,22 @@ from blake3 import blake3
 
 from adapterhub.storage.errors import InvalidDigest, RangeNotSatisfiable
 
-Algorithm: TypeAlias = Literal["sha256", "blake3"]
+Algorithm: TypeAlias = Literal["sha256", "blake3", "xorb"]
 
-HASHES: Mapping[Algorithm, Callable[[], "Hash"]] = {"sha256": hashlib.sha256, "blake3": blake3}
-"""What makes each kind of digest."""
-
-_DIGEST = re.compile(r"(sha256|blake3):[0-9a-f]{64}")
+_DIGEST = re.compile(r"(sha256|blake3|xorb):[0-9a-f]{64}")
 
 PIECE_BYTES = 4 * 1024 * 1024
 """Bytes a reader yields at once, unless asked for fewer."""
 
 
 def check_digest(text: str) -> str:
-    """`text` itself when it is "sha256:" or "blake3:", and 64 lower-case hexadecimal digits.
+    """`text` itself when it is "sha256:", "blake3:" or "xorb:", and 64 lower-case hexadecimal digits.
 
     Raises InvalidDigest otherwise; every path and key is made only from what passed here.
     """
     if not _DIGEST.fullmatch(text):
         raise InvalidDigest(text)
     return text
-
-
-def algorithm_of(digest: str) -> Algorithm:
-    """What the digest is made by. Raises InvalidDigest when it is none."""
-    return "blake3" if check_digest(digest).startswith("blake3") else "sha256"
 
 
 def digest_of(content: bytes) -> str:
@@ -68,11 +61,38 @@ def check_range(digest: str, start: int, end: int | None, size_bytes: int) -> tu
 
 
 class Hash(Protocol):
-    """A digest in the making."""
+    """A digest in the making: `name`, a colon, and the hexadecimal digits."""
+
+    @property
+    def name(self) -> str: ...
 
     def update(self, data: bytes | memoryview, /) -> object: ...
 
     def hexdigest(self) -> str: ...
+
+
+def _xorb_check() -> Hash:
+    from adapterhub.storage.xet.xorb import XorbCheck  # loads numpy, which most who name blobs do without
+
+    return XorbCheck()
+
+
+HASHES: Mapping[Algorithm, Callable[[], Hash]] = {
+    "sha256": hashlib.sha256,
+    "blake3": blake3,
+    "xorb": _xorb_check,
+}
+"""What makes each kind of digest."""
+
+
+def hash_like(digest: str) -> Hash:
+    """The beginning of a digest of the same kind. Raises InvalidDigest when `digest` is none."""
+    return next(make() for kind, make in HASHES.items() if check_digest(digest).startswith(kind))
+
+
+def digest_by(made: Hash) -> str:
+    """The digest of what went into `made`."""
+    return f"{made.name}:{made.hexdigest()}"
 
 
 @dataclass(frozen=True)
@@ -134,8 +154,11 @@ class BlobStore(Protocol):
         yields wrong bytes.
         """
 
-    def writer(self, *, limit_bytes: int | None = None, algorithm: Algorithm = "sha256") -> BlobWriter:
-        """A writer for one new blob, in bounded memory. algorithm: of its digest."""
+    def writer(self, *, limit_bytes: int | None = None, made: Hash | None = None) -> BlobWriter:
+        """A writer for one new blob, in bounded memory.
+
+        made: what makes its digest, and may refuse the bytes by an error of its own; the SHA-256 where none is given.
+        """
 
     def put_file(self, path: Path, *, expected: str | None = None) -> BlobStat:
         """Store the content of a local file, which is left as it was.

@@ -10,13 +10,13 @@ from pathlib import Path
 from adapterhub.storage.backends.local import LocalStore
 from adapterhub.storage.blobs import (
     PIECE_BYTES,
-    Algorithm,
     BlobStat,
     BlobStore,
     BlobWriter,
     Capabilities,
-    algorithm_of,
+    Hash,
     check_digest,
+    hash_like,
 )
 from adapterhub.storage.errors import BlobNotFound
 
@@ -63,8 +63,8 @@ class CachedStore:
                 pass  # removed this moment
         return self._store.read(digest, start, end, piece_bytes=piece_bytes)
 
-    def writer(self, *, limit_bytes: int | None = None, algorithm: Algorithm = "sha256") -> BlobWriter:
-        return self._store.writer(limit_bytes=limit_bytes, algorithm=algorithm)
+    def writer(self, *, limit_bytes: int | None = None, made: Hash | None = None) -> BlobWriter:
+        return self._store.writer(limit_bytes=limit_bytes, made=made)
 
     def put_file(self, path: Path, *, expected: str | None = None) -> BlobStat:
         return self._store.put_file(path, expected=expected)
@@ -101,7 +101,7 @@ class CachedStore:
         if found is None:
             raise BlobNotFound(digest)
         self._make_room(found.size_bytes)
-        with self._copies.writer(limit_bytes=found.size_bytes, algorithm=algorithm_of(digest)) as writer:
+        with self._copies.writer(limit_bytes=found.size_bytes, made=hash_like(digest)) as writer:
             for piece in self._store.read(digest):
                 writer.write(piece)
             writer.commit(digest)

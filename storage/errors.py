@@ -4,7 +4,7 @@ StorageError
 ├── BlobNotFound        no blob of that digest rests here
 ├── DigestMismatch      the bytes received are not those that were announced
 ├── RangeNotSatisfiable the range starts past the end of the blob
-├── InvalidDigest       the text is not "sha256:<64 hex>" or "blake3:<64 hex>"
+├── InvalidDigest       the text is not "sha256:", "blake3:" or "xorb:" and 64 hex
 ├── InvalidStoreUrl     no back end answers to that URL
 ├── TooLarge            more bytes than the limit given
 ├── StoreUnavailable    the back end does not answer; trying again may help
@@ -46,7 +46,7 @@ class RangeNotSatisfiable(StorageError):
 
 
 class InvalidDigest(StorageError):
-    """The text is not "sha256:" or "blake3:" and 64 lower-case hexadecimal digits."""
+    """The text is not "sha256:", "blake3:" or "xorb:" and 64 lower-case hexadecimal digits."""
 
     def __init__(self, text: str) -> None:
         super().__init__(f"{text!r} is not a digest; write sha256: and 64 lower-case hexadecimal digits")

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from adapterhub.storage.blobs import PIECE_BYTES, Algorithm, BlobStat, BlobStore, BlobWriter, Capabilities
+from adapterhub.storage.blobs import PIECE_BYTES, BlobStat, BlobStore, BlobWriter, Capabilities, Hash
 from adapterhub.storage.errors import RangeNotSatisfiable, StoreUnavailable
 
 _T = TypeVar("_T")
@@ -55,8 +55,8 @@ class RetryingStore:
 
         return self._resuming(pieces, resume, len)
 
-    def writer(self, *, limit_bytes: int | None = None, algorithm: Algorithm = "sha256") -> BlobWriter:
-        return self._store.writer(limit_bytes=limit_bytes, algorithm=algorithm)
+    def writer(self, *, limit_bytes: int | None = None, made: Hash | None = None) -> BlobWriter:
+        return self._store.writer(limit_bytes=limit_bytes, made=made)
 
     def put_file(self, path: Path, *, expected: str | None = None) -> BlobStat:
         return self._again(lambda: self._store.put_file(path, expected=expected))

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
-from adapterhub.storage.blobs import HASHES, Algorithm, BlobStat, BlobStore
+from adapterhub.storage.blobs import HASHES, BlobStat, BlobStore, Hash, digest_by
 from adapterhub.storage.errors import DigestMismatch, StoreUnavailable, TooLarge
 
 WRITE_BYTES = 1 << 18
@@ -28,14 +28,13 @@ class SpoolingWriter:
     """
 
     def __init__(
-        self, folder: Path, publish: Publish, *, limit_bytes: int | None, algorithm: Algorithm, durable: bool
+        self, folder: Path, publish: Publish, *, limit_bytes: int | None, made: Hash | None, durable: bool
     ) -> None:
         self._path = folder / uuid4().hex
         self._publish = publish
         self._limit_bytes = limit_bytes
         self._durable = durable
-        self._algorithm = algorithm
-        self._hash = HASHES[algorithm]()
+        self._hash = made or HASHES["sha256"]()
         self._size_bytes = 0
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -59,7 +58,7 @@ class SpoolingWriter:
 
     def commit(self, expected: str | None = None) -> BlobStat:
         """Publish the bytes. Raises DigestMismatch, and publishes nothing, when they are not those `expected`."""
-        found = f"{self._algorithm}:{self._hash.hexdigest()}"
+        found = digest_by(self._hash)
         try:
             if expected is not None and expected != found:
                 raise DigestMismatch(expected, found)

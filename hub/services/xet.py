@@ -23,6 +23,7 @@ from adapterhub.hub.services.access import Caller, require_upload
 from adapterhub.hub.services.signing import seal, unseal
 from adapterhub.storage.blobs import BlobStat
 from adapterhub.storage.errors import InvalidXet, StoreUnavailable
+from adapterhub.storage.xet.hashes import from_text
 from adapterhub.storage.xet.rebuild import BATCH_BYTES, OpenXorb, Xorb, checked_size, rebuild
 from adapterhub.storage.xet.shard import FileRecord, parse_shard
 from adapterhub.storage.xet.xorb import MAX_WIRE_BYTES, ChunkTable, XorbCheck
@@ -89,12 +90,12 @@ class XorbWriter:
     def __init__(self, hub: Hub, scope: Scope, xorb_hash: str) -> None:
         """Raises InvalidXet when that is no hash."""
         self._hub, self._scope, self._xorb_hash = hub, scope, xorb_hash
-        self._check = XorbCheck(xorb_hash)
-        self._writer = hub.store.writer(limit_bytes=MAX_WIRE_BYTES, algorithm="blake3")
+        self._announced = from_text(xorb_hash)
+        self._check = XorbCheck()
+        self._writer = hub.store.writer(limit_bytes=MAX_WIRE_BYTES, made=self._check)
 
     def write(self, *pieces: bytes) -> None:
         """Append the pieces. Raises InvalidXet, TooLarge."""
-        self._check.write(*pieces)
         self._writer.write(*pieces)
 
     def finish(self) -> bool:
@@ -103,7 +104,7 @@ class XorbWriter:
         Raises InvalidXet; StoreUnavailable when a sweep removed equal bytes at this very moment, and the xorb is to be
         sent again.
         """
-        rows = self._check.finish()
+        rows = self._check.finish(self._announced)
         with self._hub.db.read() as session:
             if session.get(tables.Xorb, (self._scope.repository_id, self._scope.epoch, self._xorb_hash)):
                 return False

@@ -2,6 +2,7 @@
 
     objects/sha256/ab/cd/<64 hex>     blobs, read-only; `sha256sum` of a file gives its name
     objects/blake3/ab/cd/<64 hex>     those named so; `b3sum` gives theirs
+    objects/xorb/ab/cd/<64 hex>       xorbs, named by their chunks
     tmp/<uuid>                        bytes still arriving; on the same file system, so that linking is atomic
 
 Order of a write, so that a blob is whole and durable before anything may point at it: bytes to tmp, fsync of the file,
@@ -18,11 +19,11 @@ from pathlib import Path
 from adapterhub.storage.blobs import (
     HASHES,
     PIECE_BYTES,
-    Algorithm,
     Backend,
     BlobStat,
     BlobStore,
     Capabilities,
+    Hash,
     check_digest,
     check_range,
 )
@@ -83,9 +84,9 @@ class LocalStore:
                     start += len(piece)
                     yield piece
 
-    def writer(self, *, limit_bytes: int | None = None, algorithm: Algorithm = "sha256") -> SpoolingWriter:
+    def writer(self, *, limit_bytes: int | None = None, made: Hash | None = None) -> SpoolingWriter:
         """A writer for one new blob."""
-        return SpoolingWriter(self._tmp, self._publish, limit_bytes=limit_bytes, algorithm=algorithm, durable=True)
+        return SpoolingWriter(self._tmp, self._publish, limit_bytes=limit_bytes, made=made, durable=True)
 
     def put_file(self, path: Path, *, expected: str | None = None) -> BlobStat:
         """Store a copy of the file's content."""

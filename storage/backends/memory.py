@@ -7,13 +7,14 @@ from pathlib import Path
 from adapterhub.storage.blobs import (
     HASHES,
     PIECE_BYTES,
-    Algorithm,
     Backend,
     BlobStat,
     BlobStore,
     Capabilities,
+    Hash,
     check_digest,
     check_range,
+    digest_by,
 )
 from adapterhub.storage.errors import BlobNotFound, DigestMismatch, TooLarge
 from adapterhub.storage.spool import copy_file
@@ -42,9 +43,9 @@ class MemoryStore:
         start, end = check_range(digest, start, end, len(content))
         return (content[at : min(at + piece_bytes, end)] for at in range(start, end, piece_bytes))
 
-    def writer(self, *, limit_bytes: int | None = None, algorithm: Algorithm = "sha256") -> "MemoryWriter":
+    def writer(self, *, limit_bytes: int | None = None, made: Hash | None = None) -> "MemoryWriter":
         """A writer for one new blob."""
-        return MemoryWriter(self._blobs, limit_bytes, algorithm)
+        return MemoryWriter(self._blobs, limit_bytes, made)
 
     def put_file(self, path: Path, *, expected: str | None = None) -> BlobStat:
         """Store the file's content."""
@@ -70,16 +71,17 @@ class MemoryStore:
 class MemoryWriter:
     """Gathers the bytes of one blob."""
 
-    def __init__(self, blobs: dict[str, tuple[bytes, float]], limit_bytes: int | None, algorithm: Algorithm) -> None:
+    def __init__(self, blobs: dict[str, tuple[bytes, float]], limit_bytes: int | None, made: Hash | None) -> None:
         self._blobs = blobs
         self._limit_bytes = limit_bytes
-        self._algorithm: Algorithm = algorithm
+        self._hash = made or HASHES["sha256"]()
         self._content = bytearray()
 
     def write(self, *pieces: bytes | memoryview) -> None:
         """Append the pieces. Raises TooLarge past the limit."""
         for piece in pieces:
             self._content += piece
+            self._hash.update(piece)
         if self._limit_bytes is not None and len(self._content) > self._limit_bytes:
             self.abort()
             raise TooLarge("this content", self._limit_bytes)
@@ -87,9 +89,7 @@ class MemoryWriter:
     def commit(self, expected: str | None = None) -> BlobStat:
         """Make the blob visible. Raises DigestMismatch, and stores nothing, when it is not the one `expected`."""
         content = bytes(self._content)
-        hashed = HASHES[self._algorithm]()
-        hashed.update(content)
-        found = f"{self._algorithm}:{hashed.hexdigest()}"
+        found = digest_by(self._hash)
         self.abort()
         if expected is not None and expected != found:
             raise DigestMismatch(expected, found)

@@ -2,6 +2,7 @@
 
     <prefix>/objects/sha256/ab/cd/<64 hex>
     <prefix>/objects/blake3/ab/cd/<64 hex>
+    <prefix>/objects/xorb/ab/cd/<64 hex>
 
 Address and credentials are found as boto3 finds them: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
 AWS_DEFAULT_REGION, or its profile files. A blob is gathered in a local file first, so that its name is known before a
@@ -21,11 +22,11 @@ from urllib.parse import quote
 
 from adapterhub.storage.blobs import (
     PIECE_BYTES,
-    Algorithm,
     Backend,
     BlobStat,
     BlobStore,
     Capabilities,
+    Hash,
     check_digest,
     check_range,
 )
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from types_boto3_s3.type_defs import CompletedPartTypeDef
 
 _URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>[A-Za-z0-9!_.*'()/-]*))?")
-_BLOB = re.compile(r"(sha256|blake3)/../../([0-9a-f]{64})")
+_BLOB = re.compile(r"(sha256|blake3|xorb)/../../([0-9a-f]{64})")
 _PART_BYTES = 16 * 1024 * 1024
 _MAX_PARTS = 10_000
 _NOT_FOUND, _NO_SUCH_RANGE = 404, 416
@@ -109,9 +110,9 @@ class S3Store:
             raise BlobNotFound(digest)
         return found.size_bytes
 
-    def writer(self, *, limit_bytes: int | None = None, algorithm: Algorithm = "sha256") -> SpoolingWriter:
+    def writer(self, *, limit_bytes: int | None = None, made: Hash | None = None) -> SpoolingWriter:
         """A writer for one new blob."""
-        return SpoolingWriter(self._spool, self._publish, limit_bytes=limit_bytes, algorithm=algorithm, durable=False)
+        return SpoolingWriter(self._spool, self._publish, limit_bytes=limit_bytes, made=made, durable=False)
 
     def put_file(self, path: Path, *, expected: str | None = None) -> BlobStat:
         """Store the file's content; a copy of it is sent, so that it may change meanwhile."""

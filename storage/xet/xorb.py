@@ -25,9 +25,10 @@ from typing import NamedTuple
 
 import lz4.frame
 import numpy as np
+from blake3 import blake3
 
 from adapterhub.storage.errors import InvalidXet
-from adapterhub.storage.xet.hashes import HASH_BYTES, chunk_hash, from_text, merkle_root, to_text
+from adapterhub.storage.xet.hashes import HASH_BYTES, chunk_hash, merkle_root, to_text
 
 MAX_CHUNKS = 8192
 MAX_CHUNK_BYTES = 128 * 1024
@@ -77,35 +78,47 @@ class XorbCheck:
 
     Every chunk is unpacked and hashed once it is whole, while its bytes are still in the processor's cache: reading a
     stored xorb back to check it would cost a copy of it, or its size in mapped memory.
+
+    It also makes the digest that names the xorb in a store: the BLAKE3 over each chunk's header and one hash, which is
+    the chunk hash of a chunk that lies there as it is and the BLAKE3 of one that is compressed; and over the BLAKE3 of
+    what follows the last whole chunk, if anything does. It means exactly one run of bytes, where the xorb's own hash
+    does not: the same chunks may be compressed in several ways.
     """
 
-    def __init__(self, xorb_hash: str) -> None:
-        """xorb_hash: the name it was announced under, in text form. Raises InvalidXet when it is none."""
-        self._announced = from_text(xorb_hash)
+    name = "xorb"
+
+    def __init__(self) -> None:
+        self._digest = blake3()
         self._begun = bytearray()
         self._offset = self._raw_total = 0
         self._leaves: list[tuple[bytes, int]] = []
         self._rows: list[bytes] = []
 
-    def write(self, *pieces: bytes | memoryview) -> None:
+    def update(self, piece: bytes | memoryview, /) -> None:
         """Look at the next bytes, cut anywhere.
 
         Raises InvalidXet: a bad header, too many or too large chunks, data that does not unpack to what its header
         says.
         """
-        for piece in pieces:
-            rest = memoryview(piece)
-            while rest:
-                rest = rest[self._take(rest) :]
+        rest = memoryview(piece)
+        while rest:
+            rest = rest[self._take(rest) :]
 
-    def finish(self) -> bytes:
+    def hexdigest(self) -> str:
+        """What names the bytes in a store."""
+        whole = self._digest.copy()
+        if self._begun:
+            whole.update(blake3(self._begun).digest())
+        return whole.hexdigest()
+
+    def finish(self, announced: bytes) -> bytes:
         """The packed chunk table; all bytes came. Raises InvalidXet for a cut xorb, and another hash than announced."""
         if self._begun:
             _header(self._begun, self._offset)
             raise InvalidXet(f"xorb ends inside the chunk at byte {self._offset}")
         root = merkle_root(self._leaves)
-        if root != self._announced:
-            raise InvalidXet(f"xorb was announced as {to_text(self._announced)} and is {to_text(root)}; send it again")
+        if root != announced:
+            raise InvalidXet(f"xorb was announced as {to_text(announced)} and is {to_text(root)}; send it again")
         return b"".join(self._rows)
 
     def _take(self, rest: memoryview) -> int:
@@ -131,6 +144,8 @@ class XorbCheck:
         if len(self._rows) >= MAX_CHUNKS or self._raw_total > MAX_RAW_BYTES:
             raise InvalidXet(f"xorb has more than {MAX_CHUNKS} chunks or {MAX_RAW_BYTES} bytes uncompressed")
         found = chunk_hash(unpack(wire))
+        self._digest.update(wire[:_HEADER_BYTES])
+        self._digest.update(found if wire[4] == _AS_IS else blake3(wire[_HEADER_BYTES:]).digest())
         self._leaves.append((found, raw_bytes))
         self._rows.append(_ROW.pack(self._offset, len(wire), raw_bytes, found))
         self._offset += len(wire)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from adapterhub.storage.blobs import PIECE_BYTES, Algorithm, BlobStat, BlobStore, BlobWriter
+from adapterhub.storage.blobs import PIECE_BYTES, BlobStat, BlobStore, BlobWriter, Hash
 from adapterhub.storage.errors import StoreUnavailable
 
 
@@ -38,9 +38,9 @@ class FlakyStore:
                 yield bytes([byte])
                 self._step()
 
-    def writer(self, *, limit_bytes: int | None = None, algorithm: Algorithm = "sha256") -> BlobWriter:
+    def writer(self, *, limit_bytes: int | None = None, made: Hash | None = None) -> BlobWriter:
         self._step()
-        return self._store.writer(limit_bytes=limit_bytes, algorithm=algorithm)
+        return self._store.writer(limit_bytes=limit_bytes, made=made)
 
     def put_file(self, path: Path, *, expected: str | None = None) -> BlobStat:
         self._step()

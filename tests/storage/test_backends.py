@@ -14,9 +14,18 @@ from hypothesis import strategies as st
 from adapterhub.storage.backends.memory import MemoryStore
 from adapterhub.storage.blobs import PIECE_BYTES, BlobStore, digest_of
 from adapterhub.storage.cache import CachedStore
-from adapterhub.storage.errors import BlobNotFound, DigestMismatch, InvalidDigest, RangeNotSatisfiable, TooLarge
+from adapterhub.storage.errors import (
+    BlobNotFound,
+    DigestMismatch,
+    InvalidDigest,
+    InvalidXet,
+    RangeNotSatisfiable,
+    TooLarge,
+)
 from adapterhub.storage.retry import RetryingStore
 from adapterhub.storage.stores import open_store
+from adapterhub.storage.xet.xorb import XorbCheck
+from tests.storage.xet.forge import stored_name, wire_chunk
 
 ABSENT = digest_of(b"never stored")
 
@@ -64,7 +73,7 @@ def test_what_is_written_is_read_back(store: BlobStore, content: bytes) -> None:
 def test_a_blob_may_be_named_by_its_blake3(store: BlobStore) -> None:
     content = b"asked for by nobody" * 100_000
     named = "blake3:" + blake3(content).hexdigest()
-    with store.writer(algorithm="blake3") as writer:
+    with store.writer(made=blake3()) as writer:
         writer.write(content)
         assert writer.commit(named).digest == named
     other = put(store, content)
@@ -77,8 +86,24 @@ def test_a_blob_may_be_named_by_its_blake3(store: BlobStore) -> None:
     assert [stat.digest for stat in store.list()] == [named]
 
 
+def test_a_xorb_may_be_named_by_its_chunks(store: BlobStore) -> None:
+    content = wire_chunk(b"as it is" * 1000) + wire_chunk(bytes(70_000), 1)
+    named = stored_name(content)
+    with store.writer(made=XorbCheck()) as writer:
+        writer.write(content[:5])
+        writer.write(content[5:20], content[20:])
+        assert writer.commit(named).digest == named
+    assert [stat.digest for stat in store.list()] == [named]
+    assert whole(store.read(named)) == content
+    path = store.path(named)
+    assert path is None or path.read_bytes() == content
+    with pytest.raises(InvalidXet), store.writer(made=XorbCheck()) as writer:
+        writer.write(b"no xorb, but long enough")
+    assert [stat.digest for stat in store.list()] == [named]
+
+
 def test_other_bytes_than_a_blake3_says_are_refused(store: BlobStore) -> None:
-    with store.writer(algorithm="blake3") as writer:
+    with store.writer(made=blake3()) as writer:
         writer.write(b"other")
         with pytest.raises(DigestMismatch):
             writer.commit("blake3:" + blake3(b"announced").hexdigest())

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import lz4.frame
 
+from adapterhub.storage.blobs import digest_by
 from adapterhub.storage.xet.hashes import HASH_BYTES, chunk_hash, file_hash, from_text, merkle_root, range_hash, to_text
 from adapterhub.storage.xet.rebuild import OpenXorb, rebuild
 from adapterhub.storage.xet.shard import FileRecord, Term
@@ -33,9 +34,16 @@ def wire_chunk(raw: bytes, scheme: int = 0, *, claimed_bytes: int | None = None)
 
 def check_xorb(content: bytes, xorb_hash: str) -> bytes:
     """The chunk table of a xorb that came in one piece."""
-    check = XorbCheck(xorb_hash)
-    check.write(content)
-    return check.finish()
+    check = XorbCheck()
+    check.update(content)
+    return check.finish(from_text(xorb_hash))
+
+
+def stored_name(content: bytes) -> str:
+    """The digest under which a store keeps these bytes of a xorb."""
+    check = XorbCheck()
+    check.update(content)
+    return digest_by(check)
 
 
 def xorb_name(chunks: list[bytes]) -> str:

@@ -4,11 +4,13 @@ from itertools import pairwise
 
 import lz4.frame
 import pytest
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapterhub.storage.blobs import digest_by
 from adapterhub.storage.errors import InvalidXet
-from adapterhub.storage.xet.hashes import chunk_hash, merkle_root, to_text
+from adapterhub.storage.xet.hashes import chunk_hash, from_text, merkle_root, to_text
 from adapterhub.storage.xet.xorb import (
     MAX_CHUNK_BYTES,
     MAX_CHUNKS,
@@ -18,7 +20,7 @@ from adapterhub.storage.xet.xorb import (
     XorbCheck,
     unpack,
 )
-from tests.storage.xet.forge import check_xorb, wire_chunk, xorb_name
+from tests.storage.xet.forge import check_xorb, stored_name, wire_chunk, xorb_name
 
 
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=300), st.sampled_from([0, 1, 2])), min_size=1, max_size=30))
@@ -35,10 +37,27 @@ def test_every_scheme_unpacks_to_what_was_packed(parts: list[tuple[bytes, int]])
 def test_a_xorb_may_arrive_cut_anywhere(chunks: list[bytes], data: st.DataObject) -> None:
     content = b"".join(wire_chunk(raw, number % 3) for number, raw in enumerate(chunks))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(content)))))
-    check = XorbCheck(xorb_name(chunks))
+    check = XorbCheck()
     for start, end in pairwise([0, *cuts, len(content)]):
-        check.write(content[start:end])
-    assert check.finish() == check_xorb(content, xorb_name(chunks))
+        check.update(content[start:end])
+    assert check.finish(from_text(xorb_name(chunks))) == check_xorb(content, xorb_name(chunks))
+    assert digest_by(check) == stored_name(content)
+
+
+def test_a_stored_name_is_made_of_headers_and_hashes() -> None:
+    plain, packed = wire_chunk(b"as it is"), wire_chunk(bytes(1000), 1)
+    hashes = plain[:8] + chunk_hash(b"as it is") + packed[:8] + blake3(packed[8:]).digest()
+    assert stored_name(plain + packed) == "xorb:" + blake3(hashes).hexdigest()
+
+
+def test_every_run_of_bytes_has_a_stored_name_of_its_own() -> None:
+    raw = bytes(range(256)) * 100
+    again = lz4.frame.compress(raw, compression_level=9, content_checksum=True)
+    header = b"\0" + len(again).to_bytes(3, "little") + b"\1" + len(raw).to_bytes(3, "little")
+    one, other = wire_chunk(raw, 1), header + again
+    assert check_xorb(one, xorb_name([raw])) != b"" != check_xorb(other, xorb_name([raw]))
+    runs = [one, other, wire_chunk(raw), wire_chunk(raw, 2), one + one, one + one[:7], one + one[:-1], one[:-1], b""]
+    assert len({stored_name(run) for run in runs}) == len(runs)
 
 
 def test_a_frame_that_unpacks_to_more_than_it_says_is_stopped() -> None:

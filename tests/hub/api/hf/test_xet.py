@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import pytest
-from blake3 import blake3
 from fastapi import FastAPI
 from httpx2 import Response
 from sqlmodel import Session as DbSession
@@ -22,12 +21,12 @@ from adapterhub.hub.services.xet_retention import Swept, sweep
 from adapterhub.hub.worker import handlers_of
 from tests.hub.api.conftest import TOKEN
 from tests.hub.api.hf.test_bad_input import commit
-from tests.storage.xet.forge import forged, shard, term, wire_chunk, xorb_name
+from tests.storage.xet.forge import forged, shard, stored_name, term, wire_chunk, xorb_name
 
 CHUNKS = [b"first chunk", b"second", b"third one", b"4"]
 WIRE = b"".join(wire_chunk(chunk, scheme) for chunk, scheme in zip(CHUNKS, (0, 1, 2, 0), strict=True))
 NAME = xorb_name(CHUNKS)
-STORED = "blake3:" + blake3(WIRE).hexdigest()
+STORED = stored_name(WIRE)
 CONTENT = b"".join(CHUNKS)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 SHARD = shard([term(CHUNKS, 0, 4)], CHUNKS, sha256=SHA256)
