@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import pytest
+from blake3 import blake3
 from fastapi import FastAPI
 from httpx2 import Response
 from sqlmodel import Session as DbSession
@@ -19,6 +20,7 @@ from adapterhub.hub.jobs.inline import InlineExecutor
 from adapterhub.hub.services import blobs, xet, xet_retention
 from adapterhub.hub.services.xet_retention import Swept, sweep
 from adapterhub.hub.worker import handlers_of
+from adapterhub.storage.blobs import Hash
 from tests.hub.api.conftest import TOKEN
 from tests.hub.api.hf.test_bad_input import commit
 from tests.storage.xet.forge import forged, shard, stored_name, term, wire_chunk, xorb_name
@@ -216,10 +218,15 @@ def test_a_sweep_keeps_bytes_that_are_a_file_or_another_xorb(opened: Open, hub: 
     assert hub.store.stat(STORED) is not None
 
 
-def test_a_xorb_that_was_kept_under_its_sha256_is_rebuilt_from_and_swept(opened: Open, hub: Hub) -> None:
+@pytest.mark.parametrize("made", [hashlib.sha256, blake3])
+def test_a_xorb_that_was_kept_under_a_hash_of_its_bytes_is_rebuilt_from_and_swept(
+    opened: Open, hub: Hub, made: Callable[[], Hash]
+) -> None:
     session = opened("ann/x")
     session.put_xorb()
-    stat = blobs.put(hub, WIRE)
+    with hub.store.writer(made=made()) as writer:
+        writer.write(WIRE)
+        stat = writer.commit()
 
     def move(db: DbSession) -> None:  # to where releases before this one kept it
         db.add(Blob(digest=stat.digest, size_bytes=stat.size_bytes))
