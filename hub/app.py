@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from adapterhub import __version__
 from adapterhub.hub.api import docs, errors, health, hf, openai, rest
+from adapterhub.hub.api.hf import xet
 from adapterhub.hub.api.middleware import RequestContext, RequestGuard, allowed_hosts
 from adapterhub.hub.jobs.process import ProcessExecutor
 from adapterhub.hub.services.wiring import open_hub, worker_environment
@@ -14,7 +15,7 @@ from adapterhub.hub.serving.client import EngineClient
 from adapterhub.hub.settings import Settings
 from adapterhub.hub.web import forms, pages, talk
 
-ROUTERS = (health.router, docs.router, rest.router, openai.router, hf.router)
+ROUTERS = (xet.protocol, health.router, docs.router, rest.router, openai.router, hf.router)
 """In the order they are asked: a name of a page or route is reserved, so none of them hides a repository."""
 
 

@@ -30,6 +30,8 @@ from adapterhub.storage.xet.shard import MAX_SHARD_BYTES
 from adapterhub.storage.xet.xorb import MAX_WIRE_BYTES
 
 router = APIRouter(route_class=RawRoute)
+protocol = APIRouter(route_class=RawRoute, include_in_schema=False)
+"""What lies below /xet/, asked before all other routes: an upload asks dozens of times for what is not here."""
 
 T = TypeVar("T")
 
@@ -66,7 +68,7 @@ def _scope(request: Request, hub: HubDep, scope: str) -> xet.Scope:
 ScopeDep = Annotated[xet.Scope, Depends(_scope)]
 
 
-@router.post("/xet/{scope}/v1/xorbs/{prefix}/{xorb_hash}")
+@protocol.post("/xet/{scope}/v1/xorbs/{prefix}/{xorb_hash}")
 async def put_xorb(request: Request, hub: HubDep, scope: ScopeDep, xorb_hash: str) -> dict[str, bool]:
     """Take one xorb: checked to the last chunk, durable when this answers. Raises InvalidXet, TooLarge."""
     async with threads.turns("xorbs", XORBS_AT_ONCE):
@@ -79,7 +81,7 @@ async def put_xorb(request: Request, hub: HubDep, scope: ScopeDep, xorb_hash: st
             await threads.run(writer.abort)
 
 
-@router.post("/xet/{scope}/v1/shards")
+@protocol.post("/xet/{scope}/v1/shards")
 async def put_shard(request: Request, hub: HubDep, scope: ScopeDep) -> dict[str, int]:
     """Rebuild the files of one shard; answers when they are durable. Raises InvalidXet, DigestMismatch, TooLarge."""
     with await on_disk(request, _spool(hub), MAX_SHARD_BYTES) as file:
@@ -87,7 +89,7 @@ async def put_shard(request: Request, hub: HubDep, scope: ScopeDep) -> dict[str,
     return {"result": 1}
 
 
-@router.post("/xet/{scope}/v2/shards")
+@protocol.post("/xet/{scope}/v2/shards")
 async def put_shard_with_progress(request: Request, hub: HubDep, scope: ScopeDep) -> Response:
     """As `put_shard`, answered by one JSON object a line, the last of which is the result or the error.
 
@@ -136,3 +138,9 @@ def _with_content(file: IO[bytes], work: Callable[[memoryview], T]) -> T:
 
 def _spool(hub: Hub) -> Path:
     return hub.settings.data / SPOOL_FOLDER
+
+
+@protocol.api_route("/xet/{path:path}", methods=["GET", "HEAD", "POST", "PUT", "DELETE"])
+async def not_here(path: str) -> Response:
+    """404: chunks that others may have uploaded, grants, reconstructions."""
+    return Response(status_code=404)
