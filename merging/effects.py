@@ -7,9 +7,10 @@ depend on who does how much of it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from adapterhub.merging.errors import NotFoldable
 from adapterhub.merging.ops.tensors import as_matrix, from_bytes
 from adapterhub.merging.registry import Apply, Part
 from adapterhub.merging.terms import terms
@@ -47,12 +48,12 @@ def tiles(matrix: torch.Tensor) -> Iterator[tuple[int, int]]:
 class Effects:
     """What is done to a site: first what depends on its values, then what is added to them, each in order."""
 
-    affine: tuple[Apply, ...] = ()
+    changing: tuple[Apply, ...] = ()
     additive: tuple[Apply, ...] = ()
 
     def act(self, tile: torch.Tensor, start: int, stop: int) -> None:
         """Change rows start..stop, given as a contiguous tile with the base's values, in place."""
-        for apply in (*self.affine, *self.additive):
+        for apply in (*self.changing, *self.additive):
             apply(tile, start, stop)
 
     def change(self, W: torch.Tensor) -> torch.Tensor:
@@ -67,22 +68,52 @@ class Effects:
         target = as_matrix(result)
         for start, stop in tiles(source):
             tile = target[start:stop]
-            if self.affine:
+            if self.changing:
                 tile.copy_(source[start:stop])
-                Effects(self.affine).act(tile, start, stop)
+                Effects(self.changing).act(tile, start, stop)
                 tile -= source[start:stop]
             Effects((), self.additive).act(tile, start, stop)
         return result
 
 
 def effects(weighted: Iterable[tuple[float, SiteTerm]], W: torch.Tensor) -> Effects:
-    """The joint effect of (weight, term) pairs on a site with W's shape and device; all terms of a kind act at once."""
-    kinds: dict[str, list[Part]] = {}
+    """The joint effect of (weight, term) pairs on a site with the base's values W, on W's device.
+
+    Replacing terms act first, then affine ones in the order given, as one step whose weight interpolates, then additive
+    ones. Terms of a kind that replace or add act at once. Raises NotFoldable for affine terms of several weights: they
+    belong to several patches, whose order nobody declared.
+    """
+    groups: dict[str, list[Part]] = {}
+    steps: list[Apply] = []
+    weights: set[float] = set()
     for weight, term in weighted:
-        kinds.setdefault(term.term, []).append(part(term, weight, str(W.device)))
-    specs = sorted((terms()[name] for name in kinds), key=lambda spec: spec.order)
-    applies = [(spec.is_additive, spec.prepare(kinds[spec.name], W.shape)) for spec in specs]
-    return Effects(
-        affine=tuple(apply for is_additive, apply in applies if not is_additive),
-        additive=tuple(apply for is_additive, apply in applies if is_additive),
-    )
+        spec = terms()[term.term]
+        if spec.effect == "affine":
+            alone = part(replace(term, scale=1.0), 1.0, str(W.device))
+            steps.append(_interpolated(spec.prepare([alone], W), term.scale))
+            weights.add(weight)
+        else:
+            groups.setdefault(term.term, []).append(part(term, weight, str(W.device)))
+    if len(weights) > 1:
+        raise NotFoldable(
+            "several patches each change the base's values here: merge them in an order, sequence(base; a, b)"
+        )
+    ordered = sorted((terms()[name] for name in groups), key=lambda spec: spec.order)
+    applies = [(spec.effect, spec.prepare(groups[spec.name], W)) for spec in ordered]
+    changing = [apply for effect, apply in applies if effect == "replace"]
+    if steps:
+        changing.append(_interpolated(Effects(tuple(steps)).act, weights.pop()))
+    return Effects(tuple(changing), tuple(apply for effect, apply in applies if effect == "additive"))
+
+
+def _interpolated(apply: Apply, weight: float) -> Apply:
+    """W + weight · (f(W) - W) of a step f: weight 0 is the base, 1 the step itself, exactly."""
+    if weight == 1.0:
+        return apply
+
+    def act(tile: torch.Tensor, start: int, stop: int) -> None:
+        before = tile.clone()
+        apply(tile, start, stop)
+        tile.sub_(before).mul_(weight).add_(before)
+
+    return act

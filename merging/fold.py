@@ -1,7 +1,8 @@
 """The values of one tensor of a result: base plus deltas, in float32, rounded once.
 
-Order: replacing terms, then additive ones by kind, then whole models, then merge methods; within a kind in the order of
-the addends. The caller runs each tensor on one thread, so equal inputs give equal bytes on any number of threads.
+Order: replacing terms, then those that change what they find in the patch's own order, then additive ones by kind, then
+whole models, then merge methods; within a kind in the order of the addends. The caller runs each tensor on one thread,
+so equal inputs give equal bytes on any number of threads.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def _effects(addends: Sequence[Addend], W: torch.Tensor, wide: torch.dtype) -> E
                 others.append(_addition(merged, addend.weight))
             case TermDelta():
                 pass  # with all the others of its kind
-    return Effects(of_terms.affine, (*of_terms.additive, *others))
+    return Effects(of_terms.changing, (*of_terms.additive, *others))
 
 
 def _difference(tuned: torch.Tensor, base: torch.Tensor, weight: float) -> Apply:
@@ -111,8 +112,13 @@ def _difference(tuned: torch.Tensor, base: torch.Tensor, weight: float) -> Apply
 
 
 def _merge(step: MethodDelta, W: torch.Tensor) -> torch.Tensor:
-    deltas = [_effects(addends, W, W.dtype).change(W) for addends in step.inputs]
-    merged: torch.Tensor = methods()[step.method].function(deltas, step.weights, step.parameters)
+    spec = methods()[step.method]
+    deltas, here = [], W
+    for weight, addends in zip(step.weights, step.inputs, strict=True):
+        deltas.append(_effects(addends, here, here.dtype).change(here))
+        if spec.is_sequential:
+            here = here.add(deltas[-1], alpha=weight)
+    merged: torch.Tensor = spec.function(deltas, step.weights, step.parameters)
     return merged
 
 

@@ -3,7 +3,7 @@
 A plan holds names, shapes and lazy handles, never values. `engine` runs it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -15,6 +15,7 @@ from adapterhub.merging.checkpoint import DTYPE_BITS, Checkpoint, TensorHandle, 
 from adapterhub.merging.errors import (
     BaseMismatch,
     InvalidParameter,
+    NotFoldable,
     NotRepresentable,
     PlanTooLarge,
     RecipeTooLarge,
@@ -37,6 +38,7 @@ from adapterhub.merging.recipes.canonical import (
 )
 from adapterhub.merging.recipes.nodes import Delta, Recipe, Ref
 from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
+from adapterhub.merging.terms import terms
 
 MAX_TOTAL_RANK = 8192
 """Most columns that the low-rank terms of one site may have together."""
@@ -216,6 +218,7 @@ class _Sums:
             handle = self._created[name] if name in self._created else stored[name]
             addends = () if name in self._created else tuple(self._addends(name, self._normal.parts))
             _check_rank(name, addends)
+            _check_order(name, addends)
             is_cast = dtype is not None and handle.dtype in FLOATS
             yield OutputTensor(name, dtype if is_cast and dtype else handle.dtype, handle.shape, handle, addends)
 
@@ -247,6 +250,8 @@ class _Sums:
 
     def _merged(self, site: str, leaf: Merged) -> MethodDelta | None:
         inputs = tuple(tuple(self._addends(site, parts)) for parts in leaf.inputs)
+        for one in inputs:
+            _check_order(site, one)
         return MethodDelta(leaf.method, leaf.parameters, leaf.weights, inputs) if any(inputs) else None
 
 
@@ -296,6 +301,23 @@ def _check_rank(name: str, addends: Iterable[Addend]) -> None:
     rank = sum(term.fields["A"].shape[0] for term in terms)
     if rank > MAX_TOTAL_RANK:
         raise RecipeTooLarge(f"{name}: the ranks add up to {rank}; at most {MAX_TOTAL_RANK} are folded at once")
+
+
+def _check_order(name: str, addends: Sequence[Addend]) -> None:
+    """Raises NotFoldable where a patch multiplies the site's values and another patch acts there too."""
+    owners = {
+        one.delta.digest if isinstance(one.delta, TermDelta) else str(number) for number, one in enumerate(addends)
+    }
+    affine = [
+        one.delta.term.term
+        for one in addends
+        if isinstance(one.delta, TermDelta) and terms()[one.delta.term.term].effect == "affine"
+    ]
+    if affine and len(owners) > 1:
+        raise NotFoldable(
+            f"{name}: a {affine[0]} term changes the values it finds, so its result depends on what else acts there "
+            "first; declare the order, as in sequence(base; a, b)"
+        )
 
 
 # ---- patches ---------------------------------------------------------------------------------------------------------

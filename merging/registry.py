@@ -172,7 +172,8 @@ class MethodSpec:
     shape, the base not included; weights one number a delta. parameters: a frozen dataclass whose fields `parameter`
     made. coefficients: `(weights, parameters)` of a method whose result is a weighted sum of the deltas whatever they
     are: that sum's factors, so it can stay in patch space. Raises InvalidParameter where the two do not go together.
-    laws: names of the laws it obeys besides those of all methods.
+    laws: names of the laws it obeys besides those of all methods. is_sequential: each delta is taken at the base plus
+    the weighted deltas before it, instead of all at the base.
     """
 
     name: str
@@ -183,6 +184,7 @@ class MethodSpec:
     parameters: type = NoParameters
     laws: frozenset[str] = frozenset()
     coefficients: Callable[[Sequence[float], Any], list[float]] | None = None
+    is_sequential: bool = False
 
     @property
     def is_linear(self) -> bool:
@@ -212,18 +214,28 @@ class TermSpec:
     """One term: what a patch may do to one site.
 
     fields: names of its tensors, the optional ones among them; the file's docstring has shapes and options.
-    is_additive: it adds a delta that does not depend on W. order: terms of a smaller order act first on a site.
-    prepare: `(parts, shape of W)` gives the function that folds all terms of this kind on one site at once.
+    effect: "additive" adds a delta that does not depend on W; "affine" changes the W it is given; "replace" puts values
+    in W's place. order: additive terms of a smaller order act first on a site; the others act in the patch's own order,
+    replacing ones first of all.
+    prepare: `(parts, W)` gives the function that folds these terms of one site at once; W holds the base's values, is
+    not modified, and only terms that are not additive may read it.
     norm: `(part, shape of W)` gives the Frobenius norm of the delta; None where it depends on W.
+    factors: `(part, shape of W)` gives the same delta as float32 factors left (n, r) @ right (r, m) of W as a matrix;
+    None for a term that has no such exact form, and for one whose delta depends on W.
     """
 
     name: str
     summary: str
     fields: tuple[str, ...]
-    is_additive: bool
+    effect: Literal["additive", "affine", "replace"]
     order: int
-    prepare: Callable[[Sequence[Part], Sequence[int]], Apply]
+    prepare: Callable[[Sequence[Part], torch.Tensor], Apply]
     norm: Callable[[Part, Sequence[int]], float | None]
+    factors: Callable[[Part, Sequence[int]], tuple[torch.Tensor, torch.Tensor]] | None = None
+
+    @property
+    def is_additive(self) -> bool:
+        return self.effect == "additive"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Factors(NamedTuple):
 
 
 def factors_of(fields: Mapping[str, torch.Tensor], weight: float, *, transpose: bool) -> Factors:
-    """The float32 factors of a lowrank term, weight and d multiplied into B; fields A, B and d as in terms/lowrank.
+    """The float32 factors of a lowrank term, weight, d and b multiplied into B; fields as in terms/lowrank.
 
     Both are fresh tensors: products of the same numbers are the same bytes wherever in a file they lie.
     """
@@ -31,6 +31,8 @@ def factors_of(fields: Mapping[str, torch.Tensor], weight: float, *, transpose: 
     B = fields["B"].flatten(1).float() * weight  # (out, r)
     if "d" in fields:
         B = B * fields["d"].float()
+    if "b" in fields:
+        B = B * fields["b"].float().unsqueeze(1)
     return Factors(A.T, B.T) if transpose else Factors(B, A)
 
 

@@ -22,7 +22,7 @@ def _oriented(part: Part) -> torch.Tensor:
     return delta.T if part.options.get("transpose") else as_matrix(delta)
 
 
-def _prepare(parts: Sequence[Part], shape: Sequence[int]) -> Apply:
+def _prepare(parts: Sequence[Part], W: torch.Tensor) -> Apply:
     """The effect of W + weight · delta."""
 
     def apply(tile: torch.Tensor, start: int, stop: int) -> None:
@@ -40,7 +40,7 @@ SPEC = TermSpec(
     name="dense",
     summary="W + delta, every entry stored",
     fields=("delta",),
-    is_additive=True,
+    effect="additive",
     order=40,
     prepare=_prepare,
     norm=_norm,

@@ -1,8 +1,8 @@
-"""lowrank: W + weight · B·diag(d)·A, the delta of a LoRA.
+"""lowrank: W + weight · diag(b)·B·diag(d)·A, the delta of a LoRA.
 
-Fields: A (r, in) and B (out, r), any float dtype; optionally d (r,). Convolutions: A (r, in, k, k), B (out, r, 1, 1),
-folded as (r, in·k·k). Options: transpose, True where the site stores (in, out): GPT-2's Conv1D and embeddings, the
-latter with A = lora_embedding_A (r, tokens) and B = lora_embedding_B (dim, r).
+Fields: A (r, in) and B (out, r), any float dtype; optionally d (r,) and b (out,), as VeRA has. Convolutions: A (r, in,
+k, k), B (out, r, 1, 1), folded as (r, in·k·k). Options: transpose, True where the site stores (in, out): GPT-2's Conv1D
+and embeddings, the latter with A = lora_embedding_A (r, tokens) and B = lora_embedding_B (dim, r).
 
 All low-rank terms of a site act in one matrix product of their concatenated factors, so the sum is rounded once.
 Source: arXiv:2106.09685 sec. 4.1; rows and columns of a Conv1D: peft `tuners/lora/layer.py`.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def _prepare(parts: Sequence[Part], shape: Sequence[int]) -> Apply:
+def _prepare(parts: Sequence[Part], W: torch.Tensor) -> Apply:
     """The effect of W + weight · B·diag(d)·A, all of them as one matrix product."""
     left, right = concatenate(
         [factors_of(part.fields, part.weight, transpose=bool(part.options.get("transpose"))) for part in parts]
@@ -46,9 +46,10 @@ def _factors(part: Part) -> Factors:
 SPEC = TermSpec(
     name="lowrank",
     summary="W + B·A, the delta of a LoRA",
-    fields=("A", "B", "d"),
-    is_additive=True,
+    fields=("A", "B", "d", "b"),
+    effect="additive",
     order=10,
     prepare=_prepare,
     norm=_norm,
+    factors=lambda part, shape: _factors(part),
 )

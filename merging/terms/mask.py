@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def _prepare(parts: Sequence[Part], shape: Sequence[int]) -> Apply:
+def _prepare(parts: Sequence[Part], W: torch.Tensor) -> Apply:
     """The effect of W + weight · γ ⊙ Δ. Raises NotFoldable for a mode other than "select"."""
     for part in parts:
         if part.options.get("mode", "select") != "select":
@@ -46,7 +46,7 @@ SPEC = TermSpec(
     name="mask",
     summary="W + γ ⊙ Δ: selected entries of a delta",
     fields=("bits", "delta"),
-    is_additive=True,
+    effect="additive",
     order=30,
     prepare=_prepare,
     norm=_norm,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def _prepare(parts: Sequence[Part], shape: Sequence[int]) -> Apply:
+def _prepare(parts: Sequence[Part], W: torch.Tensor) -> Apply:
     """The effect of W + weight · (value - W); a single weight of 1 copies the value."""
 
     def apply(tile: torch.Tensor, start: int, stop: int) -> None:
@@ -41,7 +41,7 @@ SPEC = TermSpec(
     name="replace",
     summary="A stored value instead of W",
     fields=("value",),
-    is_additive=False,
+    effect="replace",
     order=0,
     prepare=_prepare,
     norm=_norm,

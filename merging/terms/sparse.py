@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 
-def _prepare(parts: Sequence[Part], shape: Sequence[int]) -> Apply:
+def _prepare(parts: Sequence[Part], W: torch.Tensor) -> Apply:
     """The effect of adding weight · val at the indexed entries."""
-    entries = [(flat_indices(part.fields, part.options["index"], shape), part) for part in parts]
+    entries = [(flat_indices(part.fields, part.options["index"], W.shape), part) for part in parts]
 
     def apply(tile: torch.Tensor, start: int, stop: int) -> None:
         import torch
@@ -42,7 +42,7 @@ SPEC = TermSpec(
     name="sparse",
     summary="Values added at some entries of W",
     fields=("val", "idx", "crow", "col", "bits"),
-    is_additive=True,
+    effect="additive",
     order=20,
     prepare=_prepare,
     norm=_norm,

@@ -201,15 +201,12 @@ def edited(folder: Path, **changes: Any) -> LocalFolder:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"use_dora": True}, "DoRA"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
         ({"init_lora_weights": "olora"}, "olora"),
         ({"alora_invocation_tokens": [1, 2]}, "invocation tokens"),
         ({"use_qalora": True}, "QA-LoRA"),
         ({"layer_replication": [[0, 1]]}, "replicas"),
         ({"target_parameters": ["experts.w"]}, "expert"),
-        ({"trainable_token_indices": [1]}, "rows"),
-        ({"lora_nums": 4}, "LoRAMoE"),
     ],
 )
 def test_what_is_no_plain_lora_is_recognised_and_not_read(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -224,6 +221,8 @@ def test_what_is_no_plain_lora_is_recognised_and_not_read(changes: dict[str, Any
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"use_dora": True}, "no lora_magnitude_vector"),
+        ({"trainable_token_indices": [1]}, "holds no trainable_tokens_delta"),
         ({"r": 0}, "r is 0"),
         ({"r": -1}, "r is -1"),
         ({"r": 10**9}, "r is 1000000000"),
@@ -265,7 +264,7 @@ KEY = "base_model.model.model.layers.0.self_attn.q_proj."
         ({KEY + "lora_A.weight": torch.zeros(0)}, "sharded run"),
         ({KEY + "lora_A.weight": torch.zeros(3, 16)}, "ranks differ"),
         ({KEY + "lora_A.weight": torch.zeros(4, 16, dtype=torch.int8)}, "dtype I8"),
-        ({KEY + "other": torch.zeros(4)}, "neither a LoRA factor nor in modules_to_save"),
+        ({KEY + "other": torch.zeros(4)}, "neither part of a LORA adapter nor in modules_to_save"),
         ({"stray": torch.zeros(4)}, "does not begin with"),
     ],
 )
