@@ -137,8 +137,28 @@ def join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
+class Remembering:
+    """A folder of which only some names are seen, and whose JSON files are parsed once: many kinds look at each."""
+
+    def __init__(self, folder: Folder, names: Sequence[str]) -> None:
+        self._names = names
+        self.size, self.digest, self.read, self.path = folder.size, folder.digest, folder.read, folder.path
+        self.parsed: dict[str, dict[str, Any]] = {}
+
+    def names(self) -> Sequence[str]:
+        return self._names
+
+
 def read_json(folder: Folder, name: str, *, limit_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """The JSON object in a file. Raises InvalidPatch for anything else, for duplicate keys and for NaN."""
+    """The JSON object in a file, not to be changed. Raises InvalidPatch for anything else, duplicate keys and NaN."""
+    if not isinstance(folder, Remembering):
+        return _parse_json(folder, name, limit_bytes)
+    if name not in folder.parsed:
+        folder.parsed[name] = _parse_json(folder, name, limit_bytes)
+    return folder.parsed[name]
+
+
+def _parse_json(folder: Folder, name: str, limit_bytes: int) -> dict[str, Any]:
     if folder.size(name) > limit_bytes:
         raise InvalidPatch(f"{name}: {folder.size(name)} bytes of JSON; at most {limit_bytes} are read")
     try:

@@ -137,6 +137,9 @@ class PatchKind:
     is the base's repository. Raises NotRepresentable. None where the kind has no such form.
     rebase: the metadata files of a patch, by path, as they read once it belongs to another base; weights are not among
     them. None where no file of the kind names a base.
+    family: whose format it is, for lists: "peft", "native", ... folds: "own" where its terms are computed here, "peft"
+    where peft itself folds it on a skeleton of the touched sites, "no" where it cannot become weights; such a patch has
+    no terms and the effect "runtime", or `read` raises NotFoldable with the reason.
     """
 
     name: str
@@ -147,3 +150,5 @@ class PatchKind:
     read: Callable[[Folder, str, Checkpoint | None], Patch]
     export: Callable[[Sequence[tuple[float, Patch]], str], Export] | None = None
     rebase: Callable[[Folder, str, TrainingBase], Mapping[str, bytes]] | None = None
+    family: str = "native"
+    folds: Literal["own", "peft", "no"] = "own"

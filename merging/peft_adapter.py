@@ -146,6 +146,8 @@ def peft_kind(
         read=lambda folder, path, base: read(folder, path, base, tuner, name),
         export=export,
         rebase=rebase,
+        family="peft",
+        folds="no" if tuner.effect == "runtime" else "own",
     )
 
 
@@ -233,16 +235,18 @@ def contradictions(adapter: Adapter, tuner: Tuner) -> Iterator[str]:
 
 
 def _module_contradictions(adapter: Adapter, module: Module, tuner: Tuner) -> Iterator[str]:
+    if not module.fields and module.tokens is not None:
+        return
     missing = [one for one in tuner.required if not any(name in module.fields for name in one)]
-    if missing and (module.fields or not (module.copies or module.tokens)):
+    if missing and not module.fields and module.copies:
+        yield "has a copy of the base's weights and no part of an adapter"
+        return
+    if missing:
         stored: dict[str, str] = {}
         for suffix, name in tuner.fields.items():
             stored.setdefault(name, suffix.removeprefix(".").removesuffix(".weight"))
         has = ", ".join(sorted(stored[name] for name in module.fields)) or "nothing"
         yield f"has {has} and no {' or '.join(stored[name] for name in missing[0])}"
-        return
-    if missing and module.copies and not module.tokens:
-        yield "has a copy of the base's weights and no part of an adapter"
         return
     for name, handle in module.fields.items():
         allowed = tuner.dtypes.get(name, DTYPES)

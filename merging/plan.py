@@ -170,6 +170,8 @@ def plan(
 
 def _read(one: Input, base: Checkpoint) -> Patch:
     patch = kind_of(one).read(one.folder, one.path, base)
+    if patch.facts.effect == "runtime":
+        raise NotFoldable(f"{one.name}: a {one.kind} works at run time and cannot become weights; serve it instead")
     missing = base.tensors.keys() - {term.site for term in patch.terms} if one.kind == MODEL else set()
     if missing:
         raise BaseMismatch(f"{one.name}: has no parameter {min(missing)}, which the base {base.name!r} has")

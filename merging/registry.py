@@ -22,6 +22,8 @@ from adapterhub.merging.errors import InvalidParameter, UnknownMethod
 if TYPE_CHECKING:
     import torch
 
+    from adapterhub.merging.folders import Folder
+
 
 class Named(Protocol):
     """What every spec has: the key of its registry, as written in expressions, on the command line and in files."""
@@ -249,6 +251,23 @@ class StrategySpec:
     function: Callable[..., Any]
     parameters: type = NoParameters
     laws: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class RuntimeSpec:
+    """How patches of one kind that cannot become weights act on a live model. name: the patch kind's.
+
+    attach: `(model, folder, path, weight)` changes a transformers model of the patch's base, in evaluation mode, so
+    that its forward pass and `generate` obey the patch, and gives the function that takes it off again: then every module,
+    hook, parameter and attribute of the model is what it was. The base's tensors are never written to. weight: the
+    patch's factor where the kind has one, else 1.0 alone is accepted. Raises InvalidPatch, UnknownSite, ShapeMismatch,
+    and NotFoldable for a weight that the kind does not have; the model is then untouched.
+    """
+
+    name: str
+    summary: str
+    source: str
+    attach: Callable[[Any, Folder, str, float], Callable[[], None]]
 
 
 @dataclass(frozen=True)

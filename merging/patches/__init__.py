@@ -1,10 +1,11 @@
 """Patch kinds: the file formats in which people store patches, one file each; found by scanning this folder."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 
 from adapterhub.merging.checkpoint import Checkpoint, Folder
 from adapterhub.merging.errors import InvalidPatch
+from adapterhub.merging.folders import Remembering
 from adapterhub.merging.patch import Facts, Patch, PatchKind
 from adapterhub.merging.registry import scan
 
@@ -24,18 +25,7 @@ def inspect(folder: Folder) -> list[Facts]:
     here: dict[str, list[str]] = {}
     for name in folder.names():
         here.setdefault(name.rpartition("/")[0], []).append(name)
-    return [facts for path in sorted(here) for facts in _recognise(_Part(folder, here[path]), path)]
-
-
-class _Part:
-    """Some of the files of a folder: what lies in one sub-folder, so that looking at each reads no list of all."""
-
-    def __init__(self, folder: Folder, names: Sequence[str]) -> None:
-        self._names = names
-        self.size, self.digest, self.read, self.path = folder.size, folder.digest, folder.read, folder.path
-
-    def names(self) -> Sequence[str]:
-        return self._names
+    return [facts for path in sorted(here) for facts in _recognise(Remembering(folder, here[path]), path)]
 
 
 def _recognise(folder: Folder, path: str) -> Iterator[Facts]:

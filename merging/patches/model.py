@@ -93,4 +93,5 @@ SPEC = PatchKind(
     source="transformers save_pretrained",
     recognise=recognise,
     read=read,
+    family="transformers",
 )

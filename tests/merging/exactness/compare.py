@@ -1,0 +1,125 @@
+"""Folds a patch with our engine and measures how far the result is from an oracle; each measurement is written down.
+
+The unit is one rounding: an entry is 1.0 off where it differs from the oracle's, computed in float64, by half a unit in
+the last place of the result's dtype, allowing for the float32 in which sums are accumulated. At most 1.0 is exact.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from adapterhub.merging import patches
+from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
+from adapterhub.merging.engine import run
+from adapterhub.merging.patch import Patch
+from adapterhub.merging.plan import plan
+from adapterhub.merging.recipes.canonical import Input
+from adapterhub.merging.recipes.expression import parse
+from tests.merging import tiny
+from tests.merging.exactness.architectures import Architecture, output
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+LOGITS = 2e-5
+"""Largest relative difference of float32 logits that counts as the same function: a dozen matrix products of noise."""
+
+
+def fold(base: Path, patch: Path, out: Path, *, text: str = "base + a", **options: Any) -> Path:
+    """`out`, with the patch folded into the model in `base`."""
+    recipe = parse(text)
+    (facts, *_) = patches.inspect(LocalFolder(patch))
+    kinds = {"base": ("model", base), "a": (facts.kind, patch)}
+    inputs = {
+        ref: Input(f"{ref.name}@{'0' * 40}", LocalFolder(kinds[ref.name][1]), kind=kinds[ref.name][0])
+        for ref in recipe.references()
+    }
+    run(plan(recipe, inputs, memory_bytes=1 << 30, **options), out)
+    return out
+
+
+def record(kind: str, architecture: str, dtype: str, oracle: str, error: float, what: str = "weights") -> None:
+    """Write one measurement down where the test run collects them (the file AHTEST_EXACTNESS names), if it does."""
+    target = os.environ.get("AHTEST_EXACTNESS")
+    if target:
+        told = {"kind": kind, "architecture": architecture, "dtype": dtype, "oracle": oracle, "error": error}
+        with Path(target).open("a") as file:
+            file.write(json.dumps(told | {"what": what}) + "\n")
+
+
+def roundings(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], dtype: torch.dtype) -> float:
+    """How many roundings the worst entry is off; the names of both must be the same."""
+    assert found.keys() == expected.keys()
+    worst = 0.0
+    for name, tensor in found.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            assert torch.equal(tensor, expected[name])
+            continue
+        exact = expected[name].double()
+        allowed = torch.finfo(dtype).eps / 2 * exact.abs() + 8 * torch.finfo(torch.float32).eps * exact.abs().max()
+        difference = (tensor.double() - exact).abs()
+        worst = max(worst, float((difference / allowed.clamp_min(1e-30)).max()))
+    return worst
+
+
+def check_weights(
+    kind: str, architecture: Architecture, dtype: str, base: Path, patch: Path, adapted: PeftModel, tmp_path: Path
+) -> None:
+    """Fold `patch` into `base` and compare with what peft merges in float64; `adapted` is used up."""
+    merged = architecture.loader.from_pretrained(fold(base, patch, tmp_path / "out"))
+    assert merged.dtype == DTYPES[dtype]
+    oracle = adapted.double().merge_and_unload().state_dict()
+    error = roundings(merged.state_dict(), oracle, DTYPES[dtype])
+    record(kind, architecture.name, dtype, "peft merge_and_unload, float64", error)
+    assert error <= 1.0
+
+
+def check_logits(
+    kind: str, architecture: Architecture, base: Path, patch: Path, adapted: Any, tmp_path: Path, *, oracle: str
+) -> None:
+    """Fold a float32 patch and compare the model's output with that of the live adapter."""
+    expected = output(adapted, architecture).double()
+    merged = architecture.loader.from_pretrained(fold(base, patch, tmp_path / "out"))
+    found = output(merged, architecture).double()
+    error = float((found - expected).abs().max() / expected.abs().max())
+    record(kind, architecture.name, "float32", oracle, error, "logits")
+    assert error <= LOGITS
+
+
+def trained(model: PreTrainedModel, config: Any, folder: Path, *, seed: int = 1, std: float = 0.05) -> PeftModel:
+    """`model` with an adapter of this peft configuration whose trainable numbers are random, saved to `folder`.
+
+    `model` is changed: peft puts its layers into it.
+    """
+    from peft import get_peft_model
+
+    model.name_or_path = "tiny/base"
+    torch.manual_seed(seed)
+    adapted: Any = get_peft_model(model, config, autocast_adapter_dtype=False)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn_like(parameter) * std)
+    # Said outright, because peft would otherwise ask the network whether the base's vocabulary was resized.
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    evaluated: PeftModel = adapted.eval()
+    return evaluated
+
+
+def prepared(
+    architecture: Architecture, dtype: str, config: Any, tmp_path: Path, **options: Any
+) -> tuple[Path, Path, PeftModel]:
+    """A base saved in `dtype`, an adapter trained on the same values in float32, and the live adapted model."""
+    base = tiny.saved(architecture.make(dtype=DTYPES[dtype]), tmp_path / "base")
+    model: Any = architecture.make(dtype=DTYPES[dtype])
+    model = model.float()
+    return base, tmp_path / "patch", trained(model, config, tmp_path / "patch", **options)
+
+
+def read(patch: Path, base: Path) -> Patch:
+    """The patch, read with its base."""
+    return patches.read(LocalFolder(patch), base=Checkpoint.open(LocalFolder(base)))
