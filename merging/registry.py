@@ -258,10 +258,10 @@ class RuntimeSpec:
     """How patches of one kind that cannot become weights act on a live model. name: the patch kind's.
 
     attach: `(model, folder, path, weight)` changes a transformers model of the patch's base, in evaluation mode, so
-    that its forward pass and `generate` obey the patch, and gives the function that takes it off again: then every module,
-    hook, parameter and attribute of the model is what it was. The base's tensors are never written to. weight: the
-    patch's factor where the kind has one, else 1.0 alone is accepted. Raises InvalidPatch, UnknownSite, ShapeMismatch,
-    and NotFoldable for a weight that the kind does not have; the model is then untouched.
+    that its forward pass and `generate` obey the patch, and gives the function that takes it off again: then every
+    module, hook, parameter and attribute of the model is what it was. The base's tensors are never written to.
+    weight: the patch's factor where the kind has one, else 1.0 alone is accepted. Raises InvalidPatch, UnknownSite,
+    ShapeMismatch, and NotFoldable for a weight that the kind does not have; the model is then untouched.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Patches that work only at run time: attached to a live model and taken off again, one file a kind; found by a scan."""
+"""Patches that work only at run time: attached to a live model, and taken off again, one file a kind."""
 
 from collections.abc import Mapping
 from functools import cache

@@ -17,7 +17,7 @@ class Architecture:
     """One architecture. config, model: class names in transformers. sizes: what makes it tiny.
 
     linear: module names that peft may target, as the live model has them: attention and feed-forward. embedding: of the
-    input embedding, None where there is none. inputs: arguments of one forward pass. has_conv1d: layers stored (in, out).
+    input embedding, None where there is none. inputs: arguments of one forward pass. has_conv1d: stored (in, out).
     """
 
     name: str
