@@ -169,6 +169,7 @@ def show_merge(result: Json) -> None:
             ("tensors", f"{changed} changed"),
             ("lost to rounding", f"{100 * lost:.2g} % of the change" if lost else ""),
             ("mostly lost", plain(sorted(report.get("mostly_lost") or {}))),
+            ("made for a quantised base", plain(sorted(report.get("mostly_quantisation") or {}))),
         ]
     )
 

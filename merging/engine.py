@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from adapterhub.merging.plan import Plan
     from adapterhub.merging.steps import OutputTensor
 
+MOST_LOST = 0.5
+"""‖rounding error‖/‖Δ‖ above which most of a tensor's delta is said to be lost."""
+
+MOST_QUANTISATION = 1.0
+"""‖W - dequant(W)‖/‖Δ‖ above which a patch is said to be made of its base's quantisation more than of its task."""
+
 SHARD_BYTES = 5_000_000_000
 """Most bytes of tensors in one weight file, unless a single tensor is larger."""
 
@@ -122,7 +128,7 @@ class _Report:
     copied: int = 0
     delta: float = 0.0
     rounding: float = 0.0
-    lost: dict[str, float] = field(default_factory=dict)
+    tensors: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def add(self, name: str, norms: Norms | None) -> None:
         if norms is None:
@@ -131,18 +137,37 @@ class _Report:
         self.touched += 1
         self.delta += norms.delta**2
         self.rounding += norms.rounding**2
-        if norms.delta and norms.rounding > 0.5 * norms.delta:
-            self.lost[name] = norms.rounding / norms.delta
+        measured = {"delta_norm": norms.delta}
+        if norms.delta:
+            measured["lost_to_rounding"] = norms.rounding / norms.delta
+            measured["survives"] = max(0.0, 1 - (norms.rounding / norms.delta) ** 2)
+            if norms.quantisation is not None:
+                measured["quantisation_error"] = norms.quantisation / norms.delta
+        self.tensors[name] = measured
 
     def as_json(self) -> Mapping[str, Any]:
-        """delta_norm: ‖Δ‖ of all; lost_to_rounding: ‖rounding error‖/‖Δ‖ of all, and per tensor where above 0.5."""
+        """What the fold changed, as a whole and by tensor.
+
+        delta_norm: ‖Δ‖. lost_to_rounding: ‖rounding error‖/‖Δ‖. survives: the share of Δ that the output format holds,
+        1 - lost². quantisation_error: ‖W - dequant(W)‖/‖Δ‖ for patches trained on a quantised base. mostly_lost,
+        mostly_quantisation: the tensors where rounding takes more than MOST_LOST, or the quantisation that a patch was
+        trained around is larger than MOST_QUANTISATION times its delta.
+        """
+        lost = self.rounding / self.delta if self.delta else 0.0
         return {
             "tensors_touched": self.touched,
             "tensors_copied": self.copied,
             "delta_norm": self.delta**0.5,
-            "lost_to_rounding": (self.rounding / self.delta) ** 0.5 if self.delta else 0.0,
-            "mostly_lost": dict(sorted(self.lost.items())),
+            "lost_to_rounding": lost**0.5,
+            "survives": max(0.0, 1 - lost),
+            "mostly_lost": self._above("lost_to_rounding", MOST_LOST),
+            "mostly_quantisation": self._above("quantisation_error", MOST_QUANTISATION),
+            "tensors": dict(sorted(self.tensors.items())),
         }
+
+    def _above(self, measure: str, limit: float) -> dict[str, float]:
+        found = {name: measured[measure] for name, measured in self.tensors.items() if measure in measured}
+        return {name: value for name, value in sorted(found.items()) if value > limit}
 
 
 def _write_model(plan: Plan, job: _Job) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from adapterhub.merging.effects import Effects, effects, read, tiles
 from adapterhub.merging.errors import NonFinite, NotFoldable
 from adapterhub.merging.methods import methods
+from adapterhub.merging.ops.quantise import quantisation_error
 from adapterhub.merging.ops.tensors import accumulator, as_matrix, dtype_name, is_finite, is_floating, torch_dtype
 from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
 
@@ -24,10 +25,14 @@ if TYPE_CHECKING:
 
 
 class Norms(NamedTuple):
-    """What rounding took of a delta. delta: ‖Δ‖ in Frobenius norm; rounding: ‖round(W + Δ) - (W + Δ)‖."""
+    """What a fold did, in Frobenius norms. delta: ‖Δ‖; rounding: ‖round(W + Δ) - (W + Δ)‖.
+
+    quantisation: ‖W - dequant(quant(W))‖ of the coarsest form that a patch here was trained on; None where none was.
+    """
 
     delta: float = 0.0
     rounding: float = 0.0
+    quantisation: float | None = None
 
 
 class Folded(NamedTuple):
@@ -68,7 +73,8 @@ def fold(
         whole.act(tile, start, stop)
         target[start:stop] = tile  # the one rounding, to nearest even
         squares.add(before, tile, target[start:stop])
-    return Folded(_checked(result, output, W), squares.norms())
+    errors = [quantisation_error(source, one) for one in output.quantisations]
+    return Folded(_checked(result, output, W), squares.norms()._replace(quantisation=max(errors, default=None)))
 
 
 def _working_dtype(output: OutputTensor, W: torch.Tensor) -> torch.dtype:

@@ -21,7 +21,9 @@ from adapterhub.merging.errors import (
     RecipeTooLarge,
 )
 from adapterhub.merging.folders import join
+from adapterhub.merging.ops.quantise import FORMATS
 from adapterhub.merging.patch import Export, Patch, SiteTerm
+from adapterhub.merging.quantised import dequantised, quantisation_of
 from adapterhub.merging.recipes.canonical import (
     MODEL,
     Input,
@@ -145,12 +147,13 @@ def plan(
     as_kind = None if as_kind == MODEL else as_kind
     references = known(recipe, inputs)
     base_ref = base_of(recipe, inputs)
-    base = Checkpoint.open(inputs[base_ref].folder, inputs[base_ref].path, name=inputs[base_ref].name)
+    stored = Checkpoint.open(inputs[base_ref].folder, inputs[base_ref].path, name=inputs[base_ref].name)
+    base, base_quantisation = dequantised(stored), quantisation_of(stored.config)
     read = {ref: _read(inputs[ref], base) for ref in references}
     digests = {ref: patch.digest for ref, patch in read.items()}
     normal = normalise(recipe, inputs, digests)
     dtype = None if dtype is None else _float_name(dtype)
-    sums = _Sums(base, read, inputs, normal)
+    sums = _Sums(base, read, inputs, normal, base_quantisation)
     outputs = () if as_kind is not None else tuple(sums.outputs(dtype))
     export = None if as_kind is None else _export(as_kind, normal, read, inputs)
     return Plan(
@@ -164,7 +167,7 @@ def plan(
         metadata={"format": "pt"},
         copied_files=_copied_files(base) if as_kind is None else (),
         peak_bytes=_peak_bytes(outputs, export, memory_bytes),
-        notes=tuple(_notes(read, inputs, base_ref)),
+        notes=tuple(_notes(read, inputs, base_ref, base_quantisation)),
     )
 
 
@@ -192,13 +195,24 @@ class _Sums:
     """What is added to each site: the recipe's flat sum, taken apart by site."""
 
     def __init__(
-        self, base: Checkpoint, read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input], normal: Normal
+        self,
+        base: Checkpoint,
+        read: Mapping[Ref, Patch],
+        inputs: Mapping[Ref, Input],
+        normal: Normal,
+        base_quantisation: str,
     ) -> None:
         self._base = base
         self._normal = normal
         self._inputs = inputs
         self._digests = {ref: patch.digest for ref, patch in read.items()}
         self._terms = {ref: _by_site(patch.terms) for ref, patch in read.items()}
+        trained_on = {ref: _trained_on(inputs[ref], read[ref]) for ref in _refs(normal.parts)}
+        self._quantisations = {
+            ref: one
+            for ref, one in trained_on.items()
+            if inputs[ref].kind != MODEL and one in FORMATS and one != base_quantisation
+        }
         used = [term for ref in _refs(normal.parts) for terms in self._terms[ref].values() for term in terms]
         self._created = _created(used, self._terms, _refs(normal.parts), inputs)
         self._untied = {
@@ -222,7 +236,12 @@ class _Sums:
             _check_rank(name, addends)
             _check_order(name, addends)
             is_cast = dtype is not None and handle.dtype in FLOATS
-            yield OutputTensor(name, dtype if is_cast and dtype else handle.dtype, handle.shape, handle, addends)
+            out_dtype = dtype if is_cast and dtype else handle.dtype
+            yield OutputTensor(name, out_dtype, handle.shape, handle, addends, self._trained_on(name))
+
+    def _trained_on(self, site: str) -> tuple[str, ...]:
+        """How the bases were quantised that the site's patches were trained on, where this one is not."""
+        return tuple(sorted({one for ref, one in self._quantisations.items() if site in self._terms[ref]}))
 
     def _addends(self, site: str, parts: Iterable[Part]) -> Iterator[Addend]:
         for part in parts:
@@ -255,6 +274,12 @@ class _Sums:
         for one in inputs:
             _check_order(site, one)
         return MethodDelta(leaf.method, leaf.parameters, leaf.weights, inputs) if any(inputs) else None
+
+
+def _trained_on(one: Input, patch: Patch) -> str:
+    """How the base was stored that a patch was trained on: what its files say, else what the input says."""
+    said = patch.facts.base.quantisation
+    return one.quantisation if said == "unknown" else said
 
 
 def _by_site(terms: Iterable[SiteTerm]) -> Mapping[str, tuple[SiteTerm, ...]]:
@@ -367,15 +392,18 @@ def _is_copied(name: str) -> bool:
     return is_wanted and not any(fnmatchcase(name, pattern) for pattern in _NEVER_COPIED)
 
 
-def _notes(read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input], base: Ref) -> Iterator[str]:
-    """Sentences on patches that say they were trained on another base, or on a quantised one."""
+def _notes(read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input], base: Ref, base_quantisation: str) -> Iterator[str]:
+    """Sentences on a quantised base, and on patches trained on another base, or on one quantised otherwise."""
+    if base_quantisation != "none":
+        yield f"{base} is stored as {base_quantisation}; its weights are dequantised, and so is the result"
     base_name = inputs[base].name.partition("@")[0]
     for ref, patch in read.items():
         trained_on = patch.facts.base
         if trained_on.name is not None and trained_on.name != base_name:
             yield f"{ref} says it was trained on {trained_on.name}, not on {base_name}; port it if they differ"
-        if trained_on.quantisation not in ("none", "unknown"):
-            yield f"{ref} was trained on a base quantised as {trained_on.quantisation}"
+        quantisation = _trained_on(inputs[ref], patch)
+        if inputs[ref].kind != MODEL and quantisation not in ("none", "unknown", base_quantisation):
+            yield f"{ref} was trained on a base quantised as {quantisation}, and this one is not"
 
 
 # ---- size ------------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class OutputTensor:
     """One tensor of the result: the base's values plus the addends, in the given order, rounded once to dtype.
 
     base: the tensor to start from, under whatever name it is stored. Without addends and in the base's dtype its bytes
-    are copied.
+    are copied. quantisations: how the bases were stored that its patches were trained on, where this base is not.
     """
 
     name: str
@@ -63,6 +63,7 @@ class OutputTensor:
     shape: tuple[int, ...]
     base: TensorHandle
     addends: tuple[Addend, ...] = ()
+    quantisations: tuple[str, ...] = ()
 
     @property
     def is_copy(self) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
-from sqlmodel import Session, col, delete
+from sqlmodel import Session, col, delete, select
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.queries import insert_missing
@@ -29,9 +29,10 @@ from adapterhub.hub.services.revisions import Draft
 from adapterhub.hub.services.trees import Entry
 from adapterhub.merging import patches
 from adapterhub.merging.checkpoint import Checkpoint, Folder, read_header
-from adapterhub.merging.errors import InvalidPatch, MergingError, ShapeMismatch, UnknownSite
+from adapterhub.merging.errors import InvalidPatch, MergingError, NotFoldable, ShapeMismatch, UnknownSite
 from adapterhub.merging.folders import read_json
 from adapterhub.merging.patch import Facts, TrainingBase
+from adapterhub.merging.quantised import dequantised
 from adapterhub.storage.errors import BlobNotFound
 
 FINGERPRINT_JOB = "fingerprint"
@@ -162,6 +163,8 @@ def _look(hub: Hub, caller: Caller, folder: Folder, facts: Facts, declared: Sequ
     with hub.db.read() as session:
         base = bases.locate(session, caller, facts.base, declared)
         base_folder = mirror_reading.folder(session, hub, base.repo, base.commit) if base else None
+        if base and facts.base.quantisation == "unknown":
+            facts = replace(facts, base=replace(facts.base, quantisation=_quantisation(session, base)))
     problems = facts.problems
     digest = None
     try:
@@ -174,6 +177,13 @@ def _look(hub: Hub, caller: Caller, folder: Folder, facts: Facts, declared: Sequ
     return Seen(facts, base, digest, problems)
 
 
+def _quantisation(session: Session, base: BaseRevision) -> str:
+    """How the base's own weights are stored: a patch that names it was trained on them."""
+    here = col(Patch.repository_id) == base.repo.id, col(Patch.commit_oid) == base.commit, col(Patch.path) == ""
+    row = session.scalars(select(Patch).where(*here, col(Patch.kind) == "model")).first()
+    return row.base_quantisation if row else "unknown"
+
+
 def _open_base(base: BaseRevision, folder: Folder) -> Checkpoint | None:
     """The base's names and shapes, headers read and nothing else; None where it holds no weights, or cannot be read.
 
@@ -181,8 +191,8 @@ def _open_base(base: BaseRevision, folder: Folder) -> Checkpoint | None:
     """
     name = f"{base.repo.full_name}@{base.commit[:12]}"
     try:
-        return Checkpoint.open(folder, name=name)
-    except (InvalidPatch, BlobNotFound, Unavailable, NotFound, Refused, TooLarge):
+        return dequantised(Checkpoint.open(folder, name=name))
+    except (InvalidPatch, NotFoldable, BlobNotFound, Unavailable, NotFound, Refused, TooLarge):
         return None
 
 

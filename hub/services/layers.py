@@ -14,6 +14,7 @@ from adapterhub.hub.services.mirror_inputs import Wanted
 from adapterhub.merging import patches
 from adapterhub.merging.checkpoint import Checkpoint
 from adapterhub.merging.patch import Patch as ReadPatch
+from adapterhub.merging.quantised import dequantised
 from adapterhub.merging.recipes.nodes import Ref
 from adapterhub.merging.sites import layer_of
 
@@ -54,7 +55,7 @@ def run(hub: Hub, job: Job, report: Report, *, layer_norms: LayerNorms) -> Mappi
         repo = session.get_one(Repository, row.repository_id)
         folder = mirror_reading.folder(session, hub, repo, row.commit_oid)
         wanted = _base(session, repo, row)
-        base = Checkpoint.open(mirror_reading.folder(session, hub, wanted.repo, wanted.commit)) if wanted else None
+        base = _checkpoint(session, hub, wanted) if wanted else None
     rows = layer_norms(patches.read(folder, row.path, base=base), base)
     return {"sites": [_site(one) for one in rows if one["norm"] is not None]}
 
@@ -70,6 +71,10 @@ def _base(session: Session, repo: Repository, patch: Patch) -> Wanted | None:
     ):
         return None
     return Wanted(base, patch.base_commit)
+
+
+def _checkpoint(session: Session, hub: Hub, base: Wanted) -> Checkpoint:
+    return dequantised(Checkpoint.open(mirror_reading.folder(session, hub, base.repo, base.commit)))
 
 
 def _site(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from adapterhub.hub.services.resolve import Revision, find, look_up
 from adapterhub.merging import patches
 from adapterhub.merging.checkpoint import Checkpoint
 from adapterhub.merging.patch import Patch, TrainingBase
+from adapterhub.merging.quantised import dequantised
 from adapterhub.merging.recipes.canonical import MODEL
 from adapterhub.merging.recipes.nodes import Ref
 
@@ -215,4 +216,4 @@ def _source(session: Session, caller: Caller, one: Revision) -> Wanted | None:
 
 def _checkpoint(session: Session, hub: Hub, base: Wanted) -> Checkpoint:
     folder = mirror_reading.folder(session, hub, base.repo, base.commit)
-    return Checkpoint.open(folder, name=f"{base.repo.full_name}@{base.commit}")
+    return dequantised(Checkpoint.open(folder, name=f"{base.repo.full_name}@{base.commit}"))

@@ -11,6 +11,7 @@ from adapterhub.merging.checkpoint import Checkpoint, Folder, find_weights
 from adapterhub.merging.errors import InvalidPatch, ShapeMismatch, UnknownSite
 from adapterhub.merging.folders import join, json_digest, read_json
 from adapterhub.merging.patch import Facts, Patch, PatchKind, SiteTerm, TrainingBase
+from adapterhub.merging.quantised import dequantised, quantisation_of
 from adapterhub.merging.sites import layers_of, targets_of
 
 _SHOWN = ("architectures", "model_type", "hidden_size", "num_hidden_layers", "vocab_size", "torch_dtype", "dtype")
@@ -43,14 +44,13 @@ def _facts(folder: Folder, path: str, reason: str, config: dict[str, Any], model
     dtypes: Counter[str] = Counter()
     for tensor in model.tensors.values():
         dtypes[tensor.dtype] += tensor.numel
-    quantisation = config.get("quantization_config") or {}
     return Facts(
         kind="model",
         reason=reason,
         path=path,
         files=(join(path, "config.json"), *model.files),
         effect="replace",
-        base=TrainingBase(quantisation=str(quantisation.get("quant_method", "none"))),
+        base=TrainingBase(quantisation=quantisation_of(config)),
         targets=targets_of(model.tensors),
         layers=layers_of(model.tensors),
         parameter_count=sum(dtypes.values()),
@@ -68,11 +68,12 @@ def read(folder: Folder, path: str, base: Checkpoint | None) -> Patch:
         raise InvalidPatch(f"{path or '.'}: no config.json with weights beside it")
     if facts.problems:
         raise InvalidPatch(facts.problems[0])
-    model = Checkpoint.open(folder, path)
+    stored = Checkpoint.open(folder, path)
+    model = dequantised(stored)
     if base is not None:
         check_fits(model, base)
     digest = json_digest(
-        {"kind": "model", "config": model.config, "files": [folder.digest(one) for one in model.files]}
+        {"kind": "model", "config": stored.config, "files": [folder.digest(one) for one in stored.files]}
     )
     return Patch(facts, digest, tuple(SiteTerm(name, "replace", {"value": one}) for name, one in model.tensors.items()))
 

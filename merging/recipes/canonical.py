@@ -48,13 +48,15 @@ class Input:
     """What a name was resolved to.
 
     name: "ns/name@<commit, 40 hex digits>", or any text that names these bytes for good. folder: its files. path: the
-    sub-folder that holds the patch. kind: "model" or a patch kind.
+    sub-folder that holds the patch. kind: "model" or a patch kind. quantisation: of the base a patch was trained on,
+    where its own files do not say and somebody else does.
     """
 
     name: str
     folder: Folder
     path: str = ""
     kind: str = MODEL
+    quantisation: str = "unknown"
 
 
 @dataclass(frozen=True)

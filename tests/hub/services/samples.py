@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -29,6 +30,23 @@ def model(hidden: int = HIDDEN, layers: int = 2, seed: int = 0) -> list[AddRegul
         for module in ("q_proj", "v_proj")
     }
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": hidden}
+    return [
+        AddRegular("config.json", json.dumps(config).encode()),
+        AddRegular("model.safetensors", save(tensors, {"format": "pt"})),
+    ]
+
+
+def int8_model(hidden: int = HIDDEN, layers: int = 2) -> list[AddRegular]:
+    """The same model as bitsandbytes stores it in 8 bits: codes and a scale for each row."""
+    tensors: dict[str, np.ndarray[Any, Any]] = {}
+    for layer in range(layers):
+        for module in ("q_proj", "v_proj"):
+            site = SITE.format(layer=layer, module=module)
+            tensors[site] = np.arange(hidden * hidden, dtype=np.int8).reshape(hidden, hidden)
+            tensors[site.removesuffix("weight") + "SCB"] = np.ones(hidden, np.float32)
+            tensors[site.removesuffix("weight") + "weight_format"] = np.zeros((), np.uint8)
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
+    config |= {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
     return [
         AddRegular("config.json", json.dumps(config).encode()),
         AddRegular("model.safetensors", save(tensors, {"format": "pt"})),

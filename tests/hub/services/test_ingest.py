@@ -16,7 +16,7 @@ from adapterhub.hub.services.cards import READ_BYTES
 from adapterhub.hub.services.commits import AddRegular, DeleteFile, Operation, commit
 from adapterhub.hub.services.describe import repo_view
 from adapterhub.merging.errors import BrokenContainer
-from tests.hub.services.samples import MODEL_INDEX, MakeUser, card, lora, model, sparse
+from tests.hub.services.samples import MODEL_INDEX, MakeUser, card, int8_model, lora, model, sparse
 
 
 def push(hub: Hub, caller: Caller, repo_id: str, *operations: Operation) -> str:
@@ -284,3 +284,13 @@ def test_a_merge_is_the_child_of_its_recipes_inputs(hub: Hub, ann: Caller, base:
 def test_a_recipe_that_is_none_makes_no_lineage(hub: Hub, ann: Caller, patch: str, recipe: str) -> None:
     push(hub, ann, patch, AddRegular("recipe.json", recipe.encode()))
     assert repo_view(hub, ann, patch)["lineage"]["parents"] == []
+
+
+def test_a_patch_on_a_quantised_base_fits_and_says_how_it_is_stored(hub: Hub, ann: Caller, patch: str) -> None:
+    repos.create(hub, ann, "ann/small")
+    push(hub, ann, "ann/small", *int8_model())
+    assert repo_view(hub, ann, "ann/small")["patches"][0]["base"]["quantisation"] == "int8"
+    push(hub, ann, patch, *lora("ann/small"))
+    known = repo_view(hub, ann, patch)["patches"][0]
+    assert known["problems"] == []
+    assert known["base"]["quantisation"] == "int8"
