@@ -57,7 +57,7 @@ def _facts(folder: Folder, path: str, reason: str, config: dict[str, Any], model
         dtypes=dict(dtypes),
         size_bytes=sum(folder.size(name) for name in model.files),
         detail={key: config[key] for key in _SHOWN if key in config}
-        | {"asks_for_code": [key for key in _CODE if config.get(key)]},
+        | {"asks_for_code": [key for key in _CODE if config.get(key)], "quantisation": quantisation_of(config)},
     )
 
 

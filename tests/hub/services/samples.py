@@ -45,7 +45,7 @@ def int8_model(hidden: int = HIDDEN, layers: int = 2) -> list[AddRegular]:
             tensors[site] = np.arange(hidden * hidden, dtype=np.int8).reshape(hidden, hidden)
             tensors[site.removesuffix("weight") + "SCB"] = np.ones(hidden, np.float32)
             tensors[site.removesuffix("weight") + "weight_format"] = np.zeros((), np.uint8)
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
+    config: dict[str, Any] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
     config |= {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
     return [
         AddRegular("config.json", json.dumps(config).encode()),

@@ -289,7 +289,7 @@ def test_a_recipe_that_is_none_makes_no_lineage(hub: Hub, ann: Caller, patch: st
 def test_a_patch_on_a_quantised_base_fits_and_says_how_it_is_stored(hub: Hub, ann: Caller, patch: str) -> None:
     repos.create(hub, ann, "ann/small")
     push(hub, ann, "ann/small", *int8_model())
-    assert repo_view(hub, ann, "ann/small")["patches"][0]["base"]["quantisation"] == "int8"
+    assert repo_view(hub, ann, "ann/small")["patches"][0]["detail"]["quantisation"] == "int8"
     push(hub, ann, patch, *lora("ann/small"))
     known = repo_view(hub, ann, patch)["patches"][0]
     assert known["problems"] == []
