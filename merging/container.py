@@ -107,6 +107,8 @@ def _header_bytes(read: Callable[[int, int], bytes], size_bytes: int, file: str,
 
 
 def _metadata(value: Any, file: str) -> Mapping[str, str]:
+    if value is None:  # what mlx writes, and the safetensors library reads
+        return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise BrokenContainer(file, "st.metadata", "__metadata__ is not an object of strings")
     return value

@@ -64,6 +64,17 @@ def test_it_folds_as_mlx_fuses(kind: str, modules: tuple[str, ...], dtype: str, 
     assert error <= 1.0
 
 
+def test_the_null_metadata_that_mlx_writes_is_none(tmp_path: Path) -> None:
+    file = adapter(tmp_path) / "adapters.safetensors"
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = raw[8 : 8 + length].decode().rstrip().replace('{"format":"mlx"}', "null").ljust(length).encode()
+    assert b'"__metadata__":null' in header
+    file.write_bytes(raw[:8] + header + raw[8 + length :])
+    (facts,) = patches.inspect(LocalFolder(tmp_path))
+    assert facts.problems == ()
+
+
 def test_a_full_fine_tune_replaces_parameters(tmp_path: Path) -> None:
     base = tiny.saved(tiny.llama(), tmp_path / "base")
     value = random(16, 16)
