@@ -86,7 +86,27 @@ def test_any_bytes_as_a_configuration_are_answered(text: bytes, tmp_path_factory
     folder = tmp_path_factory.mktemp("junk")
     for name in ("adapter_config.json", "patch.json", "config.json"):
         (folder / name).write_bytes(text)
-    assert patches.inspect(LocalFolder(folder)) == []
+    (facts,) = patches.inspect(LocalFolder(folder))
+    assert facts.kind == "unknown"
+    assert facts.problems[0].startswith("adapter_config.json: ")
+    with pytest.raises(InvalidPatch, match=r"adapter_config\.json: "):
+        patches.read(LocalFolder(folder))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "a Git LFS pointer instead"),
+        ('{"peft_type": "LORAX"}', "says peft_type 'LORAX', which is no type that is known here; did you mean LORA?"),
+        ('{"peft_type": "FINEGATES"}', "no type that is known here; it is stored as it is"),
+        ('{"wifi": 1}', "no peft_type and no key of another library that is known here (its keys: wifi)"),
+    ],
+)
+def test_an_adapter_that_no_kind_knows_is_said_to_be_one(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(text)
+    (facts,) = patches.inspect(LocalFolder(tmp_path))
+    assert (facts.kind, facts.files) == ("unknown", ("adapter_config.json",))
+    assert says in facts.problems[0]
 
 
 def test_a_container_that_is_broken_is_an_error_that_names_it(lora_folder: Path, tmp_path: Path) -> None:

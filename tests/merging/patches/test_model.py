@@ -35,7 +35,7 @@ def test_several_patches_and_a_model_live_in_one_repository(tmp_path: Path) -> N
     (tmp_path / "junk" / "adapter_config.json").write_text("{broken")
     (tmp_path / "junk" / "patch.json").write_text("[]")
     found = [(facts.kind, facts.path) for facts in patches.inspect(LocalFolder(tmp_path))]
-    assert found == [("model", ""), ("lora", "adapters/first")]
+    assert found == [("model", ""), ("lora", "adapters/first"), ("unknown", "junk")]
 
 
 def test_a_missing_shard_is_a_problem_and_a_leaving_path_is_refused(tmp_path: Path) -> None:
