@@ -115,3 +115,13 @@ def as_array(handle: TensorHandle) -> Array:
     if name is None:
         raise InvalidPatch(f"{handle.name}: {handle.dtype} is no dtype of patches; use one of {', '.join(NUMPY)}")
     return np.frombuffer(handle.read(), name).reshape(handle.shape)
+
+
+def as_floats(handle: TensorHandle) -> Array:
+    """The tensor's values as float64; F16, BF16, F32 and F64 are exact in it. Raises InvalidPatch for other dtypes."""
+    if handle.dtype not in ("F16", "BF16", "F32", "F64"):
+        raise InvalidPatch(f"{handle.name}: {handle.dtype} holds no floats; F16, BF16, F32 or F64 is expected")
+    array = as_array(handle)
+    if handle.dtype == "BF16":
+        array = (array.astype("<u4") << 16).view("<f4")
+    return array.astype(np.float64)

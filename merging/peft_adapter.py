@@ -97,7 +97,7 @@ class Tuner:
     fields: what the end of a key says: which field of its module. banks: names below `base_model.` that all modules
     share; one that ends with "." takes every name that begins so.
     required: fields that every module has, each a tuple of alternatives. shown: keys of the configuration that facts
-    repeat. dtypes: of fields that are no floats.
+    repeat. dtypes: of fields that are no floats. may_be_empty: fields that may hold no number.
     check: raises InvalidPatch for a configuration whose values are out of range; a refusal of the whole patch.
     contradictions: `(adapter, module)` gives sentences on what does not fit together; fields are there and sound.
     terms: `(adapter, module, sites)` gives the module's terms; raises ShapeMismatch where they do not fit.
@@ -114,6 +114,7 @@ class Tuner:
     banks: Sequence[str] = ()
     shown: Sequence[str] = ()
     dtypes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    may_be_empty: frozenset[str] = frozenset()
     effect: Effect = "additive"
     check: Callable[[Mapping[str, Any], str], None] = lambda config, file: None
     contradictions: Callable[[Adapter, Module], Iterator[str]] = _no_sentences
@@ -253,7 +254,7 @@ def _module_contradictions(adapter: Adapter, module: Module, tuner: Tuner) -> It
         if handle.dtype not in allowed:
             yield f"{name} has dtype {handle.dtype}; {_either(allowed)} is expected"
             return
-        if 0 in handle.shape:
+        if 0 in handle.shape and name not in tuner.may_be_empty:
             yield f"{name} is {handle.shape}: saved from a sharded run without gathering the weights"
             return
     yield from tuner.contradictions(adapter, module)
@@ -422,6 +423,27 @@ class Sites:
             return None
         return self.stored(*self.place(f"{module}.weight")).shape
 
+    def in_features(self, module: str, out: int) -> int | None:
+        """Inputs of a linear module of `out` outputs, however the base stores it; None without a base.
+
+        Raises UnknownSite, and ShapeMismatch where neither side of the weight is `out`.
+        """
+        shape = self.shape(module)
+        if shape is None:
+            return None
+        if len(shape) != 2 or out not in shape:
+            assert self.base is not None
+            raise ShapeMismatch(f"{module}.weight", (out, -1), self.base.name, shape)
+        return shape[1] if shape[0] == out else shape[0]
+
+    def linear(self, module: str, delta: Sequence[int]) -> tuple[str, dict[str, Any]]:
+        """`weight` for tuners that adapt no transposed weights. Raises NotFoldable for a Conv1D."""
+        site, options = self.weight(module, delta)
+        if options["transpose"]:
+            kind = self.adapter.config.get("peft_type")
+            raise NotFoldable(f"{site}: its weight is stored (in, out), and {kind} adapts only (out, in)")
+        return site, options
+
     def place(self, name: str) -> tuple[str, dict[str, Any]]:
         """The base's name of a parameter, and what its tie asks for. Raises UnknownSite.
 
@@ -479,12 +501,12 @@ def _module_terms(adapter: Adapter, module: Module, sites: Sites, tuner: Tuner) 
     for name, handle in module.copies.items():
         yield from _copy_terms(f"{module.path}.{name}", handle, sites)
     if module.tokens is not None:
-        yield _rows_term(adapter, module, module.tokens, sites)
+        yield rows_term(adapter, module, module.tokens, sites)
     if module.fields:
         yield from tuner.terms(adapter, module, sites)
 
 
-def _rows_term(adapter: Adapter, module: Module, value: TensorHandle, sites: Sites) -> SiteTerm:
+def rows_term(adapter: Adapter, module: Module, value: TensorHandle, sites: Sites) -> SiteTerm:
     """Single rows of an embedding. On tied embeddings peft trains both ends at once, so they stay one tensor."""
     indices = token_indices(adapter.config, module.path)
     if len(value.shape) != 2 or value.shape[0] != len(indices):
@@ -550,6 +572,18 @@ def computed(name: str, dtype: str, shape: Sequence[int], make: Callable[[], np.
         return memoryview(array.reshape(-1).view(np.uint8).data).toreadonly() if array.size else memoryview(b"")
 
     return TensorHandle(name, dtype, tuple(shape), read)
+
+
+def floats(name: str, shape: Sequence[int], make: Callable[[], np.ndarray[Any, Any]]) -> TensorHandle:
+    """A float32 handle on values that `make` computes, in any float dtype, when they are read."""
+    return computed(name, "F32", shape, lambda: make().astype("<f4"))
+
+
+def reshaped(handle: TensorHandle, shape: Sequence[int]) -> TensorHandle:
+    """The same numbers in another shape. Raises InvalidPatch where their count differs."""
+    if prod(shape) != handle.numel:
+        raise InvalidPatch(f"{handle.name}: is {handle.shape}; {tuple(shape)} is expected")
+    return replace(handle, shape=tuple(shape))
 
 
 def corner(handle: TensorHandle, shape: Sequence[int]) -> TensorHandle:
