@@ -1,7 +1,7 @@
 """The numbers that torch's CPU generator draws, without torch: some adapters are stored as the seed of a part.
 
-The generator is the 32-bit Mersenne twister with its usual initialisation, as numpy's RandomState has it; a float32 takes
-the low 24 bits of one draw. Source: ATen `core/MT19937RNGEngine.h` and `core/TransformationHelper.h`, uniform_real.
+The generator is the 32-bit Mersenne twister, seeded as numpy's RandomState seeds it; a float32 takes the low 24 bits of
+one draw. Source: ATen `core/MT19937RNGEngine.h` and `core/TransformationHelper.h`, uniform_real.
 """
 
 from collections.abc import Sequence

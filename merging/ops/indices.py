@@ -1,7 +1,8 @@
-"""Which entries of a tensor: packed bits and the three encodings of sparse indices, as flat row-major positions."""
+"""Which entries of a tensor: packed bits and the encodings of sparse indices, as flat row-major positions."""
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,12 +25,13 @@ def unpack_bits(bits: torch.Tensor, start: int, stop: int) -> torch.Tensor:
 def flat_indices(fields: Mapping[str, torch.Tensor], index: str, shape: Sequence[int]) -> torch.Tensor:
     """The encoded positions over a tensor of this shape, int64 (nnz,), in the stored order.
 
-    index: "flat" (idx (nnz,)), "csr16" (crow (rows + 1,), col (nnz,)) or "bitmap" (bits (ceil(n / 8),)).
+    index: "flat" (idx (nnz,)), "pairs" (idx (2, nnz), rows and columns), "csr16" (crow (rows + 1,), col (nnz,)) or
+    "bitmap" (bits (ceil(n / 8),)).
     Raises KeyError for another encoding or a missing field.
     """
     import torch
 
-    decoders = {"flat": _from_flat, "csr16": _from_csr, "bitmap": _from_bitmap}
+    decoders = {"flat": _from_flat, "pairs": _from_pairs, "csr16": _from_csr, "bitmap": _from_bitmap}
     return decoders[index](fields, shape).to(torch.int64)
 
 
@@ -37,15 +39,19 @@ def _from_flat(fields: Mapping[str, torch.Tensor], shape: Sequence[int]) -> torc
     return fields["idx"]
 
 
+def _from_pairs(fields: Mapping[str, torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
+    import torch
+
+    rows, columns = fields["idx"].to(torch.int64)
+    return rows * prod(shape[1:]) + columns
+
+
 def _from_csr(fields: Mapping[str, torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
     import torch
 
     crow, col = fields["crow"].to(torch.int64), fields["col"].to(torch.int64)
     rows = torch.repeat_interleave(torch.arange(crow.numel() - 1, device=crow.device), crow.diff())
-    columns = 1
-    for size in shape[1:]:
-        columns *= size
-    return rows * columns + col
+    return rows * prod(shape[1:]) + col
 
 
 def _from_bitmap(fields: Mapping[str, torch.Tensor], shape: Sequence[int]) -> torch.Tensor:

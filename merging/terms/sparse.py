@@ -1,7 +1,7 @@
 """sparse: W with weight · val added at some entries.
 
 Fields: val (nnz,) in any float dtype, and where they go, counted row-major over W as stored, ascending and unique.
-Options: index, "flat" (field idx), "csr16" (crow, col) or "bitmap" (bits, LSB first).
+Options: index, "flat" (field idx), "pairs" (idx, rows and columns), "csr16" (crow, col) or "bitmap" (bits, LSB first).
 Source: PEFT's SHiRA (arXiv:2406.13175) and Supertuning store the same numbers; the encodings are the native format's.
 """
 

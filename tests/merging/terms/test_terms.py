@@ -44,6 +44,7 @@ def sparse(index: str, weight: float) -> Example:
             "col": torch.tensor(flat % COLUMNS).to(torch.uint16),
         },
         "bitmap": {"bits": torch.tensor(np.packbits(chosen, bitorder="little"))},
+        "pairs": {"idx": torch.tensor(np.stack([flat // COLUMNS, flat % COLUMNS]), dtype=torch.int32)},
     }
     delta = torch.zeros(ROWS * COLUMNS).double()
     delta[flat] = val.double()
@@ -129,12 +130,110 @@ def dora(is_transposed: bool) -> Callable[[float], Example]:
     return make
 
 
+def hadamard(weight: float) -> Example:
+    w1a, w1b = random(ROWS, 3, seed=1), random(3, COLUMNS, seed=2, dtype=torch.bfloat16)
+    w2a, w2b = random(ROWS, 3, seed=3), random(3, COLUMNS, seed=4)
+    delta = (w1a.double() @ w1b.double()) * (w2a.double() @ w2b.double())
+    return Part({"w1a": w1a, "w1b": w1b, "w2a": w2a, "w2b": w2b}, weight), lambda W: W + weight * delta
+
+
+def hadamard_of_convolutions(weight: float) -> Example:
+    """A convolution (12, 5, 2, 1), each matrix with a core."""
+    names = {"w1a": (3, ROWS), "w1b": (3, 5), "t1": (3, 3, 2, 1), "w2a": (3, ROWS), "w2b": (3, 5), "t2": (3, 3, 2, 1)}
+    fields = {name: random(*shape, seed=index) for index, (name, shape) in enumerate(names.items())}
+    wide = {name: tensor.double() for name, tensor in fields.items()}
+    first = torch.einsum("ijkl,ip,jq->pqkl", wide["t1"], wide["w1a"], wide["w1b"])
+    second = torch.einsum("ijkl,ip,jq->pqkl", wide["t2"], wide["w2a"], wide["w2b"])
+    return Part(fields, weight), lambda W: W + weight * (first * second).reshape(ROWS, COLUMNS)
+
+
+def kron(weight: float) -> Example:
+    w1, w2a, w2b = random(3, 2, seed=1), random(4, 2, seed=2), random(2, 5, seed=3)
+    delta = torch.kron(w1.double(), w2a.double() @ w2b.double())
+    return Part({"w1": w1, "w2a": w2a, "w2b": w2b}, weight), lambda W: W + weight * delta
+
+
+def kron_of_whole_sides(weight: float) -> Example:
+    w1a, w1b, w2 = random(6, 1, seed=1), random(1, 5, seed=2), random(2, 2, seed=3, dtype=torch.bfloat16)
+    delta = torch.kron(w1a.double() @ w1b.double(), w2.double())
+    return Part({"w1a": w1a, "w1b": w1b, "w2": w2}, weight), lambda W: W + weight * delta
+
+
+def kron_of_a_convolution(weight: float) -> Example:
+    """A convolution (12, 5, 2, 1): w1 (3, 1), w2 (4, 5, 2, 1) from its core."""
+    w1, w2a, w2b, t2 = random(3, 1, seed=1), random(3, 4, seed=2), random(3, 5, seed=3), random(3, 3, 2, 1, seed=4)
+    w2 = torch.einsum("ijkl,ip,jq->pqkl", t2.double(), w2a.double(), w2b.double())
+    delta = torch.kron(w1.double()[:, :, None, None], w2).reshape(ROWS, COLUMNS)
+    return Part({"w1": w1, "w2a": w2a, "w2b": w2b, "t2": t2}, weight), lambda W: W + weight * delta
+
+
+def kron_padded(weight: float) -> Example:
+    w1, w2 = random(3, 1, seed=1), random(4, 5, 2, seed=2)
+    delta = torch.kron(w1.double(), w2.double()).reshape(ROWS, COLUMNS)
+    return Part({"w1": w1, "w2": w2}, weight, {"is_padded": True}), lambda W: W + weight * delta
+
+
+def circulant(weight: float) -> Example:
+    """Blocks of 2 in one direction would hide which way they shift, so the columns are one block of 10, rows padded."""
+    kernel = torch.zeros(2, 1, 10)
+    kernel[0] = random(1, 10, seed=1)
+    delta = torch.zeros(20, COLUMNS).double()
+    for row in range(10):
+        for column in range(COLUMNS):
+            delta[row, column] = kernel[0, 0, (column - row) % 10]
+    return Part({"kernel": kernel}, weight), lambda W: W + weight * delta[:ROWS]
+
+
+def circulant_blocks(weight: float) -> Example:
+    kernel = random(6, 5, 2, seed=1, dtype=torch.bfloat16)
+    delta = torch.zeros(ROWS, COLUMNS).double()
+    for row in range(ROWS):
+        for column in range(COLUMNS):
+            delta[row, column] = kernel[row // 2, column // 2, (column - row) % 2]
+    return Part({"kernel": kernel}, weight), lambda W: W + weight * delta
+
+
+def rotate(blocks: int) -> Callable[[float], Example]:
+    def make(weight: float) -> Example:
+        R = random(blocks, 5, 5, seed=13)
+        whole = torch.block_diag(*(R if blocks > 1 else R.expand(2, 5, 5)).double())
+        return Part({"R": R}, 1.0), lambda W: (whole @ W.T).T
+
+    return make
+
+
+def reflect(weight: float) -> Example:
+    u = random(COLUMNS, 3, seed=14)
+
+    def formula(W: torch.Tensor) -> torch.Tensor:
+        for column in u.double().T:
+            W = W @ (torch.eye(COLUMNS).double() - 2 * torch.outer(column, column) / column.dot(column))
+        return W
+
+    return Part({"u": u}, 1.0), formula
+
+
+def block_affine(weight: float) -> Example:
+    B = random(6, 2, 2, seed=15)
+
+    def formula(W: torch.Tensor) -> torch.Tensor:
+        result = W.clone()
+        for m in range(6):
+            for n in range(5):
+                V = W[2 * m : 2 * m + 2, 2 * n : 2 * n + 2]
+                result[2 * m : 2 * m + 2, 2 * n : 2 * n + 2] = V + V @ B[m].double() + B[m].double()
+        return result
+
+    return Part({"B": B}, 1.0), formula
+
+
 EXAMPLES: dict[str, tuple[str, Callable[[float], Example]]] = {
     "lowrank": ("lowrank", lowrank),
     "lowrank transposed": ("lowrank", lowrank_transposed),
     "sparse flat": ("sparse", lambda weight: sparse("flat", weight)),
     "sparse csr16": ("sparse", lambda weight: sparse("csr16", weight)),
     "sparse bitmap": ("sparse", lambda weight: sparse("bitmap", weight)),
+    "sparse pairs": ("sparse", lambda weight: sparse("pairs", weight)),
     "mask": ("mask", mask),
     "dense": ("dense", dense),
     "dense transposed": ("dense", dense_transposed),
@@ -146,6 +245,18 @@ EXAMPLES: dict[str, tuple[str, Callable[[float], Example]]] = {
     "prune": ("prune", prune),
     "dora": ("dora", dora(False)),
     "dora transposed": ("dora", dora(True)),
+    "hadamard": ("hadamard", hadamard),
+    "hadamard of convolutions": ("hadamard", hadamard_of_convolutions),
+    "kron": ("kron", kron),
+    "kron of whole sides": ("kron", kron_of_whole_sides),
+    "kron of a convolution": ("kron", kron_of_a_convolution),
+    "kron padded": ("kron", kron_padded),
+    "circulant": ("circulant", circulant),
+    "circulant blocks": ("circulant", circulant_blocks),
+    "rotate": ("rotate", rotate(2)),
+    "rotate by one block": ("rotate", rotate(1)),
+    "reflect": ("reflect", reflect),
+    "block_affine": ("block_affine", block_affine),
 }
 """An affine term has no weight of its own: `effects` interpolates."""
 

@@ -1,0 +1,25 @@
+"""Low-rank convolutions that keep a small core: Σ t[i, j]·a[i]·b[j]."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adapterhub.merging.ops.lowrank import Factors
+
+if TYPE_CHECKING:
+    import torch
+
+
+def tucker_factors(a: torch.Tensor, b: torch.Tensor, core: torch.Tensor | None) -> Factors:
+    """a·b as float32 factors, left (out, r) and right (r, in) or, with a core, right (r, in·k·k).
+
+    Without a core a (out, r) and b (r, in) are the factors. With one, (r, r, k, k) and possibly k = 1, a is (r, out), b
+    (r, in), and the matrix is W[p, (q, k, l)] = Σ core[i, j, k, l]·a[i, p]·b[j, q]. Inputs are not modified.
+    Source: arXiv:2108.06098 prop. 3; peft `tuners/lokr/layer.py`, make_weight_cp.
+    """
+    import torch
+
+    if core is None:
+        return Factors(a.float(), b.float())
+    right = torch.einsum("ijkl,jq->iqkl", core.float(), b.float()).flatten(1).contiguous()  # torch.kron needs it so
+    return Factors(a.float().T.contiguous(), right)

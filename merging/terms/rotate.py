@@ -1,0 +1,47 @@
+"""rotate: W · Rᵀ with block-diagonal R, the inputs turned, as OFT does.
+
+Fields: R (n, b, b), any float dtype, usually orthogonal; n·b is the number of inputs (a convolution's in·k·k), or n is
+1 and all blocks are the same. No options.
+Source: arXiv:2306.07280 sec. 3.2 (OFT); peft `tuners/oft/layer.py`, merge: (R Wᵀ)ᵀ.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adapterhub.merging.registry import Apply, Part, TermSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+
+def _prepare(parts: Sequence[Part], W: torch.Tensor) -> Apply:
+    """The effect of one part: each block of columns times its own Rᵀ."""
+    import torch
+
+    (part,) = parts
+    R = part.fields["R"]
+
+    def apply(tile: torch.Tensor, start: int, stop: int) -> None:
+        blocks = tile.view(len(tile), -1, R.shape[1])  # (rows, n, b)
+        turned = torch.einsum("pnj,nij->pni", blocks, R.to(tile.dtype).expand(blocks.shape[1], -1, -1))
+        tile.copy_(turned.reshape(tile.shape))
+
+    return apply
+
+
+def _norm(part: Part, shape: Sequence[int]) -> None:
+    """None: the change depends on W."""
+
+
+SPEC = TermSpec(
+    name="rotate",
+    summary="W with its inputs turned by blocks",
+    fields=("R",),
+    effect="affine",
+    order=4,
+    prepare=_prepare,
+    norm=_norm,
+)
