@@ -125,3 +125,30 @@ def as_floats(handle: TensorHandle) -> Array:
     if handle.dtype == "BF16":
         array = (array.astype("<u4") << 16).view("<f4")
     return array.astype(np.float64)
+
+
+# ---- entries in order ------------------------------------------------------------------------------------------------
+
+
+def ascending_order(keys: Array, where: str) -> Array | None:
+    """What sorts unique positions; None where they ascend already. Raises InvalidPatch for one that stands twice."""
+    if (np.diff(keys) > 0).all():
+        return None
+    order = np.argsort(keys, kind="stable")
+    if (np.diff(keys[order]) == 0).any():
+        raise InvalidPatch(
+            f"{where}: an entry of the weight is listed twice; save the adapter again with each one once"
+        )
+    return order
+
+
+def in_order(handle: TensorHandle, order: Array | None) -> TensorHandle:
+    """The tensor with its last axis taken in this order when it is read; the same handle where there is none."""
+    if order is None:
+        return handle
+
+    def read() -> memoryview:
+        taken = np.ascontiguousarray(as_array(handle)[..., order])
+        return memoryview(taken.reshape(-1).view(np.uint8).data).toreadonly()
+
+    return TensorHandle(handle.name, handle.dtype, handle.shape, read)

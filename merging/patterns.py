@@ -14,6 +14,13 @@ def positive(value: Any, where: str) -> float:
     return float(value)
 
 
+def whole(value: Any, where: str, *, least: int = 1, most: int = 65536) -> int:
+    """`value` as an int. Raises InvalidPatch unless it is a whole number from `least` to `most`."""
+    if type(value) is not int or not least <= value <= most:
+        raise InvalidPatch(f"{where} is {value!r}; a whole number from {least} to {most} is expected")
+    return value
+
+
 _REPEATS = re.compile(r"[*+]|\{")
 
 
@@ -22,15 +29,41 @@ def read_pattern(value: Any, where: str) -> Mapping[str, float]:
     if not isinstance(value, dict):
         raise InvalidPatch(f"{where} is a {type(value).__name__}; an object is expected")
     expressions = [key for key in value if not _is_plain(key)]
+    if len(expressions) > 32:
+        raise InvalidPatch(
+            f"{where}: {len(expressions)} keys are expressions, too complicated; name the modules instead"
+        )
     for key in expressions:
-        # A repeated group, or many repeats, can take exponential or high polynomial time on a hostile path.
-        if len(key) > 256 or len(_REPEATS.findall(key)) > 2 or re.search(r"\)[*+{]", key) or len(expressions) > 32:
-            raise InvalidPatch(f"{where}: key {key[:80]!r} is too complicated; name the modules instead")
-        try:
-            re.compile(key)
-        except re.error as error:
-            raise InvalidPatch(f"{where}: key {key[:80]!r} is no regular expression: {error}") from error
+        _check_expression(key, where)
     return {key: positive(number, f"{where}[{key[:80]!r}]") for key, number in value.items()}
+
+
+def _check_expression(key: str, where: str) -> None:
+    # A repeated group, or many repeats, can take exponential or high polynomial time on a hostile path.
+    if len(key) > 256 or len(_REPEATS.findall(key)) > 2 or re.search(r"\)[*+{]", key):
+        raise InvalidPatch(f"{where}: key {key[:80]!r} is too complicated; name the modules instead")
+    try:
+        re.compile(key)
+    except re.error as error:
+        raise InvalidPatch(f"{where}: key {key[:80]!r} is no regular expression: {error}") from error
+
+
+def check_modules(value: Any, where: str) -> None:
+    """Raises InvalidPatch unless `value` names modules as peft's target_modules do: a list, an expression, or None."""
+    if isinstance(value, str):
+        _check_expression(value, where)
+    elif value is not None and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+        raise InvalidPatch(f"{where} is {str(value)[:100]}; a list of names is expected")
+
+
+def names_module(value: str | list[str] | None, module: str) -> bool:
+    """Whether a checked list or expression names the module: an end of its path, or the whole of it.
+
+    Source: peft `tuners/ia3/model.py`, _check_target_module_feedforward.
+    """
+    if isinstance(value, str):
+        return len(module) <= 256 and re.fullmatch(value, module) is not None
+    return any(module.endswith(one) for one in value or [])
 
 
 def _is_plain(key: str) -> bool:

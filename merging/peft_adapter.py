@@ -396,6 +396,14 @@ class Sites:
     base: Checkpoint | None
     names: Naming | None
     tie: Tie | None
+    made: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What was made for all modules of one reading, by name; see `once`."""
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made at the first call of this name and kept as long as the reading's handles."""
+        if name not in self.made:
+            self.made[name] = make()
+        return self.made[name]
 
     def weight(self, module: str, delta: Sequence[int], *, is_embedding: bool = False) -> tuple[str, dict[str, Any]]:
         """The site of a module's weight and the options of a term that acts on it. Raises UnknownSite, ShapeMismatch.
@@ -424,7 +432,7 @@ class Sites:
         return self.stored(*self.place(f"{module}.weight")).shape
 
     def in_features(self, module: str, out: int) -> int | None:
-        """Inputs of a linear module of `out` outputs, however the base stores it; None without a base.
+        """Inputs of a linear module of `out` outputs (or the reverse), however it is stored; None without a base.
 
         Raises UnknownSite, and ShapeMismatch where neither side of the weight is `out`.
         """
@@ -432,17 +440,30 @@ class Sites:
         if shape is None:
             return None
         if len(shape) != 2 or out not in shape:
-            assert self.base is not None
-            raise ShapeMismatch(f"{module}.weight", (out, -1), self.base.name, shape)
+            raise self._mismatch(module, (out,))
         return shape[1] if shape[0] == out else shape[0]
 
-    def linear(self, module: str, delta: Sequence[int]) -> tuple[str, dict[str, Any]]:
-        """`weight` for tuners that adapt no transposed weights. Raises NotFoldable for a Conv1D."""
-        site, options = self.weight(module, delta)
-        if options["transpose"]:
-            kind = self.adapter.config.get("peft_type")
-            raise NotFoldable(f"{site}: its weight is stored (in, out), and {kind} adapts only (out, in)")
-        return site, options
+    def matrix(
+        self, module: str, rows: int | None, columns: int, *, can_transpose: bool = False
+    ) -> tuple[str, dict[str, Any]]:
+        """`weight` of a linear module or a convolution, seen as a matrix (out, in) or (out, in·k·k).
+
+        rows None: whatever the base has. Raises NotFoldable for a weight stored (in, out), where it may not be.
+        """
+        shape = self.shape(module)
+        if shape is None or len(shape) == 2:
+            site, options = self.weight(module, (rows or (shape or (columns,))[0], columns))
+            if options["transpose"] and not can_transpose:
+                kind = self.adapter.config.get("peft_type")
+                raise NotFoldable(f"{site}: its weight is stored (in, out); peft's {kind} adapts none of this kind")
+            return site, options
+        if len(shape) < 2 or columns != prod(shape[1:]) or rows not in (None, shape[0]):
+            raise self._mismatch(module, (rows or -1, columns))
+        return self.weight(module, shape)
+
+    def _mismatch(self, module: str, found: Sequence[int]) -> ShapeMismatch:
+        assert self.base is not None
+        return ShapeMismatch(f"{module}.weight", found, self.base.name, self.shape(module) or ())
 
     def place(self, name: str) -> tuple[str, dict[str, Any]]:
         """The base's name of a parameter, and what its tie asks for. Raises UnknownSite.

@@ -1,7 +1,7 @@
 """block_affine: W cut into square blocks, each block V of a row of blocks becoming V + V·B + B, as MiSS's "bat" does.
 
 Fields: B (m, b, b), any float dtype, one for each row of blocks; W is (m·b, n·b). No options.
-Source: arXiv:2409.15371 sec. 3.3 (Bat); peft `tuners/miss/layer.py`, get_delta_weight.
+Source: arXiv:2409.15371; peft `tuners/miss/layer.py`, get_delta_weight.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Fields: kernel (m, n, b), any float dtype; W is (m·b, n·b), and its entry (u·b + s, v·b + j) gets weight · kernel[u, v,
 (j - s) mod b]. No options. The blocks are of full rank, so there are no factors.
-Source: arXiv:2407.19342 sec. 3.2; peft `tuners/c3a/utils.py`, get_circulant_fast, which takes these from FFTs.
+Source: arXiv:2407.19342; peft `tuners/c3a/utils.py`, get_circulant_fast, which takes these from FFTs.
 """
 
 from __future__ import annotations

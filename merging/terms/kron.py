@@ -5,7 +5,7 @@ its factors w2a (c, r) and w2b (r, d·k·k), or with a core t2 (r, r, k, k) thos
 Options: is_padded, True for a w2 of (c, d, k) that peft gives to torch.kron as it is: then w1 counts as (1, a, b), and
 W is the reshaped product (c, a·d, b·k).
 A factor of few rows or columns is its own low-rank form, so the same delta always has factors too.
-Source: arXiv:2108.06098; arXiv:2309.14859 sec. 3.3 (LoKr); peft `tuners/lokr/layer.py`, make_kron.
+Source: arXiv:2108.06098; arXiv:2309.14859 (LoKr); peft `tuners/lokr/layer.py`, make_kron.
 """
 
 from __future__ import annotations

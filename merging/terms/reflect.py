@@ -2,7 +2,7 @@
 
 Fields: u (inputs, r), any float dtype, a convolution's inputs being in·k·k; columns of any length but zero, which are
 divided by their norm and act from the first to the last. No options.
-Source: arXiv:2405.17484 eq. 5; peft `tuners/hra/layer.py`, get_delta_weight.
+Source: arXiv:2405.17484; peft `tuners/hra/layer.py`, get_delta_weight.
 """
 
 from __future__ import annotations

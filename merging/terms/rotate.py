@@ -2,7 +2,7 @@
 
 Fields: R (n, b, b), any float dtype, usually orthogonal; n·b is the number of inputs (a convolution's in·k·k), or n is
 1 and all blocks are the same. No options.
-Source: arXiv:2306.07280 sec. 3.2 (OFT); peft `tuners/oft/layer.py`, merge: (R Wᵀ)ᵀ.
+Source: arXiv:2306.07280; peft `tuners/oft/layer.py`, merge: (R Wᵀ)ᵀ.
 """
 
 from __future__ import annotations
