@@ -42,7 +42,7 @@ def _from_flat(fields: Mapping[str, torch.Tensor], shape: Sequence[int]) -> torc
 def _from_pairs(fields: Mapping[str, torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
     import torch
 
-    rows, columns = fields["idx"].to(torch.int64)
+    rows, columns = fields["idx"].to(torch.int64).unbind(0)
     return rows * prod(shape[1:]) + columns
 
 

@@ -186,7 +186,8 @@ WITH_TOKENS = ("gpt2", "llama", "llama-tied", "bert", "mistral", "gemma", "opt",
 
 def embedding(architecture: Architecture) -> str:
     model: Any = architecture.make()
-    return next(path for path, one in model.named_modules() if one is model.get_input_embeddings())
+    found: str = next(path for path, one in model.named_modules() if one is model.get_input_embeddings())
+    return found
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -305,8 +306,9 @@ def test_an_adalora_that_dropped_ranks_folds_as_peft_loads_it(tmp_path: Path) ->
     config = peft.AdaLoraConfig(target_modules=["q_proj", "v_proj", "down_proj"], init_r=5, lora_alpha=7, total_step=10)
     base, patch, adapted = prepared(architecture, "float32", config, tmp_path)
     kept = {"q_proj": [True, False, True, False, False], "v_proj": [False] * 5, "down_proj": [True] * 5}
-    named = [path for path, one in adapted.base_model.model.named_modules() if hasattr(one, "lora_E")]
-    adapted.peft_config["default"].rank_pattern = {f"{path}.lora_E": kept[path.rpartition(".")[2]] for path in named}
+    live: Any = adapted
+    named = [path for path, one in live.base_model.model.named_modules() if hasattr(one, "lora_E")]
+    live.peft_config["default"].rank_pattern = {f"{path}.lora_E": kept[path.rpartition(".")[2]] for path in named}
     adapted.save_pretrained(str(patch), save_embedding_layers=False)
     loaded = peft.PeftModel.from_pretrained(architecture.make(), str(patch))
     assert {handle.shape[0] for term in read(patch, base).terms for handle in [term.fields["A"]]} == {2, 5}

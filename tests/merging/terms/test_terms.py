@@ -196,7 +196,9 @@ def circulant_blocks(weight: float) -> Example:
 def rotate(blocks: int) -> Callable[[float], Example]:
     def make(weight: float) -> Example:
         R = random(blocks, 5, 5, seed=13)
-        whole = torch.block_diag(*(R if blocks > 1 else R.expand(2, 5, 5)).double())
+        whole = torch.zeros(COLUMNS, COLUMNS).double()
+        for index in range(2):
+            whole[5 * index : 5 * index + 5, 5 * index : 5 * index + 5] = R[index % blocks]
         return Part({"R": R}, 1.0), lambda W: (whole @ W.T).T
 
     return make
