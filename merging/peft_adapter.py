@@ -23,6 +23,7 @@ import numpy as np
 
 from adapterhub.merging.checkpoint import Checkpoint, Folder, TensorHandle, open_tensors
 from adapterhub.merging.container import PATCH_HEADER_BYTES
+from adapterhub.merging.encodings import as_array
 from adapterhub.merging.errors import InvalidPatch, NotFoldable, ShapeMismatch
 from adapterhub.merging.folders import join, json_digest, read_json
 from adapterhub.merging.patch import Effect, Export, Facts, Patch, PatchKind, SiteTerm, TrainingBase
@@ -624,6 +625,27 @@ def corner(handle: TensorHandle, shape: Sequence[int]) -> TensorHandle:
         return memoryview(np.ascontiguousarray(make()).reshape(-1).data).toreadonly()
 
     return TensorHandle(handle.name, handle.dtype, (rows, columns), read)
+
+
+def block_diagonal(handle: TensorHandle, count: int) -> TensorHandle:
+    """(r, count·c) with the stored (r, c), cut into `count` parts of rows, on its diagonal. Raises InvalidPatch."""
+    if len(handle.shape) != 2 or handle.shape[0] % count:
+        raise InvalidPatch(f"{handle.name}: is {handle.shape}; a matrix of {count} blocks is expected")
+    rows, columns = handle.shape[0] // count, handle.shape[1]
+
+    def make() -> np.ndarray[Any, Any]:
+        stored = as_array(handle).reshape(count, rows, columns)
+        whole = np.zeros((count, rows, count, columns), stored.dtype)
+        whole[np.arange(count), :, np.arange(count)] = stored
+        return whole.reshape(count * rows, count * columns)
+
+    return computed(handle.name, handle.dtype, (count * rows, count * columns), make)
+
+
+def repeated(handle: TensorHandle, times: int) -> TensorHandle:
+    """The tensor with each entry of its last axis `times` times, one after another."""
+    shape = (*handle.shape[:-1], handle.shape[-1] * times)
+    return computed(handle.name, handle.dtype, shape, lambda: np.repeat(as_array(handle), times, -1))
 
 
 # ---- another base ----------------------------------------------------------------------------------------------------

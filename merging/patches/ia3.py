@@ -10,13 +10,9 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
-import numpy as np
-
-from adapterhub.merging.checkpoint import TensorHandle
-from adapterhub.merging.encodings import as_array
 from adapterhub.merging.patch import SiteTerm
 from adapterhub.merging.patterns import check_modules, names_module
-from adapterhub.merging.peft_adapter import Adapter, Module, Sites, Tuner, computed, peft_kind, reshaped
+from adapterhub.merging.peft_adapter import Adapter, Module, Sites, Tuner, peft_kind, repeated, reshaped
 
 
 def _check(config: Mapping[str, Any], file: str) -> None:
@@ -44,7 +40,7 @@ def _terms(adapter: Adapter, module: Module, sites: Sites) -> Iterator[SiteTerm]
     if shape is not None and len(shape) > 2:
         stated = (shape[0], factors.numel) if is_feed_forward else (factors.numel, shape[1])
         site, options = sites.weight(module.path, (*stated, *shape[2:]))
-        fields = {"col": _repeated(factors, prod(shape[2:]))} if is_feed_forward else {"row": factors}
+        fields = {"col": repeated(factors, prod(shape[2:]))} if is_feed_forward else {"row": factors}
     else:
         other = sites.in_features(module.path, factors.numel) or factors.numel
         sides = (other, factors.numel) if is_feed_forward else (factors.numel, other)
@@ -53,12 +49,6 @@ def _terms(adapter: Adapter, module: Module, sites: Sites) -> Iterator[SiteTerm]
     yield SiteTerm(site, "scale", fields, options=options)
     if not is_feed_forward and sites.base is not None and sites.find(f"{module.path}.bias") is not None:
         yield SiteTerm(sites.bias(module.path, factors.shape), "scale", {"row": factors})
-
-
-def _repeated(factors: TensorHandle, times: int) -> TensorHandle:
-    """Each factor for every entry of an input's kernel."""
-    shape = (factors.numel * times,)
-    return computed(factors.name, factors.dtype, shape, lambda: np.repeat(as_array(factors), times))
 
 
 SPEC = peft_kind(

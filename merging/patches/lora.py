@@ -2,7 +2,8 @@
 
 A module's delta is scaling · B @ A with scaling = alpha / r, or alpha / sqrt(r) with use_rslora; r and alpha may differ
 by module through rank_pattern and alpha_pattern. With use_dora the sum of weight and delta is brought to a stored
-magnitude. What changes the base during training or acts on the input (PiSSA, aLoRA, ...) is recognised, and not read.
+magnitude. BD-LoRA stores the blocks of a block-diagonal A or B, QA-LoRA an A for groups of inputs; written out both are
+plain LoRAs. What changes the base during training or acts on the input (PiSSA, aLoRA, ...) is recognised, and not read.
 
 Source: arXiv:2106.09685; peft 0.21 `tuners/lora/{config,layer,model,dora}.py`, `utils/save_and_load.py`.
 """
@@ -12,10 +13,22 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from adapterhub.merging.checkpoint import TensorHandle
 from adapterhub.merging.errors import InvalidPatch, NotRepresentable
 from adapterhub.merging.patch import Export, ExportTensor, Patch, SiteTerm
-from adapterhub.merging.patterns import matching, positive, read_pattern
-from adapterhub.merging.peft_adapter import CONFIG, PREFIX, WEIGHTS, Adapter, Module, Sites, Tuner, peft_kind
+from adapterhub.merging.patterns import check_modules, matching, positive, read_pattern, whole
+from adapterhub.merging.peft_adapter import (
+    CONFIG,
+    PREFIX,
+    WEIGHTS,
+    Adapter,
+    Module,
+    Sites,
+    Tuner,
+    block_diagonal,
+    peft_kind,
+    repeated,
+)
 
 _FIELDS = {
     ".lora_A.weight": "A",
@@ -29,8 +42,6 @@ _FIELDS = {
 _MUTATING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _NOT_MERGED: Mapping[str, str] = {
     "alora_invocation_tokens": "an activated LoRA acts only after its invocation tokens",
-    "use_qalora": "QA-LoRA acts on pooled inputs",
-    "use_bdlora": "its factors are block-diagonal",
     "kasa_config": "KaSA removes the smallest singular components of the base",
     "arrow_config": "Arrow routes between several adapters by the input",
     "layer_replication": "its layers are replicas of the base's",
@@ -49,6 +60,13 @@ def _check(config: Mapping[str, Any], file: str) -> None:
     for key in ("rank_pattern", "alpha_pattern"):
         read_pattern(config.get(key) or {}, f"{file}: {key}")
     positive(config.get("lora_alpha", 8), f"{file}: lora_alpha")
+    whole(config.get("qalora_group_size", 16), f"{file}: qalora_group_size")
+    blocks = config.get("use_bdlora") or {}
+    if not isinstance(blocks, dict):
+        raise InvalidPatch(f"{file}: use_bdlora is {str(blocks)[:80]}; an object is expected")
+    whole(blocks.get("nblocks", 1), f"{file}: use_bdlora: nblocks")
+    for key in ("target_modules_bd_a", "target_modules_bd_b"):
+        check_modules(blocks.get(key) or [], f"{file}: use_bdlora: {key}")
 
 
 def _rank(adapter: Adapter, module: Module) -> float:
@@ -68,6 +86,8 @@ def _why_not(config: Mapping[str, Any]) -> str | None:
     for key, why in _NOT_MERGED.items():
         if config.get(key) not in (None, False, [], {}):
             return f"{key} is set: {why}; it is stored and shown, and not merged"
+    if config.get("use_dora") and (config.get("use_bdlora") or config.get("use_qalora")):
+        return "use_dora is set together with use_bdlora or use_qalora, and peft has no adapter of both"
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_MUTATING_INITS):
         return f"init_lora_weights is {init!r}, which changed the base in training; convert it to a plain LoRA"
@@ -82,12 +102,33 @@ def _factors(module: Module) -> tuple[str, str]:
     return ("embedding_A", "embedding_B") if "embedding_A" in module.fields else ("A", "B")
 
 
+def _plain(adapter: Adapter, module: Module) -> tuple[TensorHandle, TensorHandle]:
+    """A and B written out: blocks on their diagonal, and A's column for a group of inputs once for each of them.
+
+    Source: peft `tuners/lora/variants.py`, BdLoraLinearVariant and QALoraLinearVariant.
+    """
+    A, B = (module.fields[name] for name in _factors(module))
+    blocks = adapter.config.get("use_bdlora") or {}
+    count = blocks.get("nblocks", 1)
+    if any(one in module.path for one in blocks.get("target_modules_bd_a") or []):
+        A = block_diagonal(A, count)
+    elif any(one in module.path for one in blocks.get("target_modules_bd_b") or []):
+        B = block_diagonal(B, count)
+    if adapter.config.get("use_qalora"):
+        A = repeated(A, adapter.config.get("qalora_group_size", 16))
+    return A, B
+
+
 def _contradictions(adapter: Adapter, module: Module) -> Iterator[str]:
     names = _factors(module)
     if not all(name in module.fields for name in names):
         yield "has a factor of an embedding's adapter and not the other"
         return
-    A, B = (module.fields[name] for name in names)
+    try:
+        A, B = _plain(adapter, module)
+    except InvalidPatch as error:
+        yield str(error)
+        return
     if len(A.shape) < 2 or len(B.shape) < 2:
         yield f"lora_A is {A.shape} and lora_B {B.shape}: saved from a sharded run without gathering the weights"
     elif A.shape[0] != B.shape[1] or set(B.shape[2:]) - {1}:
@@ -104,10 +145,14 @@ def _ranks(adapter: Adapter, module: Module) -> int:
 
 def _terms(adapter: Adapter, module: Module, sites: Sites) -> Iterator[SiteTerm]:
     """One lowrank or dora term, and a dense one for lora_bias."""
-    A, B = (module.fields[name] for name in _factors(module))
+    A, B = _plain(adapter, module)
     is_embedding = "embedding_A" in module.fields
     site, options = sites.weight(module.path, (B.shape[0], *A.shape[1:]), is_embedding=is_embedding)
     scaling = _scaling(adapter, module, A.shape[0])
+    if adapter.config.get("use_qalora"):
+        # Groups are averaged, and the averages are multiplied by the number of groups.
+        groups = module.fields["A"].shape[1]
+        scaling *= groups * groups / A.shape[1]
     if "mag" in module.fields:
         fields = {"A": A, "B": B, "mag": module.fields["mag"]}
         yield SiteTerm(site, "dora", fields, options=options | {"scaling": scaling})

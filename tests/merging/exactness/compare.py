@@ -104,6 +104,7 @@ def trained(model: PreTrainedModel, config: Any, folder: Path, *, seed: int = 1,
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data.add_(torch.randn_like(parameter) * std)
+    adapted.create_or_update_model_card = lambda folder: None  # which would take as long as all the rest
     # Said outright, because peft would otherwise ask the network whether the base's vocabulary was resized.
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
     evaluated: PeftModel = adapted.eval()

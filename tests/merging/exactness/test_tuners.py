@@ -85,7 +85,7 @@ VARIANTS: Mapping[str, Callable[[Architecture], Any]] = {
     "miss (bat)": linear(peft.MissConfig, r=4, init_weights="bat"),
     "oft (exact, shared)": linear(peft.OFTConfig, oft_block_size=4, use_cayley_neumann=False, block_share=True),
     "oft (constrained)": linear(peft.OFTConfig, oft_block_size=8, coft=True, eps=0.05, num_cayley_neumann_terms=3),
-    "oft (two terms)": linear(peft.OFTConfig, r=2, num_cayley_neumann_terms=2),
+    "oft (two terms)": linear(peft.OFTConfig, r=2, oft_block_size=0, num_cayley_neumann_terms=2),
     "hra (Gram-Schmidt)": linear(peft.HRAConfig, r=4, apply_GS=True),
     "vblora (top weights)": linear(
         peft.VBLoRAConfig, r=3, num_vectors=9, vector_length=4, topk=3, save_only_topk_weights=True
@@ -94,7 +94,7 @@ VARIANTS: Mapping[str, Callable[[Architecture], Any]] = {
     "gralora (hybrid)": linear(peft.GraloraConfig, r=4, alpha=6, gralora_k=4, hybrid_r=2),
 }
 
-NO_CONV1D = {"loha", "lokr", "shira", "supertuning", "c3a", "miss", "oft", "hra", "beft"}
+NO_CONV1D = {"loha", "lokr", "shira", "supertuning", "c3a", "miss", "oft", "hra", "delora", "beft"}
 """Tuners that peft does not let adapt a Conv1D, so not GPT-2."""
 
 
