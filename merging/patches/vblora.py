@@ -3,7 +3,8 @@
 Keys: the bank `base_model.vblora_vector_bank` (vectors, length); `vblora_logits_A` (r, in / length, vectors) and
 `vblora_logits_B` (out / length, r, vectors), of which the topk largest count, by softmax; or, with
 save_only_topk_weights, `…_topk_indices` and `…_topk_weights` of all but the last one, which is what is left of 1.
-The delta is B·A, unscaled.
+The delta is B·A, unscaled. Of equal logits at the last place the first one counts; which one peft takes depends on the
+device, and files whose logits were rounded to bfloat16 have such ties.
 
 Source: arXiv:2405.15179; peft 0.21 `tuners/vblora/{config,layer,model}.py`, _get_low_rank_matrix.
 """
@@ -72,45 +73,53 @@ def _contradictions(adapter: Adapter, module: Module) -> Iterator[str]:
 
 
 def _terms(adapter: Adapter, module: Module, sites: Sites) -> Iterator[SiteTerm]:
-    """One lowrank term, its factors mixed when they are read."""
+    """One lowrank term, its factors mixed when they are read; stored indices are read and checked here."""
     bank, topk = adapter.banks[_BANK], adapter.config.get("topk", 2)
+    for side in "AB":
+        _check_indices(adapter, module, side, bank.shape[0])
     (r, inputs), (outputs, _) = _mixtures(module, "A"), _mixtures(module, "B")
     length = bank.shape[1]
     shape = (outputs * length, inputs * length)
     site, options = sites.weight(module.path, shape)
 
     def inputs_mixed() -> Array:
-        return _mixed(adapter, module, "A", bank, topk).reshape(r, shape[1])
+        return _mixed(module, "A", bank, topk).reshape(r, shape[1])
 
     def outputs_mixed() -> Array:
-        return _mixed(adapter, module, "B", bank, topk).transpose(0, 2, 1).reshape(shape[0], r)
+        return _mixed(module, "B", bank, topk).transpose(0, 2, 1).reshape(shape[0], r)
 
     fields = {"A": floats("A", (r, shape[1]), inputs_mixed), "B": floats("B", (shape[0], r), outputs_mixed)}
     yield SiteTerm(site, "lowrank", fields, options=options)
 
 
-def _mixed(adapter: Adapter, module: Module, side: str, bank: TensorHandle, topk: int) -> Array:
+def _mixed(module: Module, side: str, bank: TensorHandle, topk: int) -> Array:
     """The mixtures of one side, float64 (…, length)."""
     if side in module.fields:
         logits = as_floats(module.fields[side])
-        indices = np.argpartition(-logits, topk - 1, axis=-1)[..., :topk]
+        indices = np.argsort(-logits, axis=-1, kind="stable")[..., :topk]
         chosen = np.take_along_axis(logits, indices, -1)
         weights = np.exp(chosen - chosen.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
     else:
-        indices, weights = _stored_mixtures(adapter, module, side, bank.shape[0])
+        indices, stored = _indices(module, side), as_floats(module.fields[f"{side}_topk_weights"])
+        weights = np.concatenate([stored, 1.0 - stored.sum(-1, keepdims=True)], -1)
     mixed: Array = np.einsum("...k,...kl->...l", weights, as_floats(bank)[indices])
     return mixed
 
 
-def _stored_mixtures(adapter: Adapter, module: Module, side: str, vectors: int) -> tuple[Array, Array]:
+def _indices(module: Module, side: str) -> Array:
     handle = module.fields[f"{side}_topk_indices"]
-    indices = np.frombuffer(handle.read(), _INDICES[handle.dtype]).reshape(handle.shape).astype(np.int64)
+    return np.frombuffer(handle.read(), _INDICES[handle.dtype]).reshape(handle.shape).astype(np.int64)
+
+
+def _check_indices(adapter: Adapter, module: Module, side: str, vectors: int) -> None:
+    """Raises InvalidPatch for indices outside the bank."""
+    if side in module.fields:
+        return
+    indices = _indices(module, side)
     if indices.size and not 0 <= indices.min() <= indices.max() < vectors:
         where = f"{adapter.file}: {module.path}: vblora_logits_{side}_topk_indices"
         raise InvalidPatch(f"{where} reach from {indices.min()} to {indices.max()}, and the bank has {vectors} vectors")
-    first = as_floats(module.fields[f"{side}_topk_weights"])
-    return indices, np.concatenate([first, 1.0 - first.sum(-1, keepdims=True)], -1)
 
 
 SPEC = peft_kind(

@@ -4,11 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from adapterhub.merging import encodings
+from adapterhub.merging.checkpoint import TensorHandle
 from adapterhub.merging.errors import InvalidPatch
 
 shapes = hnp.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=9)
@@ -57,3 +59,34 @@ def test_indices_that_lie_are_refused(index: str, fields: dict[str, list[int]], 
     arrays = {name: np.array(values, np.uint8 if name == "bits" else np.int64) for name, values in fields.items()}
     with pytest.raises(InvalidPatch):
         encodings.decode_indices(index, arrays, shape)
+
+
+@given(keys=st.lists(st.integers(0, 2**40), unique=True, max_size=20), seed=st.integers(0, 99))
+def test_entries_are_put_in_ascending_order_with_their_values(keys: list[int], seed: int) -> None:
+    positions = np.random.default_rng(seed).permutation(np.array(keys, np.int64))
+    order = encodings.ascending_order(positions, "here")
+    handles = [
+        TensorHandle.of_bytes(name, "I64", positions.shape, array.tobytes())
+        for name, array in (("idx", positions), ("val", positions * 3))
+    ]
+    idx, val = (encodings.as_array(encodings.in_order(handle, order)) for handle in handles)
+    assert idx.tolist() == sorted(keys)
+    assert (val == 3 * idx).all()
+
+
+@given(keys=st.lists(st.integers(0, 9), min_size=11, max_size=20))
+def test_an_entry_that_is_listed_twice_is_refused(keys: list[int]) -> None:
+    with pytest.raises(InvalidPatch, match="here: an entry of the weight is listed twice"):
+        encodings.ascending_order(np.array(keys, np.int64), "here")
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("BF16", torch.bfloat16), ("F16", torch.float16), ("F32", torch.float32)])
+def test_stored_floats_are_read_without_loss(name: str, dtype: torch.dtype) -> None:
+    values = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    handle = TensorHandle.of_bytes("x", name, (5, 3), values.view(torch.uint8).numpy().tobytes())
+    assert np.array_equal(encodings.as_floats(handle), values.double().numpy())
+
+
+def test_what_holds_no_floats_is_refused() -> None:
+    with pytest.raises(InvalidPatch, match="I64 holds no floats"):
+        encodings.as_floats(TensorHandle.of_bytes("x", "I64", (1,), bytes(8)))

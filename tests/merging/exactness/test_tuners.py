@@ -14,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from adapterhub.merging import effects
 from adapterhub.merging.errors import NotFoldable
+from adapterhub.merging.terms import terms
 from tests.merging.exactness.architectures import ARCHITECTURES, Architecture
 from tests.merging.exactness.compare import DTYPES, check_logits, check_weights, fold, prepared, read, record, roundings
 
@@ -25,6 +27,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Invalid `oft_block_size`"),
     pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled"),
     pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias term"),
+    pytest.mark.filterwarnings("ignore:Specified to not load p?vera_A and p?vera_B"),
+    pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers"),
     pytest.mark.filterwarnings("ignore:Unsupported layer type .* encountered"),
     pytest.mark.filterwarnings("ignore:The symmetric initialization can NOT be performed"),
 ]
@@ -279,6 +283,93 @@ def test_a_lokr_core_of_one_dimension_folds_by_its_formula(dtype: str, tmp_path:
     error = roundings(merged.state_dict(), expected, DTYPES[dtype])
     record("lokr cores (conv1d)", architecture.name, dtype, "float64 formula (peft fails)", error)
     assert error <= 1.0
+
+
+# ---- what comes along ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tuner", ["vera", "c3a", "miss", "oft", "hra", "adalora", "vblora", "delora", "gralora"])
+def test_trained_biases_and_whole_modules_come_along(tuner: str, dtype: str, tmp_path: Path) -> None:
+    architecture = ARCHITECTURES["bert"]
+    config = TUNERS[tuner](architecture)
+    config.bias, config.modules_to_save = "all", ["classifier"]
+    base, patch, adapted = prepared(architecture, dtype, config, tmp_path)
+    replaced = {term.site for term in read(patch, base).terms if term.term == "replace"}
+    assert {"classifier.weight", "classifier.bias", "bert.encoder.layer.0.attention.self.query.bias"} <= replaced
+    check_weights(f"{tuner} (biases, head)", architecture, dtype, base, patch, adapted, tmp_path)
+
+
+def test_a_feed_forward_expression_decides_where_shapes_do_not(tmp_path: Path) -> None:
+    config = peft.IA3Config(target_modules=["projection"], feedforward_modules=r".*\.projection")
+    base, patch, adapted = prepared(VIT, "float32", config, tmp_path)
+    assert {field for term in read(patch, base).terms for field in term.fields} == {"col"}
+    check_weights("ia3 (expression)", VIT, "float32", base, patch, adapted, tmp_path)
+
+
+def halved(name: str, value: torch.Tensor) -> torch.Tensor:
+    """The tensor in bfloat16; logits by rank, because of equal ones torch.topk takes any."""
+    if "vblora_logits" in name:
+        value = value.argsort(-1).argsort(-1) / 8
+    return value.bfloat16() if value.is_floating_point() else value
+
+
+@pytest.mark.parametrize("tuner", [one for one in (*TUNERS, *VARIANTS) if one != "vblora (top weights)"])
+def test_a_file_in_half_precision_folds_as_peft_loads_it(tuner: str, tmp_path: Path) -> None:
+    """All but VB-LoRA's top weights, which peft cannot load in half precision: it scatters them into float32."""
+    architecture = ARCHITECTURES["llama"]
+    config = (TUNERS | VARIANTS)[tuner](architecture)  # type: ignore[operator]
+    base, patch, _ = prepared(architecture, "float32", config, tmp_path)
+    stored = load_file(patch / "adapter_model.safetensors")
+    save_file({name: halved(name, value) for name, value in stored.items()}, patch / "adapter_model.safetensors")
+    loaded = peft.PeftModel.from_pretrained(architecture.make(), str(patch), autocast_adapter_dtype=False)
+    check_weights(f"{tuner} (bfloat16 file)", architecture, "float32", base, patch, loaded, tmp_path)
+
+
+# ---- as factors ------------------------------------------------------------------------------------------------------
+
+RANKS: Mapping[str, int] = {
+    "vera": 6,
+    "vera (drawn banks)": 6,
+    "pvera": 6,
+    "loha": 9,
+    "lokr": 1,
+    "miss": 5,
+    "miss (mini)": 4,
+    "adalora": 5,
+    "vblora": 3,
+    "vblora (top weights)": 3,
+    "delora": 3,
+    "gralora": 8,
+    "gralora (hybrid)": 18,
+}
+"""The rank of the one LoRA that says the same, on the first module of an architecture."""
+
+
+@pytest.mark.parametrize("tuner", RANKS)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_what_is_low_rank_has_exact_factors(name: str, tuner: str, tmp_path: Path) -> None:
+    architecture = ARCHITECTURES[name]
+    if is_refused(tuner, architecture):
+        pytest.skip("peft does not let it adapt a Conv1D")
+    config = (TUNERS | VARIANTS)[tuner](architecture)  # type: ignore[operator]
+    base, patch, adapted = prepared(architecture, "float32", config, tmp_path)
+    before = {key: value.double() for key, value in architecture.make().state_dict().items()}
+    after = adapted.double().merge_and_unload().state_dict()
+    ranks: dict[str, int] = {}
+    deltas: dict[str, torch.Tensor] = {}
+    for term in read(patch, base).terms:
+        factors = terms()[term.term].factors
+        assert factors is not None
+        left, right = factors(effects.part(term), tuple(before[term.site].shape))
+        deltas[term.site] = deltas.get(term.site, torch.zeros(())) + left.double() @ right.double()
+        ranks[term.site] = ranks.get(term.site, 0) + left.shape[1]
+    for site, delta in deltas.items():
+        torch.testing.assert_close(delta, after[site] - before[site], rtol=1e-5, atol=1e-6)
+    assert (
+        max(ranks[site] for site in ranks if site.partition(".weight")[0].endswith(architecture.linear[0]))
+        == RANKS[tuner]
+    )
 
 
 # ---- files of their own kind -----------------------------------------------------------------------------------------

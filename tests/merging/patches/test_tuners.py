@@ -207,6 +207,20 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("vblora", {}, {BANK + "vblora_vector_bank": None}, "vblora_vector_bank is absent"),
     ("vblora", {"r": 2}, {}, r"vblora_logits_A is \(3, 4, 9\)"),
     ("vblora", {}, {KEY + "vblora_logits_A": None}, "no vblora_logits_A"),
+    (
+        "vblora",
+        {"topk": 1},
+        {KEY + "vblora_logits_A": None}
+        | {KEY + "vblora_logits_A_topk_indices": torch.full((3, 4, 1), 9, dtype=torch.uint8)}
+        | {KEY + "vblora_logits_A_topk_weights": Z(3, 4, 0)},
+        "reach from 9 to 9, and the bank has 9 vectors",
+    ),
+    (
+        "vblora",
+        {},
+        {KEY + "vblora_logits_A": None} | {KEY + "vblora_logits_A_topk_indices": Z(3, 4, 2, dtype=torch.uint8)},
+        "neither vblora_logits_A nor both its topk_indices and topk_weights",
+    ),
     ("delora", {"r": 2}, {}, r"its rank is 3, adapter_config\.json says 2"),
     ("delora", {}, {KEY + "delora_w_norm": Z(15)}, r"delora_w_norm \(15,\)"),
     ("gralora", {"gralora_k": 3}, {}, "which gralora_k 3 does not divide"),
@@ -323,8 +337,23 @@ def test_entries_in_any_order_are_the_same_terms(
             assert (np.diff(as_array(one.fields["idx"]).astype(np.int64)) > 0).all()
 
 
-json_values = st.none() | st.booleans() | st.integers(-3, 300) | st.floats() | st.text(max_size=4)
-json_values |= st.lists(json_values, max_size=3) | st.dictionaries(st.text(max_size=4), json_values, max_size=3)
+def test_of_equal_logits_the_first_counts(originals: Callable[[str], Path], tmp_path: Path) -> None:
+    stored = load_file(originals("vblora") / "adapter_model.safetensors")
+    logits = Z(3, 4, 9)
+    logits[..., 7] = 1.0
+    folder = changed(originals("vblora"), tmp_path, {}, {KEY + "vblora_logits_A": logits})
+    term = next(one for one in patches.read(folder).terms if "layers.0.self_attn.q_proj" in one.site)
+    bank, weights = stored[BANK + "vblora_vector_bank"], torch.tensor([1.0, 0.0]).softmax(0)
+    expected = (weights[0] * bank[7] + weights[1] * bank[0]).repeat(3, 4)
+    np.testing.assert_allclose(as_array(term.fields["A"]), expected.numpy(), rtol=1e-6)
+
+
+json_values: st.SearchStrategy[Any] = (
+    st.none() | st.booleans() | st.integers(-3, 300) | st.floats() | st.text(max_size=4)
+)
+json_values = (
+    json_values | st.lists(json_values, max_size=3) | st.dictionaries(st.text(max_size=4), json_values, max_size=3)
+)
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
