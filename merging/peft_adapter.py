@@ -529,7 +529,10 @@ def _module_terms(adapter: Adapter, module: Module, sites: Sites, tuner: Tuner) 
 
 
 def rows_term(adapter: Adapter, module: Module, value: TensorHandle, sites: Sites) -> SiteTerm:
-    """Single rows of an embedding. On tied embeddings peft trains both ends at once, so they stay one tensor."""
+    """Single rows of an embedding. On tied embeddings peft trains both ends at once, so they stay one tensor.
+
+    Only rows of the output alone make it a tensor of its own.
+    """
     indices = token_indices(adapter.config, module.path)
     if len(value.shape) != 2 or value.shape[0] != len(indices):
         raise InvalidPatch(f"{adapter.file}: {module.path}: {value.shape} rows for {len(indices)} token indices")
@@ -540,7 +543,8 @@ def rows_term(adapter: Adapter, module: Module, value: TensorHandle, sites: Site
             raise ShapeMismatch(site, value.shape, sites.base.name, shape)
     stored = np.asarray(indices, "<i8")
     idx = TensorHandle.of_bytes(f"{module.path}.idx", "I64", stored.shape, stored.tobytes())
-    return SiteTerm(site, "replace_rows", {"idx": idx, "value": value})
+    own = {key: options[key] for key in ("tied_source",) if key in options}
+    return SiteTerm(site, "replace_rows", {"idx": idx, "value": value}, options=own)
 
 
 def token_indices(config: Mapping[str, Any], module: str) -> list[int]:

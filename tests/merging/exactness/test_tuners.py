@@ -185,13 +185,15 @@ def test_norms_are_replaced(name: str, dtype: str, tmp_path: Path) -> None:
     check_weights("ln_tuning", architecture, dtype, base, patch, adapted, tmp_path)
 
 
-WITH_TOKENS = ("gpt2", "llama", "llama-tied", "bert", "mistral", "gemma", "opt", "phi3", "falcon", "electra", "mixtral")
+WITH_TOKENS = ("gpt2", "llama", "llama-tied", "bert", "t5", "mt5", "mistral", "gemma", "opt", "phi3", "falcon")
+WITH_TOKENS += ("electra", "mixtral", "whisper")
 
 
 def embedding(architecture: Architecture) -> str:
+    """The path of the input embedding, which in a speech model is the decoder's."""
     model: Any = architecture.make()
-    found: str = next(path for path, one in model.named_modules() if one is model.get_input_embeddings())
-    return found
+    paths = [path for path, one in model.named_modules() if isinstance(one, torch.nn.Embedding)]
+    return next(path for path in paths if "position" not in path)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -211,6 +213,19 @@ def test_replaced_rows_give_the_live_adapters_logits(name: str, tmp_path: Path) 
     config = peft.TrainableTokensConfig(target_modules=[embedding(architecture)], token_indices=[9, 2, 5])
     base, patch, adapted = prepared(architecture, "float32", config, tmp_path)
     check_logits("trainable_tokens", architecture, base, patch, adapted, tmp_path, oracle="live adapter")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "llama-tied"])
+@pytest.mark.parametrize("kind", ["trainable_tokens", "lora"])
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_rows_of_an_output_embedding_leave_the_input_as_it_is(name: str, kind: str, tmp_path: Path) -> None:
+    """peft's own merge puts them into the shared tensor: the live adapter is the oracle."""
+    architecture = ARCHITECTURES[name]
+    rows: Any = peft.TrainableTokensConfig(target_modules=["lm_head"], token_indices=[9, 2, 5])
+    if kind == "lora":
+        rows = peft.LoraConfig(target_modules=[architecture.linear[0]], trainable_token_indices={"lm_head": [9, 2, 5]})
+    base, patch, adapted = prepared(architecture, "float32", rows, tmp_path)
+    check_logits(f"{kind} (output rows)", architecture, base, patch, adapted, tmp_path, oracle="live adapter")
 
 
 @pytest.mark.parametrize("name", [one for one in ARCHITECTURES if ARCHITECTURES[one].embedding])
