@@ -28,6 +28,8 @@ def _contradictions(adapter: Adapter, module: Module) -> Iterator[str]:
     shape, r = module.fields["u"].shape, adapter.config.get("r", 8)
     if len(shape) != 2 or shape[1] != r:
         yield f"hra_u is {shape}; (in, {r}) is expected, as {CONFIG} says r {r}"
+    elif adapter.config.get("apply_GS") and r > shape[0]:
+        yield f"hra_u is {shape}: more columns than rows cannot be made orthogonal, as {CONFIG} says apply_GS"
 
 
 def _terms(adapter: Adapter, module: Module, sites: Sites) -> Iterator[SiteTerm]:

@@ -50,7 +50,7 @@ def _terms(adapter: Adapter, module: Module, sites: Sites) -> Iterator[SiteTerm]
     if len(block.shape) == 3:
         out = block.shape[0] * block.shape[1]
         site, options = sites.matrix(module.path, out, shape[-1] if shape else out)
-        if shape is not None and shape[1] % block.shape[1]:
+        if shape is not None and shape[-1] % block.shape[1]:
             raise ShapeMismatch(site, (out, block.shape[1]), sites.base.name if sites.base else "", shape)
         yield SiteTerm(site, "block_affine", {"B": block}, options=options)
         return
@@ -58,7 +58,7 @@ def _terms(adapter: Adapter, module: Module, sites: Sites) -> Iterator[SiteTerm]
         raise NotFoldable(f"{module.path}: MiSS repeats its block along the base's inputs; read it with its base")
     r = block.shape[0]
     site, options = sites.matrix(module.path, _outputs(adapter, module, shape), shape[-1])
-    fields = {"A": _repeated_identity(r, shape[1]), "B": _outputs_by_rank(block, shape[0])}
+    fields = {"A": _repeated_identity(r, shape[-1]), "B": _outputs_by_rank(block, shape[0])}
     yield SiteTerm(site, "lowrank", fields, options=options)
 
 

@@ -49,7 +49,7 @@ def _contradictions(adapter: Adapter, module: Module) -> Iterator[str]:
         yield f"supertuning_values is {val} and supertuning_indices {idx}; one position a value is expected"
     elif (A is None) != (r is None) or (B is None) != (r is None):
         yield f"has {'a' if A or B else 'no'} low-rank part, and {CONFIG} says r {r}"
-    elif A is not None and B is not None and (len(A.shape), A.shape[0], B.shape[1:]) != (2, r, (r,)):
+    elif A is not None and B is not None and (A.shape[:1], len(A.shape), B.shape[1:]) != ((r,), 2, (r,)):
         yield f"supertuning_lora_A is {A.shape} and supertuning_lora_B {B.shape}; {CONFIG} says r {r}"
 
 

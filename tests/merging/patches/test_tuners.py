@@ -186,6 +186,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("oft", {"block_share": True}, {}, "block_share says that there is one block"),
     ("oft", {}, {KEY + "oft_R.weight": Z(4, 5)}, r"oft_R is \(4, 5\)"),
     ("hra", {"r": 3}, {}, r"hra_u is \(16, 4\); \(in, 3\)"),
+    ("hra", {"r": 5, "apply_GS": True}, {KEY + "hra_u": torch.ones(4, 5)}, "cannot be made orthogonal"),
     ("hra", {"apply_GS": 1}, {}, "apply_GS is '1'"),
     ("ln_tuning", {}, {"base_model.model.model.layers.0.input_layernorm.ln_tuning_layers.weight": Z(0)}, "sharded run"),
     ("trainable_tokens", {"token_indices": [1]}, {}, "for 1 token indices"),
@@ -369,3 +370,20 @@ def test_any_configuration_is_answered(
         assert all(isinstance(sentence, str) for sentence in facts.problems)
     with contextlib.suppress(MergingError):
         assert patches.read(folder).terms is not None
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_tensors_of_any_shape_are_answered(
+    data: st.DataObject, kind: str, originals: Callable[[str], Path], llama_folder: Path, tmp_path: Path
+) -> None:
+    """Refused, or read as terms whose values can be read too."""
+    stored = load_file(originals(kind) / "adapter_model.safetensors")
+    names = data.draw(st.lists(st.sampled_from(sorted(stored)), min_size=1, max_size=2))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.int32, torch.uint8]))
+    shapes = st.lists(st.sampled_from([0, 1, 2, 3, 4, 5, 6, 8, 9, 16]), max_size=4)
+    folder = changed(originals(kind), tmp_path, {}, {name: Z(data.draw(shapes), dtype=dtype) for name in names})
+    assert [facts.kind for facts in patches.inspect(folder)] == [kind]
+    with contextlib.suppress(MergingError):
+        for term in patches.read(folder, base=Checkpoint.open(LocalFolder(llama_folder))).terms:
+            assert all(len(handle.read()) == handle.nbytes for handle in term.fields.values())
