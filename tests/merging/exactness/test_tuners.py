@@ -387,6 +387,21 @@ def test_what_is_low_rank_has_exact_factors(name: str, tuner: str, tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize(
+    "tuner", ["miss", "miss (mini)", "vblora", "vblora (top weights)", "delora", "gralora (hybrid)"]
+)
+def test_what_is_a_lora_in_other_clothes_becomes_one_that_peft_loads(tuner: str, tmp_path: Path) -> None:
+    architecture = ARCHITECTURES["llama"]
+    config = (TUNERS | VARIANTS)[tuner](architecture)  # type: ignore[operator]
+    base, patch, adapted = prepared(architecture, "float32", config, tmp_path)
+    lora = fold(base, patch, tmp_path / "lora", as_kind="lora")
+    loaded: Any = peft.PeftModel.from_pretrained(architecture.make(), str(lora))
+    found = loaded.double().merge_and_unload().state_dict()
+    error = roundings(found, adapted.double().merge_and_unload().state_dict(), torch.float32)
+    record(tuner, architecture.name, "float32", "peft merge_and_unload, float64", error, "as a LoRA")
+    assert error <= 1.0
+
+
 # ---- files of their own kind -----------------------------------------------------------------------------------------
 
 
