@@ -2,6 +2,7 @@
 
 Files: `adapter_config.json`, which says the tuner (peft_type), and `adapter_model.safetensors`. A tensor's key is
 `base_model.model.` + the module's path + what the tuner adds; banks that all modules share lie at `base_model.<bank>`.
+Prompts belong to no module: their names stand alone.
 Beside its tuner's tensors a file may hold: modules_to_save and trained biases, stored whole; copies of resized
 embeddings (`base_layer`); single rows of an embedding (`token_adapter.trainable_tokens_delta`).
 
@@ -86,6 +87,10 @@ def _no_sentences(adapter: Adapter, module: Module) -> Iterator[str]:
     return iter(())
 
 
+def _no_terms(adapter: Adapter, module: Module, sites: Sites) -> Iterator[SiteTerm]:
+    return iter(())
+
+
 def _no_refusal(config: Mapping[str, Any]) -> str | None:
     return None
 
@@ -105,11 +110,14 @@ class Tuner:
     ranks: `(adapter, module)` gives the rank of its low-rank terms, None without any.
     why_not: `(configuration)` gives why it cannot be read as terms, None where it can.
     is_mine: `(configuration)` decides between kinds of one peft_type.
+    loose: names that stand without a prefix, such as a prompt's; they are read as banks.
+    disagreements: `(adapter)` gives sentences on what does not fit together in it as a whole.
+    more: `(adapter)` gives facts that go beside the configuration's; called when there are no problems.
     """
 
     peft_type: str
-    fields: Mapping[str, str]
-    terms: Callable[[Adapter, Module, Sites], Iterator[SiteTerm]]
+    fields: Mapping[str, str] = field(default_factory=dict)
+    terms: Callable[[Adapter, Module, Sites], Iterator[SiteTerm]] = _no_terms
     required: Sequence[tuple[str, ...]] = ()
     also_called: frozenset[str] = frozenset()
     banks: Sequence[str] = ()
@@ -122,6 +130,9 @@ class Tuner:
     ranks: Callable[[Adapter, Module], int | None] = lambda adapter, module: None
     why_not: Callable[[Mapping[str, Any]], str | None] = _no_refusal
     is_mine: Callable[[Mapping[str, Any]], bool] = lambda config: True
+    loose: Sequence[str] = ()
+    disagreements: Callable[[Adapter], Iterator[str]] = lambda adapter: iter(())
+    more: Callable[[Adapter], Mapping[str, Any]] = lambda adapter: {}
 
     def claims(self, config: Mapping[str, Any]) -> bool:
         """Whether the configuration says this tuner, in whatever case."""
@@ -184,6 +195,9 @@ def _group(tensors: Mapping[str, TensorHandle], file: str, config: Mapping[str, 
     whole: dict[str, TensorHandle] = {}
     suffixes = sorted([*tuner.fields, *_COPIES, _TOKENS], key=len, reverse=True)
     for key, handle in tensors.items():
+        if key in tuner.loose:
+            banks[key] = handle
+            continue
         bank = key.removeprefix(BANK_PREFIX)
         if bank != key and any(bank == one or (one.endswith(".") and bank.startswith(one)) for one in tuner.banks):
             banks[bank] = handle
@@ -221,7 +235,7 @@ def adapter_digest(folder: Folder, path: str, config: Mapping[str, Any], kind: s
 
 def contradictions(adapter: Adapter, tuner: Tuner) -> Iterator[str]:
     """Sentences on what in the files disagrees with itself or with the configuration."""
-    if not adapter.modules and not adapter.whole:
+    if not adapter.modules and not adapter.whole and not (adapter.banks and tuner.effect == "runtime"):
         yield f"{adapter.file}: holds no tensor"
     if adapter.config.get("trainable_token_indices") and all(one.tokens is None for one in adapter.modules.values()):
         yield f"{adapter.file}: holds no trainable_tokens_delta, and {CONFIG} names trainable_token_indices"
@@ -234,6 +248,7 @@ def contradictions(adapter: Adapter, tuner: Tuner) -> Iterator[str]:
             yield f"{adapter.file}: tensor {name[:200]} is {what}"
         if handle.dtype not in DTYPES:
             yield f"{adapter.file}: tensor {name[:200]} has dtype {handle.dtype}; {_either(DTYPES)} is expected"
+    yield from (f"{adapter.file}: {one}" for one in tuner.disagreements(adapter))
 
 
 def _module_contradictions(adapter: Adapter, module: Module, tuner: Tuner) -> Iterator[str]:
@@ -308,6 +323,8 @@ def recognise(folder: Folder, path: str, tuner: Tuner, kind: str) -> Facts | Non
         return replace(facts, problems=(str(error),))
     refusal = tuner.why_not(config)
     problems = [f"{file}: {refusal}"] if refusal else list(contradictions(adapter, tuner))
+    if not problems:
+        facts = replace(facts, detail={**facts.detail, **tuner.more(adapter)})
     return _with_tensors(facts, folder, adapter, tuner, [*problems, *_local_base(config, file)])
 
 
@@ -368,8 +385,22 @@ def read(folder: Folder, path: str, base: Checkpoint | None, tuner: Tuner, kind:
     Raises InvalidPatch, NotFoldable, UnknownSite or ShapeMismatch.
     """
     facts = recognise(folder, path, tuner, kind)
+    adapter = checked(folder, path, tuner)
+    assert facts is not None
+    digest = adapter_digest(folder, path, adapter.config, kind)
+    if tuner.effect == "runtime":
+        return Patch(facts, digest, ())
+    names = [f"{module}.weight" for module in adapter.modules] + list(adapter.whole)
+    sites = Sites(adapter, base, naming(names, base) if base else None, tie_of(base) if base else None)
+    terms = [term for module in adapter.modules.values() for term in _module_terms(adapter, module, sites, tuner)]
+    terms += [term for name, handle in adapter.whole.items() for term in _whole_terms(adapter, name, handle, sites)]
+    return Patch(facts, digest, tuple(sorted(terms, key=lambda term: term.site)))
+
+
+def checked(folder: Folder, path: str, tuner: Tuner) -> Adapter:
+    """The adapter of this tuner in `path`, free of contradictions. Raises InvalidPatch, or NotFoldable by `why_not`."""
     config = read_config(folder, path)
-    if facts is None or config is None:
+    if config is None or not tuner.claims(config):
         raise InvalidPatch(f"{join(path, CONFIG)}: missing, or not of peft_type {tuner.peft_type}")
     file = join(path, CONFIG)
     refusal = tuner.why_not(config)
@@ -381,12 +412,7 @@ def read(folder: Folder, path: str, base: Checkpoint | None, tuner: Tuner, kind:
     contradiction = next(contradictions(adapter, tuner), None)
     if contradiction:
         raise InvalidPatch(contradiction)
-    names = [f"{module}.weight" for module in adapter.modules] + list(adapter.whole)
-    sites = Sites(adapter, base, naming(names, base) if base else None, tie_of(base) if base else None)
-    terms = [term for module in adapter.modules.values() for term in _module_terms(adapter, module, sites, tuner)]
-    terms += [term for name, handle in adapter.whole.items() for term in _whole_terms(adapter, name, handle, sites)]
-    digest = adapter_digest(folder, path, config, kind)
-    return Patch(facts, digest, tuple(sorted(terms, key=lambda term: term.site)))
+    return adapter
 
 
 @dataclass(frozen=True)
