@@ -2,7 +2,7 @@
 
 Files: `adapter_config.json`, which says the tuner (peft_type), and `adapter_model.safetensors`. A tensor's key is
 `base_model.model.` + the module's path + what the tuner adds; banks that all modules share lie at `base_model.<bank>`.
-Prompts belong to no module: their names stand alone.
+Prompts belong to no module: their names stand alone, and what is saved whole beside them follows `base_model.`
 Beside its tuner's tensors a file may hold: modules_to_save and trained biases, stored whole; copies of resized
 embeddings (`base_layer`); single rows of an embedding (`token_adapter.trainable_tokens_delta`).
 
@@ -202,6 +202,9 @@ def _group(tensors: Mapping[str, TensorHandle], file: str, config: Mapping[str, 
         if bank != key and any(bank == one or (one.endswith(".") and bank.startswith(one)) for one in tuner.banks):
             banks[bank] = handle
             continue
+        if tuner.loose and bank != key:
+            whole[bank] = handle
+            continue
         if not key.startswith(PREFIX):
             raise InvalidPatch(f"{file}: tensor {key[:200]} does not begin with {PREFIX!r}, as peft's do")
         name = key.removeprefix(PREFIX)
@@ -221,13 +224,17 @@ def _group(tensors: Mapping[str, TensorHandle], file: str, config: Mapping[str, 
 
 
 def adapter_digest(folder: Folder, path: str, config: Mapping[str, Any], kind: str) -> str:
-    """Over kind, configuration and weights. Lists are sets that peft saves in random order; they count sorted."""
-    counted = {
-        key: sorted(map(str, value)) if isinstance(value, list) else value
-        for key, value in config.items()
-        if key not in _UNHASHED
-    }
+    """Over kind, configuration and weights. Lists of names are sets that peft saves in random order: they count sorted.
+
+    Lists of numbers are sequences, such as a prompt's tokens.
+    """
+    counted = {key: _sorted(value) for key, value in config.items() if key not in _UNHASHED}
     return json_digest({"kind": kind, "config": counted, "weights": folder.digest(join(path, WEIGHTS))})
+
+
+def _sorted(value: Any) -> Any:
+    is_names = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return sorted(value) if is_names else value
 
 
 # ---- what is wrong ---------------------------------------------------------------------------------------------------
