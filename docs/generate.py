@@ -12,7 +12,7 @@ from adapterhub.hub.api.errors import snake_case, status_of
 from adapterhub.hub.services import accounts
 from adapterhub.hub.services.access import GLOBAL_PERMISSIONS, RULES
 from adapterhub.hub.settings import CLIENT_VARIABLES, Settings
-from adapterhub.merging import analysis, methods, patches, terms, transfer
+from adapterhub.merging import analysis, methods, patches, stacking, terms, transfer
 from adapterhub.merging import errors as merging_errors
 from adapterhub.merging.registry import parameters_of
 from adapterhub.storage import errors as storage_errors
@@ -24,7 +24,13 @@ NOTE = "<!-- made by docs/generate.py: change the code, not this file -->\n"
 
 def pages() -> Mapping[str, str]:
     """Every generated page by its file name."""
-    return {"settings.md": settings(), "errors.md": errors(), "variants.md": variants(), "rights.md": rights()}
+    return {
+        "settings.md": settings(),
+        "errors.md": errors(),
+        "variants.md": variants(),
+        "rights.md": rights(),
+        "stacking.md": NOTE + stacking.page(),
+    }
 
 
 def settings() -> str:

@@ -12,6 +12,7 @@ MergingError
 ├── UnknownSite          a term names a parameter that the base does not have
 ├── BaseMismatch         inputs that belong to different bases
 ├── NotFoldable          a term that cannot become weights here
+├── NotStackable         patches that do not go on top of one another
 ├── NotRepresentable     `--as KIND` asked of something that has no such form
 ├── NonFinite            NaN or infinity in an input or a result
 ├── PlanTooLarge         the work needs more memory or disk than allowed
@@ -98,6 +99,15 @@ class BaseMismatch(MergingError):
 
 class NotFoldable(MergingError):
     """A term that cannot become weights here."""
+
+
+class NotStackable(MergingError):
+    """Patches that do not go on top of one another, or not in this order."""
+
+    def __init__(self, lower: str, upper: str, why: str) -> None:
+        super().__init__(f"{upper} does not go on top of {lower}: {why}; docs/stacking.md has the table")
+        self.lower = lower
+        self.upper = upper
 
 
 class NotRepresentable(MergingError):
