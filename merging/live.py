@@ -145,6 +145,18 @@ def by_name(method: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
     return dict(zip(names, args, strict=False)) | dict(kwargs)
 
 
+def cache_of(given: Mapping[str, Any]) -> Any:
+    """The cache that a call was given, under the name of newer transformers or of older ones; None for none."""
+    cache = given.get("cache")
+    return given.get("past_key_values") if cache is None else cache
+
+
+def is_cached(given: Mapping[str, Any]) -> bool:
+    """Whether a call goes on from tokens that are in its cache."""
+    cache = cache_of(given)
+    return cache is not None and cache.get_seq_length() > 0
+
+
 # ---- tensors and modules ---------------------------------------------------------------------------------------------
 
 

@@ -21,10 +21,12 @@ from adapterhub.merging.checkpoint import Folder
 from adapterhub.merging.errors import InvalidParameter, NotFoldable
 from adapterhub.merging.live import (
     by_name,
+    cache_of,
     check_parameters,
     check_shape,
     check_weight,
     hidden_size,
+    is_cached,
     model_name,
     override,
     put_parameters,
@@ -173,7 +175,7 @@ class _Before:
         given = by_name(original, args, kwargs)
         tasks = given.pop("task_ids", None)
         given.pop("cache_position", None)  # of older transformers, which make it from the cache when it is missing
-        if _cached(given):
+        if is_cached(given):
             _mask(given, "attention_mask", self.tokens)
             if given.get("position_ids") is not None:
                 given["position_ids"] = given["position_ids"] + self.tokens
@@ -207,7 +209,7 @@ class _Before:
         """The decoder of a pair, when the whole model is called at once."""
         given = by_name(original, args, kwargs)
         ids, embeds = given.get("decoder_input_ids"), given.get("decoder_inputs_embeds")
-        if given.get("encoder_outputs") is None and not _cached(given) and (ids is not None or embeds is not None):
+        if given.get("encoder_outputs") is None and not is_cached(given) and (ids is not None or embeds is not None):
             embeds = self.embeddings(ids) if embeds is None else embeds
             given.pop("decoder_input_ids", None)
             given["decoder_inputs_embeds"] = self._joined(embeds, given.get("task_ids"))
@@ -251,9 +253,9 @@ class _Prefix:
 
     def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given = by_name(original, args, kwargs)
-        is_kept = _cache(given) is not None or given.get("use_cache") is not False
-        if not _cached(given):
-            given[self.name] = self._filled(_cache(given), given)
+        is_kept = cache_of(given) is not None or given.get("use_cache") is not False
+        if not is_cached(given):
+            given[self.name] = self._filled(cache_of(given), given)
         _mask(given, self.mask, self.tokens)
         for name in ("position_ids", "cache_position"):
             if given.get(name) is not None and not self.is_pair:
@@ -278,17 +280,6 @@ class _Prefix:
         for number, (keys, values) in enumerate(self.layers):
             own.update(keys.expand(batch, *keys.shape), values.expand(batch, *values.shape), number)
         return cache
-
-
-def _cache(given: dict[str, Any]) -> Any:
-    """The cache that a call was given, under the name of newer transformers or of older ones."""
-    cache = given.get("cache")
-    return given.get("past_key_values") if cache is None else cache
-
-
-def _cached(given: dict[str, Any]) -> bool:
-    cache = _cache(given)
-    return cache is not None and cache.get_seq_length() > 0
 
 
 def _mask(given: dict[str, Any], name: str, tokens: int) -> None:

@@ -41,13 +41,14 @@ _FIELDS = {
 }
 _MUTATING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _NOT_MERGED: Mapping[str, str] = {
-    "alora_invocation_tokens": "an activated LoRA acts only after its invocation tokens",
     "kasa_config": "KaSA removes the smallest singular components of the base",
-    "arrow_config": "Arrow routes between several adapters by the input",
     "layer_replication": "its layers are replicas of the base's",
     "target_parameters": "it adapts stacked expert parameters",
 }
 """Keys of adapter_config.json that make the tensors something else than plain LoRA, and why."""
+
+_OTHER_KINDS = ("lora_nums", "alora_invocation_tokens", "arrow_config")
+"""Keys that make a LORA a kind of its own, which runs and does not fold."""
 
 
 # ---- configuration ---------------------------------------------------------------------------------------------------
@@ -240,7 +241,7 @@ SPEC = peft_kind(
         ranks=_ranks,
         why_not=_why_not,
         terms=_terms,
-        is_mine=lambda config: not config.get("lora_nums"),
+        is_mine=lambda config: not any(config.get(key) for key in _OTHER_KINDS),
     ),
     name="lora",
     title="LoRA",

@@ -203,7 +203,6 @@ def edited(folder: Path, **changes: Any) -> LocalFolder:
     [
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
         ({"init_lora_weights": "olora"}, "olora"),
-        ({"alora_invocation_tokens": [1, 2]}, "invocation tokens"),
         ({"use_qalora": True, "use_dora": True}, "peft has no adapter of both"),
         ({"layer_replication": [[0, 1]]}, "replicas"),
         ({"target_parameters": ["experts.w"]}, "expert"),

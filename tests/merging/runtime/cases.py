@@ -19,7 +19,7 @@ class Made:
     """A patch in `folder`, a fresh `model` to put it on, and the oracle.
 
     oracle: `(**inputs)` gives the logits that the patched model must give. calls: what a call takes beside the inputs.
-    peft: peft's own model, where that is the oracle.
+    peft: peft's own model, where that is the oracle. path: of the patch inside the folder.
     """
 
     model: Any
@@ -28,6 +28,7 @@ class Made:
     oracle_name: str
     calls: Mapping[str, Any] = field(default_factory=dict)
     peft: Any = None
+    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,4 +112,150 @@ def _peft_cases() -> Sequence[Case]:
     return found
 
 
-CASES: Sequence[Case] = _peft_cases()
+# ---- adapters that look at the input ---------------------------------------------------------------------------------
+
+_LINEAR = {"gpt2": ["c_attn", "c_fc"], "t5": ["q", "v", "wi"], "bert": ["query", "value"], "opt": ["q_proj", "v_proj"]}
+
+
+def targets(architecture: str) -> list[str]:
+    """Some linear modules of attention and feed-forward."""
+    return _LINEAR.get(architecture, list(ARCHITECTURES[architecture].linear[:4:2]))
+
+
+def _input_cases() -> Sequence[Case]:
+    import peft
+
+    found: list[Case] = []
+    for name in ("llama", "mistral", "gemma", "opt", "phi3", "falcon", "t5", "bert"):
+        lily: dict[str, Any] = {"r": 2, "num_B": 3, "stride_A": 1, "scaling": 0.7}
+        found.append(peft_case("lily", name, peft.LilyConfig, target_modules=targets(name), **lily))
+        poly: dict[str, Any] = {"r": 2, "n_tasks": 3, "n_skills": 2, "n_splits": 2}
+        tasks = {"task_ids": torch.tensor([2])}
+        found.append(peft_case("poly", name, peft.PolyConfig, calls=tasks, target_modules=targets(name), **poly))
+    for name in ("gpt2", "llama", "mistral", "gemma", "opt", "phi3", "falcon", "mixtral"):
+        alora: dict[str, Any] = {"r": 3, "lora_alpha": 5, "alora_invocation_tokens": [7, 8]}
+        found.append(peft_case("alora", name, peft.LoraConfig, target_modules=targets(name), **alora))
+    for name in ("gpt2", "llama", "mistral"):
+        lengths: dict[str, Any] = {"adapter_len": 3, "adapter_layers": 2}
+        found.append(peft_case("adaption_prompt", name, peft.AdaptionPromptConfig, **lengths))
+    for name in ("llama", "mistral", "gemma", "phi3"):
+        found.append(peft_case("shadow", name, peft.ShadowConfig, r=3))
+    found += [Case("arrow", name, arrow(name)) for name in ("llama", "mistral", "gpt2", "opt")]
+    found += [Case("xlora", name, xlora(name)) for name in ("llama", "mistral", "opt")]
+    found += [Case("loramoe", name, loramoe(name)) for name in ("llama", "gpt2")]
+    return found
+
+
+def _experts(architecture: str, dtype: str, folder: Path, names: Sequence[str]) -> None:
+    from peft import LoraConfig
+
+    for seed, name in enumerate(names):
+        config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=3 + seed, target_modules=targets(architecture))
+        trained(fresh(architecture, dtype).float(), config, folder / name, seed=seed, std=0.3)
+
+
+def arrow(architecture: str) -> Callable[[Path, str], Made]:
+    def make(tmp_path: Path, dtype: str) -> Made:
+        from peft import ArrowConfig, create_arrow_model
+
+        folder = tmp_path / "patch"
+        names = ["task_0", "task_1", "task_2"]
+        _experts(architecture, dtype, folder, [*names, "gks_0"])
+        config = ArrowConfig(top_k=2, router_temperature=0.7, use_gks=True, rng_seed=3)
+        paths = [str(folder / name) for name in names]
+        oracle: Any = create_arrow_model(fresh(architecture, dtype), paths, config, [str(folder / "gks_0")])
+        oracle.eval()
+        oracle.save_pretrained(str(folder), selected_adapters=["arrow_router"], save_embedding_layers=False)
+        return Made(
+            fresh(architecture, dtype),
+            folder,
+            lambda **inputs: oracle(**inputs).logits,
+            "peft create_arrow_model",
+            peft=oracle,
+            path="arrow_router",
+        )
+
+    return make
+
+
+def xlora(architecture: str) -> Callable[[Path, str], Made]:
+    def make(tmp_path: Path, dtype: str) -> Made:
+        from peft import XLoraConfig, get_peft_model
+        from safetensors.torch import save_file
+
+        folder = tmp_path / "patch"
+        _experts(architecture, dtype, folder, ["0", "1"])
+        bare = fresh(architecture, dtype)
+        bare.config.use_cache = False
+        adapters = {name: str(folder / name) for name in ("0", "1")}
+        options: dict[str, Any] = {"xlora_depth": 2, "xlora_size": 5, "layerwise_scalings": True, "top_k_lora": 1}
+        config = XLoraConfig(
+            task_type="CAUSAL_LM", hidden_size=16, adapters=adapters, softmax_temperature=0.5, **options
+        )
+        torch.manual_seed(5)
+        oracle: Any = get_peft_model(bare, config).eval()
+        (tmp_path / "config").mkdir()
+        config.save_pretrained(str(tmp_path / "config"))
+        (folder / "adapter_config.json").write_bytes((tmp_path / "config" / "adapter_config.json").read_bytes())
+        # peft's own save leaves the classifier's first layer out and puts the base's weights into the experts.
+        layers = oracle.base_model.internal_xlora_classifier.state_dict()
+        named = {f"base_model.internal_xlora_classifier.{name}": one for name, one in layers.items()}
+        save_file(named, folder / "adapter_model.safetensors")
+        return Made(
+            fresh(architecture, dtype), folder, lambda **inputs: oracle(**inputs).logits, "peft XLoraModel", peft=oracle
+        )
+
+    return make
+
+
+def loramoe(architecture: str) -> Callable[[Path, str], Made]:
+    """The fork's formula, written by hand on copies of the layers."""
+
+    def make(tmp_path: Path, dtype: str) -> Made:
+        import json
+
+        from safetensors.torch import save_file
+
+        model = fresh(architecture, dtype)
+        experts, r, alpha = 3, 2, 5
+        generator = torch.Generator().manual_seed(3)
+        stored: dict[str, torch.Tensor] = {}
+        layers: dict[str, Mapping[str, torch.Tensor]] = {}
+        for path, module in model.named_modules():
+            if path.rpartition(".")[2] in targets(architecture):
+                outer, inner = module.weight.shape if architecture != "gpt2" else module.weight.T.shape
+                tensors = {"lora_route": torch.randn(experts, inner, generator=generator)}
+                for j in range(experts):
+                    tensors[f"lora_A{j}"] = torch.randn(r, inner, generator=generator)
+                    tensors[f"lora_B{j}"] = torch.randn(outer, r, generator=generator)
+                stored |= {f"base_model.model.{path}.{name}.weight": one for name, one in tensors.items()}
+                layers[path] = tensors
+        folder = tmp_path / "patch"
+        folder.mkdir()
+        save_file(stored, folder / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": r, "lora_alpha": alpha, "lora_nums": experts, "blc_alpha": 0.0}
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "target_modules": targets(architecture)}))
+
+        class Routed(torch.nn.Module):
+            def __init__(self, inner: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+                super().__init__()
+                self.inner, self.tensors = inner, {name: one.double() for name, one in tensors.items()}
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                y: torch.Tensor = self.inner(x)
+                probabilities = torch.softmax(torch.einsum("bti,ni->btn", x, self.tensors["lora_route"]), -1)
+                for j in range(experts):
+                    B, A = self.tensors[f"lora_B{j}"], self.tensors[f"lora_A{j}"]
+                    y = y + alpha / r * probabilities[..., j : j + 1] * torch.einsum("or,ri,bti->bto", B, A, x)
+                return y
+
+        oracle = fresh(architecture, dtype).double()
+        for path, factors in layers.items():
+            parent, _, leaf = path.rpartition(".")
+            setattr(oracle.get_submodule(parent), leaf, Routed(oracle.get_submodule(path), factors))
+        return Made(model, folder, lambda **inputs: oracle(**inputs).logits, "the fork's formula, float64")
+
+    return make
+
+
+CASES: Sequence[Case] = [*_peft_cases(), *_input_cases()]

@@ -17,9 +17,15 @@ from tests.merging.runtime.cases import CASES, Case, Made
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Position ids are not supported"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False but the target module is `Conv1D`"),
 ]
 TOLERANCE = {"float32": LOGITS, "bfloat16": 3e-2}
 """Largest relative difference: products in another order, and in bfloat16 its eight bits through a whole model."""
+
+BROKEN_IN_PEFT = frozenset(
+    {"prompt_tuning", "p_tuning", "multitask_prompt_tuning", "cpt", "prefix_tuning", "cartridge"}
+)
+"""Kinds that peft puts before every token where the cache is called `cache`: its forward pass is the oracle."""
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 one_a_kind = pytest.mark.parametrize(
@@ -29,10 +35,10 @@ one_a_kind = pytest.mark.parametrize(
 
 def attach(made: Made, weight: float = 1.0) -> Callable[[], None]:
     folder = LocalFolder(made.folder)
-    (facts, *_) = patches.inspect(folder)
+    facts = next(one for one in patches.inspect(folder) if one.path == made.path)
     assert facts.problems == ()
     assert facts.effect == "runtime"
-    return runtime.runtimes()[facts.kind].attach(made.model, folder, "", weight)
+    return runtime.runtimes()[facts.kind].attach(made.model, folder, made.path, weight)
 
 
 def inputs_of(case: Case, dtype: str) -> dict[str, torch.Tensor]:
@@ -94,9 +100,8 @@ def test_a_patched_model_generates_what_the_oracle_says_token_by_token(case: Cas
         given["decoder_input_ids"] = torch.tensor([[made.model.config.decoder_start_token_id]])
     written = "decoder_input_ids" if is_pair else "input_ids"
     found = made.model.generate(**given, **made.calls, max_new_tokens=6, do_sample=False)
-    if is_pair and made.peft is not None:
-        # In the encoder, where the cache is no matter, peft's own generate is sound; it gives decoders no prompt there.
-        del given["decoder_input_ids"]
+    if made.peft is not None and (is_pair or case.kind not in BROKEN_IN_PEFT):
+        given.pop("decoder_input_ids", None)
         expected = made.peft.generate(**given, **made.calls, max_new_tokens=6, do_sample=False)
         assert found.tolist() == expected.tolist()
         record(case.kind, case.architecture, "float32", "peft generate", 0.0, "generate")
@@ -173,7 +178,7 @@ def test_a_strength_is_refused_where_the_kind_has_none(case: Case, tmp_path: Pat
         attach(made, 0.5)
 
 
-HAVE_STRENGTH = frozenset[str]()
+HAVE_STRENGTH = frozenset({"lily", "poly", "alora", "loramoe", "arrow", "xlora"})
 """Kinds whose weight means something."""
 
 
