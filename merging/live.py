@@ -132,6 +132,23 @@ def override(module: Any, method: str, call: Callable[..., Any], *, extra: Seque
     setattr(module, method, called)
 
 
+def hook_output(module: Any, hook: Callable[..., Any]) -> None:
+    """Let `hook(module, args, kwargs, output)` give another output, after other patches and before everybody else.
+
+    transformers keeps the hidden states it is asked for by hooks that it sets once and for all: they must see the
+    patched ones, whichever came first.
+    """
+
+    def patching(*given: Any) -> Any:
+        return hook(*given)
+
+    patching.is_patch = True  # type: ignore[attr-defined]
+    module.register_forward_hook(patching, with_kwargs=True)
+    others = [key for key, one in module._forward_hooks.items() if not getattr(one, "is_patch", False)]
+    for key in others:
+        module._forward_hooks.move_to_end(key)
+
+
 def _extended(found: Signature, extra: Sequence[str]) -> Signature:
     named = [one for one in found.parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
     rest = [one for one in found.parameters.values() if one.kind is Parameter.VAR_KEYWORD]

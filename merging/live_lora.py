@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.merging import live
 from adapterhub.merging.checkpoint import Folder
 from adapterhub.merging.errors import NotFoldable
-from adapterhub.merging.live import check_parameters, check_shape, module_at, put_parameters, tensor
+from adapterhub.merging.live import check_parameters, check_shape, hook_output, module_at, put_parameters, tensor
 from adapterhub.merging.peft_adapter import Adapter, Module, Tuner, checked
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def put_deltas(model: Any, deltas: Mapping[str, Delta], weight: float = 1.0) -> 
         return hook
 
     for path, delta in deltas.items():
-        module_at(model, path).register_forward_hook(hook_of(delta), with_kwargs=True)
+        hook_output(module_at(model, path), hook_of(delta))
 
 
 def features(model: Any, path: str) -> tuple[int, int]:

@@ -86,10 +86,10 @@ def _prototype(A: torch.Tensor, B: torch.Tensor, seed: int | None) -> torch.Tens
 
     generator = torch.Generator(device=A.device).manual_seed(seed or 0)
     v = torch.randn(A.shape[1], dtype=A.dtype, device=A.device, generator=generator)
-    v = v / (v.norm() + 1e-8)
+    v /= v.norm() + 1e-8
     for _ in range(_ITERATIONS):
         v = A.T @ (B.T @ (B @ (A @ v)))
-        v = v / (v.norm() + 1e-8)
+        v /= v.norm() + 1e-8
     return v
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from adapterhub.merging.native_runtime import write_runtime
 from tests.merging.exactness.architectures import ARCHITECTURES
 from tests.merging.exactness.compare import DTYPES, trained
 
@@ -258,4 +259,202 @@ def loramoe(architecture: str) -> Callable[[Path, str], Made]:
     return make
 
 
-CASES: Sequence[Case] = [*_peft_cases(), *_input_cases()]
+# ---- edits of hidden states, in the native format --------------------------------------------------------------------
+
+
+class Edited(torch.nn.Module):
+    """A module with a formula after it: `formula(input, output)` in float64. Its attributes are the module's."""
+
+    def __init__(self, inner: Any, formula: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.inner, self.formula = inner, formula
+
+    def __getattr__(self, name: str) -> Any:
+        own = self.__dict__["_modules"].get(name)
+        return own if own is not None else getattr(self.__dict__["_modules"]["inner"], name)
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        found = self.inner(x, *args, **kwargs)
+        return (self.formula(x, found[0]), *found[1:]) if isinstance(found, tuple) else self.formula(x, found)
+
+
+BLOCKS = {"llama": "model.layers.{}", "gpt2": "transformer.h.{}", "bert": "bert.encoder.layer.{}", "ast": ""}
+BLOCKS["ast"] = "audio_spectrogram_transformer.layers.{}"
+FEED_FORWARD = {"llama": ".mlp", "gpt2": ".mlp", "bert": ".output.dense", "ast": ".mlp"}
+OUTPUTS = {"llama": ".self_attn.o_proj", "gpt2": ".attn.c_proj", "opt": ".self_attn.out_proj"}
+NORMS = {"gpt2": ".ln_2", "bert": ".output.LayerNorm", "opt": ".final_layer_norm"}
+BLOCKS["opt"] = "model.decoder.layers.{}"
+
+
+def native_case(
+    kind: str,
+    architecture: str,
+    end: str,
+    shapes: Mapping[str, Sequence[int]],
+    formula: Callable[[Mapping[str, torch.Tensor]], Callable[[torch.Tensor, torch.Tensor], torch.Tensor]],
+    *,
+    options: Mapping[str, Any] | None = None,
+    shared: Mapping[str, Sequence[int]] | None = None,
+    calls: Mapping[str, Any] | None = None,
+    before: bool = False,
+) -> Case:
+    """A patch of random numbers on both blocks; formula: from a module's tensors, what its output becomes.
+
+    before: the formula is of the module's input.
+    """
+
+    def make(tmp_path: Path, dtype: str) -> Made:
+        generator = torch.Generator().manual_seed(11)
+        whole = {name: torch.randn(*shape, generator=generator) * 0.5 for name, shape in (shared or {}).items()}
+        modules = {
+            BLOCKS[architecture].format(layer) + end: {
+                name: torch.randn(*shape, generator=generator) * 0.5 for name, shape in shapes.items()
+            }
+            for layer in (0, 1)
+        }
+        write_runtime(
+            tmp_path / "patch",
+            kind,
+            modules={path: {name: one.numpy() for name, one in fields.items()} for path, fields in modules.items()},
+            shared={name: one.numpy() for name, one in whole.items()},
+            options=options,
+        )
+        oracle = fresh(architecture, dtype).double()
+        for path, fields in modules.items():
+            edit = formula({name: one.double() for name, one in {**fields, **whole}.items()})
+            parent, _, leaf = path.rpartition(".")
+            inner = oracle.get_submodule(path)
+            if before:
+                inner.register_forward_pre_hook(lambda module, args, edit=edit: (edit(args[0], args[0]), *args[1:]))
+            else:
+                setattr(oracle.get_submodule(parent), leaf, Edited(inner, edit))
+
+        def answer(**inputs: Any) -> torch.Tensor:
+            given = {
+                name: one.double() if isinstance(one, torch.Tensor) and one.is_floating_point() else one
+                for name, one in inputs.items()
+                if name not in (calls or {})
+            }
+            found: torch.Tensor = oracle(**given).logits
+            return found
+
+        return Made(fresh(architecture, dtype), tmp_path / "patch", answer, "formula, float64", calls or {})
+
+    return Case(kind, architecture, make, generates=architecture in ("llama", "gpt2", "opt"))
+
+
+def _native_cases() -> Sequence[Case]:
+    d, r, h, e = 16, 3, 5, 4
+    found: list[Case] = []
+    for name in ("llama", "gpt2", "bert", "ast"):
+        found.append(
+            native_case(
+                "steering",
+                name,
+                "",
+                {"vector": (d,)},
+                lambda t: lambda x, y: y + 2.5 * t["vector"],
+                options={"strength": 2.5},
+            )
+        )
+        reft = {"R": (r, d), "W": (r, d), "b": (r,)}
+        found.append(
+            native_case(
+                "reft",
+                name,
+                "",
+                reft,
+                lambda t: lambda x, y: y + torch.einsum("rd,btr->btd", t["R"], y @ t["W"].T + t["b"] - y @ t["R"].T),
+            )
+        )
+        shapes = {"down.weight": (h, d), "down.bias": (h,), "up.weight": (d, h), "up.bias": (d,)}
+        for parallel in (False, True):
+
+            def bottleneck(t: Mapping[str, torch.Tensor], parallel: bool = parallel) -> Any:
+                def formula(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+                    z = x if parallel else y
+                    if not parallel:
+                        mean, var = z.mean(-1, keepdim=True), z.var(-1, keepdim=True, unbiased=False)
+                        z = (z - mean) / (var + 1e-6).sqrt() * t["norm.weight"] + t["norm.bias"]
+                    hidden = torch.relu(z @ t["down.weight"].T + t["down.bias"])
+                    return y + 0.8 * (hidden @ t["up.weight"].T + t["up.bias"])
+
+                return formula
+
+            norm = {} if parallel else {"norm.weight": (d,), "norm.bias": (d,)}
+            options = {"scaling": 0.8, "is_parallel": parallel, "norm_eps": 1e-6}
+            end = FEED_FORWARD[name] if parallel and name != "bert" else ""
+            found.append(native_case("bottleneck", name, end, {**shapes, **norm}, bottleneck, options=options))
+    for name, heads in (("llama", 4), ("gpt2", 2), ("opt", 4)):
+        found.append(
+            native_case(
+                "lofit",
+                name,
+                OUTPUTS[name],
+                {"A": (heads, d // heads), "v": (heads, d // heads)},
+                lambda t: lambda z, _: (1 + t["A"].flatten()) * z + t["v"].flatten(),
+                before=True,
+            )
+        )
+    for name in ("gpt2", "bert", "opt"):
+
+        def norm_of(t: Mapping[str, torch.Tensor], eps: float = 1e-12 if name == "bert" else 1e-5) -> Any:
+            speaker = t["embeddings"][2]
+            scale = t["scale.weight"] @ speaker + t["scale.bias"]
+            shift = t["shift.weight"] @ speaker + t["shift.bias"]
+
+            def formula(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+                mean, var = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
+                return (x - mean) / (var + eps).sqrt() * scale + shift
+
+            return formula
+
+        conditional = {"scale.weight": (d, e), "scale.bias": (d,), "shift.weight": (d, e), "shift.bias": (d,)}
+        found.append(
+            native_case(
+                "conditional_norm",
+                name,
+                NORMS[name],
+                conditional,
+                norm_of,
+                shared={"embeddings": (3, e)},
+                calls={"speaker_ids": torch.tensor([2])},
+            )
+        )
+    return [
+        *found,
+        *(Case("ept", name, ept(name), generates=name != "bert") for name in ("llama", "gpt2", "bert", "t5")),
+    ]
+
+
+def ept(architecture: str) -> Callable[[Path, str], Made]:
+    """The prompt and the update of the embeddings, written from the formula, before a bare model in float64."""
+
+    def make(tmp_path: Path, dtype: str) -> Made:
+        n, d, m, r, spaces, h = 3, 16, 5, 2, 3, 4
+        generator = torch.Generator().manual_seed(2)
+        shapes = {"prompt": (n, d), "A": (m, r), "B": (r, d), "gate": (d, spaces)}
+        shapes |= {"down": (spaces, d, h), "up": (spaces, h, d)}  # type: ignore[dict-item]
+        t = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+        write_runtime(tmp_path / "patch", "ept", shared={name: one.numpy() for name, one in t.items()})
+        t = {name: one.double() for name, one in t.items()}
+        delta = t["A"] @ t["B"]
+        attention = torch.softmax(t["prompt"] @ delta.T / d**0.5, dim=1)
+        fused = t["prompt"] + attention @ delta
+        gate = torch.softmax(t["prompt"].mean(0) @ t["gate"], dim=0)
+        prompt = sum(gate[k] * fused @ t["down"][k] @ t["up"][k] for k in range(spaces))
+        oracle = fresh(architecture, dtype).double()
+
+        def answer(input_ids: torch.Tensor, **inputs: Any) -> torch.Tensor:
+            embeds = oracle.get_input_embeddings()(input_ids).clone()
+            for place in range(min(m, embeds.shape[1])):
+                embeds[:, place] += delta[place]
+            found: torch.Tensor = oracle(inputs_embeds=torch.cat([prompt[None], embeds], 1), **inputs).logits  # type: ignore[index]
+            return found
+
+        return Made(fresh(architecture, dtype), tmp_path / "patch", answer, "formula, float64")
+
+    return make
+
+
+CASES: Sequence[Case] = [*_peft_cases(), *_input_cases(), *_native_cases()]

@@ -178,7 +178,9 @@ def test_a_strength_is_refused_where_the_kind_has_none(case: Case, tmp_path: Pat
         attach(made, 0.5)
 
 
-HAVE_STRENGTH = frozenset({"lily", "poly", "alora", "loramoe", "arrow", "xlora"})
+HAVE_STRENGTH = frozenset(
+    {"lily", "poly", "alora", "loramoe", "arrow", "xlora", "steering", "reft", "bottleneck", "lofit"}
+)
 """Kinds whose weight means something."""
 
 
