@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -100,13 +100,15 @@ class Tuner:
     """One of peft's tuners, as far as its files go.
 
     peft_type: as adapter_config.json says it; also_called: other spellings, of older versions or forks.
-    fields: what the end of a key says: which field of its module. banks: names below `base_model.` that all modules
-    share; one that ends with "." takes every name that begins so.
+    fields: what the end of a key says: which field of its module. stem: instead, how the last part of a module's tensor
+    begins, whose whole name is then its field. banks: names below `base_model.` that all modules share; one that ends
+    with "." takes every name that begins so.
     required: fields that every module has, each a tuple of alternatives. shown: keys of the configuration that facts
     repeat. dtypes: of fields that are no floats. may_be_empty: fields that may hold no number.
     check: raises InvalidPatch for a configuration whose values are out of range; a refusal of the whole patch.
     contradictions: `(adapter, module)` gives sentences on what does not fit together; fields are there and sound.
     terms: `(adapter, module, sites)` gives the module's terms; raises ShapeMismatch where they do not fit.
+    together: `(adapter, sites)` gives terms of all modules at once, beside those of `terms`.
     ranks: `(adapter, module)` gives the rank of its low-rank terms, None without any.
     why_not: `(configuration)` gives why it cannot be read as terms, None where it can.
     is_mine: `(configuration)` decides between kinds of one peft_type.
@@ -118,6 +120,8 @@ class Tuner:
     peft_type: str
     fields: Mapping[str, str] = field(default_factory=dict)
     terms: Callable[[Adapter, Module, Sites], Iterator[SiteTerm]] = _no_terms
+    together: Callable[[Adapter, Sites], Iterator[SiteTerm]] = lambda adapter, sites: iter(())
+    stem: str = ""
     required: Sequence[tuple[str, ...]] = ()
     also_called: frozenset[str] = frozenset()
     banks: Sequence[str] = ()
@@ -148,6 +152,7 @@ def peft_kind(
     summary: str,
     source: str,
     export: Callable[[Sequence[tuple[float, Patch]], str], Export] | None = None,
+    folds: Literal["own", "peft"] = "own",
 ) -> PatchKind:
     """The patch kind of a tuner: recognised, checked, read and rebased alike for all of them."""
     return PatchKind(
@@ -160,7 +165,7 @@ def peft_kind(
         export=export,
         rebase=rebase,
         family="peft",
-        folds="no" if tuner.effect == "runtime" else "own",
+        folds="no" if tuner.effect == "runtime" else folds,
     )
 
 
@@ -208,6 +213,10 @@ def _group(tensors: Mapping[str, TensorHandle], file: str, config: Mapping[str, 
         if not key.startswith(PREFIX):
             raise InvalidPatch(f"{file}: tensor {key[:200]} does not begin with {PREFIX!r}, as peft's do")
         name = key.removeprefix(PREFIX)
+        path, dot, rest = name.partition("." + tuner.stem)
+        if tuner.stem and dot:
+            modules.setdefault(path, Module(path)).fields[tuner.stem + rest] = handle
+            continue
         suffix = next((one for one in suffixes if name.endswith(one)), None)
         if suffix is None:
             whole[name] = handle
@@ -242,7 +251,7 @@ def _sorted(value: Any) -> Any:
 
 def contradictions(adapter: Adapter, tuner: Tuner) -> Iterator[str]:
     """Sentences on what in the files disagrees with itself or with the configuration."""
-    if not adapter.modules and not adapter.whole and not (adapter.banks and tuner.effect == "runtime"):
+    if not adapter.modules and not adapter.whole and not adapter.banks:
         yield f"{adapter.file}: holds no tensor"
     if adapter.config.get("trainable_token_indices") and all(one.tokens is None for one in adapter.modules.values()):
         yield f"{adapter.file}: holds no trainable_tokens_delta, and {CONFIG} names trainable_token_indices"
@@ -400,6 +409,7 @@ def read(folder: Folder, path: str, base: Checkpoint | None, tuner: Tuner, kind:
     names = [f"{module}.weight" for module in adapter.modules] + list(adapter.whole)
     sites = Sites(adapter, base, naming(names, base) if base else None, tie_of(base) if base else None)
     terms = [term for module in adapter.modules.values() for term in _module_terms(adapter, module, sites, tuner)]
+    terms += tuner.together(adapter, sites)
     terms += [term for name, handle in adapter.whole.items() for term in _whole_terms(adapter, name, handle, sites)]
     return Patch(facts, digest, tuple(sorted(terms, key=lambda term: term.site)))
 
