@@ -21,6 +21,7 @@ from adapterhub.merging.errors import (
     RecipeTooLarge,
 )
 from adapterhub.merging.folders import join
+from adapterhub.merging.methods import methods
 from adapterhub.merging.ops.quantise import FORMATS
 from adapterhub.merging.patch import Export, Patch, SiteTerm
 from adapterhub.merging.quantised import dequantised, quantisation_of
@@ -271,8 +272,10 @@ class _Sums:
 
     def _merged(self, site: str, leaf: Merged) -> MethodDelta | None:
         inputs = tuple(tuple(self._addends(site, parts)) for parts in leaf.inputs)
-        for one in inputs:
+        for number, one in enumerate(inputs):
             _check_order(site, one)
+            if number and methods()[leaf.method].is_sequential:
+                _check_comes_first(site, one)
         return MethodDelta(leaf.method, leaf.parameters, leaf.weights, inputs) if any(inputs) else None
 
 
@@ -335,16 +338,29 @@ def _check_order(name: str, addends: Sequence[Addend]) -> None:
     owners = {
         one.delta.digest if isinstance(one.delta, TermDelta) else str(number) for number, one in enumerate(addends)
     }
-    affine = [
-        one.delta.term.term
-        for one in addends
-        if isinstance(one.delta, TermDelta) and terms()[one.delta.term.term].effect == "affine"
-    ]
+    affine = [term.term for term in _terms_of(addends) if terms()[term.term].effect == "affine" or _is_frozen(term)]
     if affine and len(owners) > 1:
         raise NotFoldable(
             f"{name}: a {affine[0]} term changes the values it finds, so its result depends on what else acts there "
             "first; declare the order, as in sequence(base; a, b)"
         )
+
+
+def _check_comes_first(name: str, addends: Sequence[Addend]) -> None:
+    """Raises NotFoldable for values that stand for the base's own alone, where something was done to those before."""
+    if any(_is_frozen(term) for term in _terms_of(addends)):
+        raise NotFoldable(
+            f"{name}: this patch is folded by peft on the base as it is, so it must be the first of a sequence here"
+        )
+
+
+def _terms_of(addends: Iterable[Addend]) -> list[SiteTerm]:
+    return [one.delta.term for one in addends if isinstance(one.delta, TermDelta)]
+
+
+def _is_frozen(term: SiteTerm) -> bool:
+    """Whether a replacing term stands for one that changes what it finds, worked out for the base's values alone."""
+    return bool(term.options.get("affine"))
 
 
 # ---- patches ---------------------------------------------------------------------------------------------------------
