@@ -9,7 +9,7 @@ What holds where, on top of one another:
   empty; a seccomp filter (x86-64 and ARM64) that refuses sockets, io_uring and the start of other programs, to native
   code as well. Without either of the last two the child refuses to work.
 - Everywhere: an audit hook that refuses Python's sockets, its child processes, and writing outside the folder; limits
-  on address space (Linux), processor time, file size and wall-clock time; threads as told.
+  on written memory (Linux), processor time, file size and wall-clock time; threads as told.
 Reading files that the user may read is not prevented.
 """
 
@@ -30,6 +30,7 @@ ANSWER = "answer.json"
 
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
+_PR_SET_PDEATHSIG, _SIGKILL = 1, 9
 _REFUSED_CALLS: Mapping[str, tuple[int, tuple[int, ...]]] = {
     "x86_64": (0xC000003E, (41, 53, 59, 322, 425)),
     "aarch64": (0xC00000B7, (198, 199, 221, 281, 425)),
@@ -45,7 +46,10 @@ _MOST_SHOWN = 500
 
 @dataclass(frozen=True)
 class Limits:
-    """What a child may take. memory_bytes: address space; seconds: of the clock, and of the processor per thread."""
+    """What a child may take. memory_bytes: private writable memory, which mapped files do not add to.
+
+    seconds: of the clock, and of the processor for each thread. file_bytes: the longest file it may write.
+    """
 
     memory_bytes: int
     seconds: int
@@ -142,6 +146,7 @@ def confine(limits: Limits, folder: Path) -> list[str]:
     held = ["limits"] if _limit(limits) else []
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)  # no child outlives the work it is for
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0:
             held.append("namespaces")
@@ -163,8 +168,8 @@ def _limit(limits: Limits) -> bool:
         resource.RLIMIT_FSIZE: limits.file_bytes,
         resource.RLIMIT_CORE: 0,
     }
-    if sys.platform == "linux":  # macOS counts shared mappings of its own and would not start anything
-        wanted[resource.RLIMIT_AS] = limits.memory_bytes
+    if sys.platform == "linux":  # elsewhere kernels do not count mappings there
+        wanted[resource.RLIMIT_DATA] = limits.memory_bytes
     for name, value in wanted.items():
         _, hard = resource.getrlimit(name)
         most = value if hard == resource.RLIM_INFINITY else min(value, hard)
