@@ -23,15 +23,13 @@ _NOT_OF_THE_MODEL = ("auto_map", "quantization_config", "_name_or_path", "dtype"
 
 
 def fold(request: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """peft's version, and by group the file whose tensors are what the adapter makes of its modules.
+    """By group the file whose tensors are what the adapter makes of its modules: {"files": [...]}.
 
     request: peft_type, config (checked fields), modules ({name, layer, has_bias} in any order), groups (names of
     modules that are folded together), is_delta (write W' - W instead of W'), banks (keys all groups need), order (the
     base's config.json and live names, where the order of modules counts; else null).
     Folder: base.safetensors with `<module>.weight` and `.bias`; adapter.safetensors as peft saved it.
     """
-    import peft
-
     modules = {one["name"]: one for one in request["modules"]}
     places = _places(request["order"]) if request["order"] else {}
     files = []
@@ -40,7 +38,7 @@ def fold(request: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
         file = f"out-{number}.safetensors"
         _fold_group([modules[name] for name in ordered], request, folder, folder / file)
         files.append(file)
-    return {"peft_version": peft.__version__, "files": files}
+    return {"files": files}
 
 
 def _fold_group(modules: Sequence[Mapping[str, Any]], request: Mapping[str, Any], folder: Path, target: Path) -> None:

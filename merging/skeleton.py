@@ -27,6 +27,7 @@ import numpy as np
 from adapterhub.merging import native, sandbox
 from adapterhub.merging.checkpoint import Checkpoint, LocalFolder, SafetensorsWriter, TensorHandle, open_tensors
 from adapterhub.merging.errors import InvalidPatch, NotFoldable
+from adapterhub.merging.fingerprint import ALGORITHM, parameter_digests
 from adapterhub.merging.patch import Patch, PatchKind, SiteTerm
 from adapterhub.merging.peft_adapter import (
     BANK_PREFIX,
@@ -351,7 +352,6 @@ class _Fold:
     folded: Folded
     base: Checkpoint
     modules: Sequence[_Placed]
-    peft_version: str = ""
     _values: dict[str, memoryview] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -371,7 +371,6 @@ class _Fold:
                 said = sandbox.call(CHILD, self._request(), folder, limits)
             except sandbox.ChildFailed as error:
                 raise self._refusal(error) from error
-            self.peft_version = str(said["peft_version"])
             for file in said["files"]:
                 found, _ = open_tensors(LocalFolder(folder), str(file))
                 self._take(found)  # mapped: the bytes outlive the folder
@@ -454,27 +453,32 @@ def _write(path: Path, tensors: Mapping[str, TensorHandle]) -> None:
 # ---- the outcome as a patch of its own -------------------------------------------------------------------------------
 
 
-def write_derived(patch: Patch, base: Checkpoint, folder: Path, *, fingerprint: str | None = None) -> str:
+def write_derived(
+    patch: Patch, base: Checkpoint, folder: Path, *, config: Mapping[str, Any], root: str | None = None
+) -> str:
     """Write what peft made of an adapter on this base as a native patch, and give that patch's digest.
 
-    patch: read with this base by a kind that peft folds. Its provenance names the patch, its kind, peft's version and
-    the configuration that peft was given, so the same fold can be made again, and told from another.
+    patch: read with this base by a kind that peft folds. config: its adapter_config.json. root: the base's fingerprint,
+    where it is known. The provenance names the adapter, peft's version and the configuration, and the base's touched
+    parameters are there by digest: the same fold can be made again, and told from another.
     """
-
     sites: dict[str, list[native.StoredTerm]] = {}
     for term in patch.terms:
         fields = {
             name: (handle.dtype, np.frombuffer(handle.read(), "<f4").reshape(handle.shape))
             for name, handle in term.fields.items()
         }
-        stored = next(iter(fields.values()))[1]
+        shape = next(iter(term.fields.values())).shape
         kept = {key: value for key, value in term.options.items() if key in ("affine", "tied_source", "tied_output")}
-        sites.setdefault(term.site, []).append(native.StoredTerm(term.term, stored.shape, fields, term.scale, kept))
+        sites.setdefault(term.site, []).append(native.StoredTerm(term.term, shape, fields, term.scale, kept))
+    touched = {str(term.options.get("tied_source", term.site)) for term in patch.terms}
+    fingerprint = {"algo": ALGORITHM, "params": parameter_digests(base, touched)} | ({"root": root} if root else {})
     provenance = {
-        "source_format": f"peft {patch.facts.detail.get('peft_type', patch.facts.kind)}",
+        "source_format": f"peft {patch.facts.kind}",
         "peft_version": version("peft"),
+        "peft_config": {key: value for key, value in sorted(config.items()) if key not in _IGNORED},
         "parents": [patch.digest],
         "exact": True,
     }
-    named = {"repo_id": patch.facts.base.name, "revision": patch.facts.base.revision}
+    named = {"repo_id": patch.facts.base.name, "revision": patch.facts.base.revision, "fingerprint": fingerprint}
     return native.write_patch(folder, sites=sites, base=named, provenance=provenance)

@@ -14,6 +14,7 @@ from adapterhub.merging import patches, sandbox, skeleton
 from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
 from adapterhub.merging.effects import part
 from adapterhub.merging.errors import InvalidPatch, NotFoldable
+from adapterhub.merging.fingerprint import parameter_digests
 from adapterhub.merging.plan import plan
 from adapterhub.merging.recipes.canonical import Input, input_digest
 from adapterhub.merging.recipes.expression import parse
@@ -208,47 +209,20 @@ def test_additive_ones_add_up_and_affine_ones_need_an_order(base: Path, tmp_path
 def test_the_outcome_can_be_kept_as_a_native_patch(base: Path, tmp_path: Path) -> None:
     patch = read(saved(tmp_path / "a", FourierFTConfig(target_modules=TARGETS, n_frequency=9)), base)
     opened = Checkpoint.open(LocalFolder(base))
-    digest = skeleton.write_derived(patch, opened, tmp_path / "kept")
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    digest = skeleton.write_derived(patch, opened, tmp_path / "kept", config=config)
     manifest = json.loads((tmp_path / "kept" / "patch.json").read_text())
     assert digest.startswith("sha256:")
     assert manifest["provenance"]["parents"] == [patch.digest]
+    assert manifest["provenance"]["peft_config"]["n_frequency"] == 9
+    assert manifest["base"]["fingerprint"]["params"] == parameter_digests(opened, manifest["sites"])
     assert set(manifest["sites"]) == {term.site for term in patch.terms}
     stored = load_file(tmp_path / "kept" / "patch.safetensors")
     for term in patch.terms:
         assert stored[f"{term.site}::t0.delta"].numpy().tobytes() == bytes(term.fields["delta"].read())
 
 
-MISSING: set[str] = {
-    "ADALORA",
-    "ADAPTION_PROMPT",
-    "BEFT",
-    "C3A",
-    "CARTRIDGE",
-    "CPT",
-    "DELORA",
-    "GRALORA",
-    "HRA",
-    "IA3",
-    "LILY",
-    "LN_TUNING",
-    "LOHA",
-    "LOKR",
-    "MISS",
-    "MULTITASK_PROMPT_TUNING",
-    "OFT",
-    "POLY",
-    "PREFIX_TUNING",
-    "PROMPT_TUNING",
-    "PVERA",
-    "P_TUNING",
-    "SHADOW",
-    "SHIRA",
-    "SUPERTUNING",
-    "TRAINABLE_TOKENS",
-    "VBLORA",
-    "VERA",
-    "XLORA",
-}
+MISSING: set[str] = set()
 """peft types that no kind claims yet."""
 
 

@@ -202,10 +202,11 @@ def edited(folder: Path, **changes: Any) -> LocalFolder:
     ("changes", "says"),
     [
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
-        ({"init_lora_weights": "olora"}, "olora"),
+        ({"init_lora_weights": "corda"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "loftq"}, "quantised base"),
+        ({"init_lora_weights": "pissa", "use_dora": True}, "use_dora"),
         ({"use_qalora": True, "use_dora": True}, "peft has no adapter of both"),
         ({"layer_replication": [[0, 1]]}, "replicas"),
-        ({"target_parameters": ["experts.w"]}, "expert"),
     ],
 )
 def test_what_is_no_plain_lora_is_recognised_and_not_read(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -221,6 +222,7 @@ def test_what_is_no_plain_lora_is_recognised_and_not_read(changes: dict[str, Any
     ("changes", "says"),
     [
         ({"use_dora": True}, "no lora_magnitude_vector"),
+        ({"kasa_config": {"beta": 0.1}}, "no lora_diag"),
         ({"trainable_token_indices": [1]}, "holds no trainable_tokens_delta"),
         ({"r": 0}, "r is 0"),
         ({"r": -1}, "r is -1"),
