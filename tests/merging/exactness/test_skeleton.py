@@ -108,7 +108,7 @@ def _config(case: Case, architecture: Architecture) -> Any:
     return kind(target_modules=list(architecture.linear), **case.options)
 
 
-@pytest.mark.parametrize(("variant", "name", "dtype"), _cells())
+@pytest.mark.parametrize(("variant", "name", "dtype"), list(_cells()))
 def test_folds_as_peft_merges(variant: str, name: str, dtype: str, tmp_path: Path) -> None:
     architecture = ARCHITECTURES[name]
     base, patch, adapted = prepared(architecture, dtype, _config(CASES[variant], architecture), tmp_path)
