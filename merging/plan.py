@@ -22,9 +22,8 @@ from adapterhub.merging.errors import (
 )
 from adapterhub.merging.folders import join
 from adapterhub.merging.methods import methods
-from adapterhub.merging.ops.quantise import FORMATS
 from adapterhub.merging.patch import Export, Patch, SiteTerm
-from adapterhub.merging.quantised import dequantised, quantisation_of
+from adapterhub.merging.quantised import SIMULATED, dequantised, quantisation_of
 from adapterhub.merging.recipes.canonical import (
     MODEL,
     Input,
@@ -212,7 +211,7 @@ class _Sums:
         self._quantisations = {
             ref: one
             for ref, one in trained_on.items()
-            if inputs[ref].kind != MODEL and one in FORMATS and one != base_quantisation
+            if inputs[ref].kind != MODEL and one in SIMULATED and one != base_quantisation
         }
         used = [term for ref in _refs(normal.parts) for terms in self._terms[ref].values() for term in terms]
         self._created = _created(used, self._terms, _refs(normal.parts), inputs)

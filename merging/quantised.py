@@ -25,6 +25,10 @@ _FLOAT_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _NUMBERS = {**NUMPY, "I8": "i1"}
 
 
+SIMULATED = ("nf4", "int8", "fp8")
+"""Formats of which a fold can say what they would take from a weight: those of `ops.quantise`."""
+
+
 def quantisation_of(config: Mapping[str, Any]) -> str:
     """How a model's weights are stored, by its config.json: "none", "nf4", "fp4", "int8", "fp8" or its method."""
     said = config.get("quantization_config")

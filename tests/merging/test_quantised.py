@@ -21,7 +21,7 @@ from adapterhub.merging.engine import Result, run
 from adapterhub.merging.errors import InvalidPatch, NotFoldable
 from adapterhub.merging.ops.quantise import FORMATS, quantisation_error
 from adapterhub.merging.plan import plan
-from adapterhub.merging.quantised import dequantised, narrow, quantisation_of, widen
+from adapterhub.merging.quantised import SIMULATED, dequantised, narrow, quantisation_of, widen
 from adapterhub.merging.recipes.canonical import Input
 from adapterhub.merging.recipes.expression import parse
 from tests.merging import tiny
@@ -165,6 +165,10 @@ def test_quantising_int8_is_what_bitsandbytes_does() -> None:
     expected = codes.float() * scales[:, None] / 127
     difference = (FORMATS["int8"](W.half().float()) - expected).abs()
     assert int((difference > 1e-5).sum()) <= 4, "more than a tie, which the library rounds in another precision"
+
+
+def test_the_formats_that_are_measured_have_a_formula() -> None:
+    assert tuple(FORMATS) == SIMULATED
 
 
 @pytest.mark.parametrize("quantisation", FORMATS)

@@ -185,14 +185,14 @@ def test_norms_are_replaced(name: str, dtype: str, tmp_path: Path) -> None:
     check_weights("ln_tuning", architecture, dtype, base, patch, adapted, tmp_path)
 
 
-WITH_TOKENS = ("gpt2", "llama", "llama-tied", "bert", "t5", "mt5", "mistral", "gemma", "opt", "phi3", "falcon")
-WITH_TOKENS += ("electra", "mixtral", "whisper")
+WITHOUT_TOKENS = {"vit", "wav2vec2", "w2v-bert", "ast"}
+WITH_TOKENS = [name for name in ARCHITECTURES if name not in WITHOUT_TOKENS]
 
 
 def embedding(architecture: Architecture) -> str:
     """The path of the input embedding, which in a speech model is the decoder's."""
     model: Any = architecture.make()
-    paths = [path for path, one in model.named_modules() if isinstance(one, torch.nn.Embedding)]
+    paths: list[str] = [path for path, one in model.named_modules() if isinstance(one, torch.nn.Embedding)]
     return next(path for path in paths if "position" not in path)
 
 

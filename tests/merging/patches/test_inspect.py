@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from adapterhub.merging import native, patches
 from adapterhub.merging.checkpoint import LocalFolder, MappedFolder
-from adapterhub.merging.errors import BrokenContainer, MergingError
+from adapterhub.merging.errors import BrokenContainer, InvalidPatch, MergingError
 
 json_values = st.recursive(
     st.none()
