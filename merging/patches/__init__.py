@@ -58,7 +58,7 @@ def _unknown(folder: Folder, path: str) -> Facts | None:
         keys = ", ".join(sorted(config)[:6]) or "none"
         why = f"has no peft_type and no key of another library that is known here (its keys: {keys[:200]})"
     else:
-        near = get_close_matches(str(said).lower(), kinds(), 1, 0.75)
+        near = get_close_matches(str(said).lower(), kinds(), 1, 0.85)
         hint = f"; did you mean {near[0].upper()}?" if near else ""
         why = f"says peft_type {str(said)[:60]!r}, which is no type that is known here{hint}"
     problem = f"{file}: {why}; it is stored as it is, and not merged"
