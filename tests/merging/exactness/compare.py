@@ -52,6 +52,12 @@ def record(kind: str, architecture: str, dtype: str, oracle: str, error: float, 
             file.write(json.dumps(told | {"what": what}) + "\n")
 
 
+def record_refusal(kind: str, architecture: str, reason: str) -> None:
+    """Write down, for every dtype, that a library refuses this kind on this architecture, and in which words."""
+    for dtype in DTYPES:
+        record(kind, architecture, dtype, reason, 0.0, "refused")
+
+
 def roundings(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], dtype: torch.dtype) -> float:
     """How many roundings the worst entry is off; the names of both must be the same."""
     assert found.keys() == expected.keys()

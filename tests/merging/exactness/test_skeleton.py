@@ -17,7 +17,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from adapterhub.merging import peft_child, sandbox
 from tests.merging.exactness.architectures import ARCHITECTURES, Architecture
-from tests.merging.exactness.compare import DTYPES, check_logits, check_weights, prepared
+from tests.merging.exactness.compare import DTYPES, check_logits, check_weights, prepared, record_refusal
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to"),
@@ -124,9 +124,11 @@ def test_what_is_not_measured_peft_itself_refuses(variant: str, name: str) -> No
     if case.peft_type == "OSF":  # says nothing, and adapts nothing
         adapted: Any = get_peft_model(model, _config(case, architecture))
         assert not [one for one, _ in adapted.named_parameters() if "osf_svd_params" in one]
+        record_refusal(variant, name, "peft adapts no Conv1D with it, and says nothing")
         return
-    with pytest.raises((TypeError, ValueError, NotImplementedError), match=case.refuses[name]):
+    with pytest.raises((TypeError, ValueError, NotImplementedError), match=case.refuses[name]) as refusal:
         get_peft_model(model, _config(case, architecture))
+    record_refusal(variant, name, f"peft refuses: {str(refusal.value).split('.')[0]}")
 
 
 @pytest.mark.parametrize("name", [one for one in ARCHITECTURES if ARCHITECTURES[one].embedding])

@@ -18,7 +18,17 @@ from adapterhub.merging import effects
 from adapterhub.merging.errors import NotFoldable
 from adapterhub.merging.terms import terms
 from tests.merging.exactness.architectures import ARCHITECTURES, Architecture
-from tests.merging.exactness.compare import DTYPES, check_logits, check_weights, fold, prepared, read, record, roundings
+from tests.merging.exactness.compare import (
+    DTYPES,
+    check_logits,
+    check_weights,
+    fold,
+    prepared,
+    read,
+    record,
+    record_refusal,
+    roundings,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False but the target module is `Conv1D`"),
@@ -126,8 +136,7 @@ def test_peft_itself_refuses_conv1d(tuner: str, tmp_path: Path) -> None:
     config = (TUNERS | {"beft": linear(peft.BeftConfig)})[tuner](architecture)  # type: ignore[operator]
     with pytest.raises((TypeError, ValueError), match=r"Conv1D") as refusal:
         prepared(architecture, "float32", config, tmp_path)
-    for dtype in DTYPES:
-        record(tuner, "gpt2", dtype, f"peft refuses: {str(refusal.value).split('.')[0]}", 0.0, "refused")
+    record_refusal(tuner, "gpt2", f"peft refuses: {str(refusal.value).split('.')[0]}")
 
 
 # ---- biases, norms, rows ---------------------------------------------------------------------------------------------
@@ -164,8 +173,7 @@ def test_beft_is_refused_where_there_is_no_bias(name: str, tmp_path: Path) -> No
     base, patch, adapted = prepared(architecture, "float32", config, tmp_path)
     with pytest.raises(ValueError, match="no bias") as refusal:
         adapted.merge_and_unload()
-    for dtype in DTYPES:
-        record("beft", name, dtype, f"peft refuses: {str(refusal.value).split(',')[0]}", 0.0, "refused")
+    record_refusal("beft", name, f"peft refuses: {str(refusal.value).split(',')[0]}")
     with pytest.raises(NotFoldable, match=r"has no bias that beft_bias could be added to"):
         read(patch, base)
 

@@ -357,6 +357,10 @@ json_values = (
 )
 
 
+def is_json(text: bytes) -> bool:
+    return not any(word in text for word in (b"NaN", b"Infinity"))
+
+
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_configuration_is_answered(
@@ -365,9 +369,10 @@ def test_any_configuration_is_answered(
     said = json.loads((originals(kind) / "adapter_config.json").read_text())
     keys = st.sampled_from(sorted(said.keys() - {"peft_type"}))
     folder = changed(originals(kind), tmp_path, data.draw(st.dictionaries(keys, json_values, max_size=3)))
-    for facts in patches.inspect(folder):
-        assert facts.kind == kind
-        assert all(isinstance(sentence, str) for sentence in facts.problems)
+    (facts,) = patches.inspect(folder)
+    # Infinity, which Python's json writes, is no JSON: such a file is said to be none.
+    assert facts.kind == (kind if is_json(folder.read("adapter_config.json")) else "unknown")
+    assert all(isinstance(sentence, str) for sentence in facts.problems)
     with contextlib.suppress(MergingError):
         assert patches.read(folder).terms is not None
 

@@ -1,0 +1,160 @@
+"""Makes docs/kinds.md of what the tests of exactness wrote down: `make kinds`.
+
+Given --check it writes nothing, and fails where the page differs, a measurement is not exact, or a kind that becomes
+weights or runs was measured nowhere.
+"""
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapterhub.merging import patches
+from adapterhub.merging.runtime import runtimes
+from tests.merging.exactness.architectures import ARCHITECTURES
+from tests.merging.exactness.compare import DTYPES
+
+PAGE = Path(__file__).parents[3] / "docs" / "kinds.md"
+ROUNDING = 1.0
+"""Most roundings that a weight may be off."""
+
+INTRO = """\
+<!-- made by `make kinds`, which folds and runs them: change the code or its tests, not this file -->
+# What is done with each kind of patch
+
+`adapterhub patch kinds` lists what each is. Here is what the tests did with them, on tiny random models of many
+architectures, in float32 and bfloat16.
+
+**folds**: *own*: its weights are computed here; *peft*: peft itself computes them, in a confined process, on a skeleton of
+the touched parameters; *no*: it works on a live model alone. **writes**: a merge can be stored as this kind.
+"""
+MEASURED = """
+## Exactness
+
+Weights are measured in roundings: 1.0 is half a unit in the last place of the result's dtype, the one rounding that a
+fold takes, with the float32 in which sums are accumulated allowed for. Where the oracle's weights are not the truth (tied
+embeddings, a merge that loses digits) the live adapter's outputs are, and the largest relative difference is given.
+"""
+NOT_RUN = """
+## Not measured
+
+What no test folded or ran, and why: a library's refusal is in its own words, and a test checks that it still refuses.
+"""
+
+
+@dataclass
+class Row:
+    """What was measured of one kind against one oracle. errors: the largest, by dtype, and where."""
+
+    what: str
+    errors: dict[str, float] = field(default_factory=dict)
+    architectures: set[str] = field(default_factory=set)
+
+
+Measured = dict[tuple[str, str, str], Row]
+"""By kind or variant ("lora (dora)"), oracle, and "weights" or "logits"."""
+
+
+def read(lines: Iterable[str]) -> tuple[Measured, dict[tuple[str, str], str]]:
+    """Rows of measurements, and refusals by kind and architecture."""
+    measured: Measured = {}
+    refused: dict[tuple[str, str], str] = {}
+    for line in lines:
+        told: dict[str, Any] = json.loads(line)
+        if told["what"] == "refused":
+            refused[told["kind"], told["architecture"]] = told["oracle"]
+            continue
+        row = measured.setdefault((told["kind"], told["oracle"], told["what"]), Row(told["what"]))
+        row.errors[told["dtype"]] = max(told["error"], row.errors.get(told["dtype"], 0.0))
+        row.architectures.add(told["architecture"])
+    return measured, refused
+
+
+def kind_of(variant: str) -> str:
+    return variant.partition(" ")[0]
+
+
+def capabilities() -> list[str]:
+    rows = ["| kind | what it is | of | folds | runs | writes |", "|---|---|---|---|---|---|"]
+    for name, kind in patches.kinds().items():
+        runs = "yes" if name in runtimes() else "-"
+        writes = "yes" if kind.export is not None else "-"
+        rows.append(f"| {name} | {kind.summary} | {kind.family} | {kind.folds} | {runs} | {writes} |")
+    return rows
+
+
+def exactness(measured: Measured) -> list[str]:
+    columns = "| kind | oracle | architectures | " + " | ".join(DTYPES) + " |"
+    rows = [columns, "|---" * (3 + len(DTYPES)) + "|"]
+    for (variant, oracle, what), row in sorted(measured.items()):
+        errors = (_error(row.errors.get(dtype), what) for dtype in DTYPES)
+        count = f"{len(row.architectures)}: " + ", ".join(sorted(row.architectures))
+        if row.architectures >= set(ARCHITECTURES):
+            count = f"all {len(ARCHITECTURES)}"
+        rows.append(f"| {variant} | {oracle} | {count} | " + " | ".join(errors) + " |")
+    return rows
+
+
+def _error(error: float | None, what: str) -> str:
+    if error is None:
+        return "not run"
+    return f"{_up(error)} roundings" if what == "weights" else f"{_up(error)} of the output"
+
+
+def _up(error: float) -> str:
+    """Two digits, so that another machine's last bits change no page."""
+    return "0" if error == 0 else f"< {_ceiling(error):g}"
+
+
+def _ceiling(error: float) -> float:
+    steps = (m * 10.0**e for e in range(-18, 3) for m in (1, 2, 5))
+    return next(step for step in steps if error <= step)
+
+
+def unmeasured(measured: Measured, refused: Mapping[tuple[str, str], str]) -> list[str]:
+    ran = {kind_of(variant) for variant, _, _ in measured}
+    rows = ["| kind | on | reason |", "|---|---|---|"]
+    for (variant, architecture), reason in sorted(refused.items()):
+        rows.append(f"| {variant} | {architecture} | {reason.replace('|', '/')} |")
+    rows += [f"| {name} | everything | **not run** |" for name in _missing(ran)]
+    return rows
+
+
+def _missing(ran: set[str]) -> list[str]:
+    acting = {name for name, kind in patches.kinds().items() if kind.folds != "no" or name in runtimes()}
+    return sorted(acting - ran)
+
+
+def page(measured: Measured, refused: Mapping[tuple[str, str], str]) -> str:
+    parts = [INTRO, "\n".join(capabilities()), MEASURED, "\n".join(exactness(measured)), NOT_RUN]
+    return "\n".join([*parts, "\n".join(unmeasured(measured, refused))]) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("records", type=Path, help="the file that AHTEST_EXACTNESS named")
+    parser.add_argument("--check", action="store_true")
+    given = parser.parse_args(arguments)
+    measured, refused = read(given.records.read_text().splitlines())
+    made = page(measured, refused)
+    if not given.check:
+        PAGE.write_text(made)
+        return 0
+    wrong = [
+        f"{variant} against {oracle}: {row.errors}"
+        for (variant, oracle, what), row in measured.items()
+        if what == "weights" and max(row.errors.values()) > ROUNDING
+    ]
+    wrong += [f"{name} was measured nowhere" for name in _missing({kind_of(variant) for variant, _, _ in measured})]
+    stored = PAGE.read_text().splitlines()
+    wrong += difflib.unified_diff(stored, made.splitlines(), "docs/kinds.md", "what was measured", lineterm="")
+    sys.stderr.writelines(line + "\n" for line in wrong)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
