@@ -255,25 +255,25 @@ VIT = replace(
 """Images of four channels, cut into pieces by a convolution (16, 4, 4, 4)."""
 
 CONVOLUTIONS: dict[str, tuple[Architecture, str, Callable[[list[str]], Any]]] = {
-    f"{tuner} ({dims})": (architecture, target, configure)
+    option.replace(")", f"{dims})"): (architecture, target, configure)
     for dims, architecture, target in (("conv2d", VIT, "projection"), ("conv1d", ARCHITECTURES["whisper"], "conv2"))
-    for tuner, configure in {
-        "loha": lambda targets: peft.LoHaConfig(target_modules=targets, r=3, alpha=5),
-        "loha cores": lambda targets: peft.LoHaConfig(target_modules=targets, r=3, alpha=5, use_effective_conv2d=True),
-        "lokr": lambda targets: peft.LoKrConfig(target_modules=targets, r=1, alpha=5),
-        "lokr whole": lambda targets: peft.LoKrConfig(target_modules=targets, r=8, alpha=5),
-        "lokr cores": lambda targets: peft.LoKrConfig(target_modules=targets, r=1, alpha=5, use_effective_conv2d=True),
+    for option, configure in {
+        "loha ()": lambda targets: peft.LoHaConfig(target_modules=targets, r=3),
+        "loha (cores, )": lambda targets: peft.LoHaConfig(target_modules=targets, r=3, use_effective_conv2d=True),
+        "lokr ()": lambda targets: peft.LoKrConfig(target_modules=targets, r=1),
+        "lokr (whole, )": lambda targets: peft.LoKrConfig(target_modules=targets, r=9),
+        "lokr (cores, )": lambda targets: peft.LoKrConfig(target_modules=targets, r=1, use_effective_conv2d=True),
     }.items()
 }
-del CONVOLUTIONS["lokr cores (conv1d)"]  # peft fails in torch.kron, in merging and in the forward pass: see below
+del CONVOLUTIONS["lokr (cores, conv1d)"]  # peft fails in torch.kron, in merging and in the forward pass: see below
 CONVOLUTIONS |= {
-    f"{tuner} (conv2d)": (VIT, "projection", configure)
-    for tuner, configure in {
-        "ia3": lambda targets: peft.IA3Config(target_modules=targets, feedforward_modules=[]),
-        "ia3 inputs": lambda targets: peft.IA3Config(target_modules=targets, feedforward_modules=targets),
-        "oft": lambda targets: peft.OFTConfig(target_modules=targets, oft_block_size=8),
-        "hra": lambda targets: peft.HRAConfig(target_modules=targets, r=4),
-        "adalora": lambda targets: peft.AdaLoraConfig(target_modules=targets, init_r=3, total_step=10),
+    option: (VIT, "projection", configure)
+    for option, configure in {
+        "ia3 (conv2d)": lambda targets: peft.IA3Config(target_modules=targets, feedforward_modules=[]),
+        "ia3 (inputs, conv2d)": lambda targets: peft.IA3Config(target_modules=targets, feedforward_modules=targets),
+        "oft (conv2d)": lambda targets: peft.OFTConfig(target_modules=targets, oft_block_size=8),
+        "hra (conv2d)": lambda targets: peft.HRAConfig(target_modules=targets, r=4),
+        "adalora (conv2d)": lambda targets: peft.AdaLoraConfig(target_modules=targets, init_r=3, total_step=10),
     }.items()
 }
 
@@ -304,7 +304,7 @@ def test_a_lokr_core_of_one_dimension_folds_by_its_formula(dtype: str, tmp_path:
     expected[f"{module}.weight"] += 5.0 * product
     merged = architecture.loader.from_pretrained(fold(base, patch, tmp_path / "out"))
     error = roundings(merged.state_dict(), expected, DTYPES[dtype])
-    record("lokr cores (conv1d)", architecture.name, dtype, "float64 formula (peft fails)", error)
+    record("lokr (cores, conv1d)", architecture.name, dtype, "float64 formula (peft fails)", error)
     assert error <= 1.0
 
 
@@ -346,7 +346,8 @@ def test_a_file_in_half_precision_folds_as_peft_loads_it(tuner: str, tmp_path: P
     stored = load_file(patch / "adapter_model.safetensors")
     save_file({name: halved(name, value) for name, value in stored.items()}, patch / "adapter_model.safetensors")
     loaded = peft.PeftModel.from_pretrained(architecture.make(), str(patch), autocast_adapter_dtype=False)
-    check_weights(f"{tuner} (bfloat16 file)", architecture, "float32", base, patch, loaded, tmp_path)
+    kind = tuner.replace(")", ", bfloat16 file)") if ")" in tuner else f"{tuner} (bfloat16 file)"
+    check_weights(kind, architecture, "float32", base, patch, loaded, tmp_path)
 
 
 # ---- as factors ------------------------------------------------------------------------------------------------------
@@ -424,7 +425,8 @@ def test_a_file_of_the_old_name_folds_alike(mode: str, tmp_path: Path) -> None:
     weights = load_file(patch / "adapter_model.safetensors")
     renamed = {name.replace("miss_block", "bone_block"): value for name, value in weights.items()}
     save_file(renamed, patch / "adapter_model.safetensors")
-    check_weights(mode.replace("miss", "bone"), architecture, "float32", base, patch, adapted, tmp_path)
+    kind = {"miss": "miss (BONE)", "miss (bat)": "miss (bat, BONE)"}[mode]
+    check_weights(kind, architecture, "float32", base, patch, adapted, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:Adapter 'default'. 4 LoRA tensor")
