@@ -21,6 +21,7 @@ class Made:
 
     oracle: `(**inputs)` gives the logits that the patched model must give. calls: what a call takes beside the inputs.
     peft: peft's own model, where that is the oracle. path: of the patch inside the folder.
+    inputs: those that the oracle was asked with, where they are not the architecture's own.
     """
 
     model: Any
@@ -30,6 +31,7 @@ class Made:
     calls: Mapping[str, Any] = field(default_factory=dict)
     peft: Any = None
     path: str = ""
+    inputs: Mapping[str, torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -457,4 +459,40 @@ def ept(architecture: str) -> Callable[[Path, str], Made]:
     return make
 
 
-CASES: Sequence[Case] = [*_peft_cases(), *_input_cases(), *_native_cases()]
+# ---- what the library adapters saved ---------------------------------------------------------------------------------
+
+CORPUS = Path(__file__).parent / "adapters_corpus"
+
+
+def adapters_case(name: str) -> Case:
+    """A folder that adapters 1.3.0 wrote, and the logits that it gave for one sentence."""
+    folder = CORPUS / "cases" / name
+    base = (folder / "base").read_text()
+
+    def make(tmp_path: Path, dtype: str) -> Made:
+        from safetensors.torch import load_file
+        from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+        loaders = {"bert": AutoModelForSequenceClassification, "bert-mlm": AutoModelForMaskedLM}
+        model: Any = loaders.get(base, AutoModelForCausalLM).from_pretrained(CORPUS / "bases" / base)
+        model = model.to(DTYPES[dtype]).eval()
+        if model.can_generate():
+            model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+        expected = load_file(folder / "expected.safetensors")
+        return Made(
+            model,
+            folder,
+            lambda **inputs: expected["logits"],
+            "adapters 1.3.0",
+            inputs={"input_ids": expected["input_ids"]},
+        )
+
+    return Case("adapters", f"{base} {name}", make, generates=False)
+
+
+CASES: Sequence[Case] = [
+    *_peft_cases(),
+    *_input_cases(),
+    *_native_cases(),
+    *map(adapters_case, sorted(one.name for one in (CORPUS / "cases").iterdir())),
+]

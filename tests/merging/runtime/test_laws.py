@@ -41,7 +41,9 @@ def attach(made: Made, weight: float = 1.0) -> Callable[[], None]:
     return runtime.runtimes()[facts.kind].attach(made.model, folder, made.path, weight)
 
 
-def inputs_of(case: Case, dtype: str) -> dict[str, torch.Tensor]:
+def inputs_of(case: Case, made: Made, dtype: str) -> dict[str, torch.Tensor]:
+    if made.inputs is not None:
+        return dict(made.inputs)
     given = ARCHITECTURES[case.architecture].inputs()
     return {name: one.to(DTYPES[dtype]) if one.is_floating_point() else one for name, one in given.items()}
 
@@ -75,7 +77,7 @@ def values(model: Any) -> dict[str, bytes]:
 @every_case
 def test_a_patched_model_answers_as_the_oracle(case: Case, dtype: str, tmp_path: Path) -> None:
     made = case.make(tmp_path, dtype)
-    given = inputs_of(case, dtype)
+    given = inputs_of(case, made, dtype)
     bare = logits(made.model, given)
     attach(made)
     with torch.no_grad():
@@ -93,7 +95,7 @@ def test_a_patched_model_generates_what_the_oracle_says_token_by_token(case: Cas
     if not case.generates:
         pytest.skip("a model of this task generates nothing")
     made = case.make(tmp_path, "float32")
-    given = inputs_of(case, "float32")
+    given = inputs_of(case, made, "float32")
     attach(made)
     is_pair = made.model.config.is_encoder_decoder
     if is_pair:
@@ -118,7 +120,7 @@ def test_a_patched_model_generates_what_the_oracle_says_token_by_token(case: Cas
 @every_case
 def test_detaching_leaves_no_trace(case: Case, dtype: str, tmp_path: Path) -> None:
     made = case.make(tmp_path, dtype)
-    given = inputs_of(case, dtype)
+    given = inputs_of(case, made, dtype)
     before, bare, stored = trace(made.model), logits(made.model, given), values(made.model)
     state = torch.random.get_rng_state()
     detach = attach(made)
@@ -137,7 +139,7 @@ def test_detaching_leaves_no_trace(case: Case, dtype: str, tmp_path: Path) -> No
 @one_a_kind
 def test_patches_come_off_in_either_order(case: Case, tmp_path: Path) -> None:
     made = case.make(tmp_path, "float32")
-    given = inputs_of(case, "float32")
+    given = inputs_of(case, made, "float32")
     before, bare = trace(made.model), logits(made.model, given)
     first = attach(made)
     alone = logits(made.model, {**given, **made.calls})
@@ -157,7 +159,7 @@ def test_patches_come_off_in_either_order(case: Case, tmp_path: Path) -> None:
 @one_a_kind
 def test_a_patch_that_does_not_fit_leaves_the_model_untouched(case: Case, tmp_path: Path) -> None:
     made = case.make(tmp_path, "float32")
-    architecture = ARCHITECTURES[case.architecture]
+    architecture = ARCHITECTURES[case.architecture.split()[0].removesuffix("-mlm")]
     wide = {"hidden_size": 32, "n_embd": 32, "d_model": 32, "d_kv": 8, "head_dim": 8, "embedding_size": 32}
     grown: dict[str, Any] = {name: size for name, size in wide.items() if name in architecture.sizes}
     made.model = architecture.make(**grown)
@@ -179,7 +181,7 @@ def test_a_strength_is_refused_where_the_kind_has_none(case: Case, tmp_path: Pat
 
 
 HAVE_STRENGTH = frozenset(
-    {"lily", "poly", "alora", "loramoe", "arrow", "xlora", "steering", "reft", "bottleneck", "lofit"}
+    {"lily", "poly", "alora", "loramoe", "arrow", "xlora", "steering", "reft", "bottleneck", "lofit", "adapters"}
 )
 """Kinds whose weight means something."""
 
