@@ -42,7 +42,6 @@ GROUPS: tuple[Group, ...] = (
         "change what single modules give",
     ),
     Group("positions", frozenset({"reft"}), "change hidden states at counted positions"),
-    Group("heads", frozenset({"head"}), "put a head in place of the model's"),
     Group("described", frozenset({"side_model", "hypernetwork"}), "are recognised and described, and run elsewhere"),
 )
 """All groups; a kind that is in none of them becomes weights."""
@@ -77,7 +76,6 @@ _REFUSED: Mapping[tuple[str, str], str] = {
     ("routers", "positions"): _WRAPPED,
     ("prompts", "positions"): _COUNTED,
     ("positions", "prompts"): _COUNTED,
-    ("heads", "heads"): "a model has one head",
 }
 """Pairs (lower, upper) of groups that do not stack, and why; all others do, but for the two rules of `refusal`."""
 
