@@ -22,7 +22,7 @@ _CODE = ("auto_map", "custom_pipelines", "trust_remote_code", "_attn_implementat
 
 
 def recognise(folder: Folder, path: str) -> Facts | None:
-    """Facts of a model: a config.json with `model_type` or `architectures`, and weights beside it."""
+    """Facts of a model: a config.json with `model_type`, `architectures` or diffusers' `_class_name`, and weights."""
     config_name, weights = join(path, "config.json"), find_weights(folder, path)
     if config_name not in folder.names() or weights is None:
         return None
@@ -30,9 +30,11 @@ def recognise(folder: Folder, path: str) -> Facts | None:
         config = read_json(folder, config_name)
     except InvalidPatch:
         return None
-    if not config.get("model_type") and not config.get("architectures"):
+    said = next((key for key in ("model_type", "architectures", "_class_name") if config.get(key)), None)
+    if said is None:
         return None
-    reason = f"{config_name} names model type {config.get('model_type')!r}, and {weights} lies beside it"
+    named = "model type" if said == "model_type" else said
+    reason = f"{config_name} names {named} {str(config[said])[:100]!r}, and {weights} lies beside it"
     try:
         model = Checkpoint.open(folder, path)
     except InvalidPatch as error:

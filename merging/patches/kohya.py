@@ -1,0 +1,111 @@
+"""kohya: LoRA and DoRA of diffusion models as kohya's sd-scripts saves them, convolutions included.
+
+One safetensors file; a module is `<prefix>_<path with _ for .>` with lora_down.weight (r, in[, k, k]), lora_up.weight
+(out, r[, 1, 1]) and alpha, a scalar: its delta is alpha / r · up @ down, and without alpha that of alpha = r. DoRA adds
+dora_scale, one magnitude an output. The prefix names the component. An underscore in a path may be a dot, which the
+base's own list of modules decides; SDXL's paths are often those of the original release, which no diffusers folder has.
+
+Source: kohya-ss/sd-scripts `networks/lora.py`; diffusers 0.42 `loaders/lora_conversion_utils.py`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+from adapterhub.merging.checkpoint import Checkpoint, Folder, TensorHandle
+from adapterhub.merging.diffusion import Module, contradictions, safetensors_of, with_modules
+from adapterhub.merging.diffusion import read as read_modules
+from adapterhub.merging.encodings import as_floats
+from adapterhub.merging.errors import InvalidPatch
+from adapterhub.merging.patch import Facts, Patch, PatchKind
+
+_COMPONENTS: Mapping[str, str] = {
+    "lora_unet_": "unet",
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "lora_te3_": "text_encoder_3",
+    "lora_transformer_": "transformer",
+}
+_FIELDS = {"lora_down.weight": "A", "lora_up.weight": "B", "dora_scale": "mag"}
+_OTHERS = ("hada_", "lokr_", "lora_mid", "oft_", "diff")
+"""Beginnings of the fields that LyCORIS adds and that are shown, and not merged."""
+
+
+def _modules(file: str, tensors: Mapping[str, TensorHandle]) -> tuple[list[Module], tuple[str, ...]]:
+    """The modules of one file, and what is wrong with it."""
+    problems: list[str] = []
+    fields: dict[str, dict[str, TensorHandle]] = {}
+    alphas: dict[str, float] = {}
+    for name, handle in sorted(tensors.items()):
+        module, _, field = name.partition(".")
+        if field == "alpha" and _component(module):
+            alpha = float(as_floats(handle).reshape(-1)[0]) if handle.numel == 1 else math.nan
+            alphas[module] = alpha
+            if not 0 < alpha < 1e9:
+                problems.append(f"{file}: {name[:200]} is {alpha} {handle.shape}; one number above 0 is expected")
+        elif field in _FIELDS and _component(module):
+            fields.setdefault(module, {})[_FIELDS[field]] = handle
+        else:
+            why = "of LyCORIS, which is shown and not merged" if field.startswith(_OTHERS) else "no part of a LoRA"
+            problems.append(f"{file}: tensor {name[:200]} is {why}; {', '.join(_FIELDS)} and alpha are expected")
+    problems += [f"{file}: {one[:200]}: has an alpha and no factors" for one in sorted(alphas.keys() - fields.keys())]
+    modules = []
+    for name, found in fields.items():
+        prefix = _component(name)
+        rank = found["A"].shape[0] if "A" in found and found["A"].shape else 0
+        scale = alphas.get(name, rank) / rank if rank else 1.0
+        module = Module(_COMPONENTS[prefix], name.removeprefix(prefix), found, scale)
+        problems += contradictions(file, module)
+        modules.append(module)
+    return modules, tuple(problems)
+
+
+def _component(module: str) -> str:
+    return next((prefix for prefix in _COMPONENTS if module.startswith(prefix)), "")
+
+
+def _open(folder: Folder, path: str) -> tuple[str, list[Module], tuple[str, ...]] | None:
+    for file, tensors, _ in safetensors_of(folder, path):
+        if any(_component(name) and name.partition(".")[2].startswith(("lora_", *_OTHERS)) for name in tensors):
+            return file, *_modules(file, tensors)
+    return None
+
+
+def recognise(folder: Folder, path: str) -> Facts | None:
+    """Facts of a kohya file: tensors named lora_unet_..., lora_te_... and so on. The first by name of a folder."""
+    found = _open(folder, path)
+    if found is None:
+        return None
+    file, modules, problems = found
+    reason = (
+        f"{file} has tensors named as kohya's, of {', '.join(sorted({one.component for one in modules})) or 'none'}"
+    )
+    facts = Facts(kind="kohya", reason=reason, path=path, files=(file,))
+    return with_modules(facts, folder, file, modules, problems)
+
+
+def _finder(base: Checkpoint) -> Callable[[str], str | None]:
+    """What finds a module of the base by its path with underscores. Raises InvalidPatch where two are spelled alike."""
+    spelled: dict[str, str] = {}
+    for name in base.tensors:
+        module, _, last = name.rpartition(".")
+        if last == "weight" and spelled.setdefault(module.replace(".", "_"), module) != module:
+            raise InvalidPatch(f"base {base.name!r}: {module} and another module are one name with underscores")
+    return spelled.get
+
+
+def read(folder: Folder, path: str, base: Checkpoint | None) -> Patch:
+    """The adapter of the base's component as lowrank and dora terms. Raises what `diffusion.read` raises."""
+    found = _open(folder, path)
+    return read_modules(recognise(folder, path), folder, found[1] if found else [], base, _finder)
+
+
+SPEC = PatchKind(
+    name="kohya",
+    title="kohya LoRA",
+    summary="LoRA or DoRA of a diffusion model, as kohya's sd-scripts save it",
+    source="kohya-ss/sd-scripts",
+    recognise=recognise,
+    read=read,
+    family="diffusion",
+)

@@ -1,0 +1,223 @@
+"""LoRAs of diffusion models against diffusers itself: what it loads from the same file and fuses, in float64."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.training_utils import _collate_lora_metadata
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from adapterhub.merging import patches
+from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
+from adapterhub.merging.errors import InvalidPatch, ShapeMismatch, UnknownSite
+from tests.merging.build import random
+from tests.merging.exactness.compare import DTYPES, fold, record, roundings
+
+Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+OUT = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0"
+CONV, PROJ = "down_blocks.0.resnets.0.conv1", "mid_block.attentions.0.proj_in"
+MODULES = [Q, OUT, CONV, PROJ]
+COMPONENTS = ("unet", "text_encoder")
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+def unet(dtype: torch.dtype = torch.float32, width: int = 8) -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(width, 2 * width),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    return model.to(dtype)
+
+
+def text_encoder() -> CLIPTextModel:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return CLIPTextModel(CLIPTextConfig(vocab_size=32, **sizes))
+
+
+def kohya(file: Path, *, dora: bool = False, alpha: float | None = None, **change: torch.Tensor | None) -> Path:
+    """A file as sd-scripts writes it: one alpha, else different ones and one missing; a text encoder's module too."""
+    weights, tensors = unet().state_dict(), {}
+    for number, module in enumerate(MODULES):
+        W = weights[f"{module}.weight"]
+        name = "lora_unet_" + module.replace(".", "_")
+        tensors[f"{name}.lora_down.weight"] = random(3, *W.shape[1:], seed=number) * 0.2
+        tensors[f"{name}.lora_up.weight"] = random(W.shape[0], 3, *(1 for _ in W.shape[2:]), seed=number + 9) * 0.2
+        if alpha or module != OUT:
+            tensors[f"{name}.alpha"] = torch.tensor(alpha or 1.5 + number)
+        if dora:
+            tensors[f"{name}.dora_scale"] = random(W.shape[0], *(1 for _ in W.shape[1:]), seed=number + 20).abs()
+    if not dora:
+        name = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+        tensors |= {f"{name}.lora_down.weight": random(3, 16), f"{name}.lora_up.weight": random(16, 3, seed=1)}
+    file.parent.mkdir(exist_ok=True)
+    save_file({name: one for name, one in (tensors | change).items() if one is not None}, file)
+    return file
+
+
+def fused(base: Path, folder: Path) -> dict[str, torch.Tensor]:
+    """The U-Net's weights after diffusers loaded and fused the patch, in float64."""
+    state, alphas, metadata = StableDiffusionLoraLoaderMixin.lora_state_dict(
+        str(folder), weight_name=WEIGHTS, unet_config=None, return_lora_metadata=True
+    )
+    model = UNet2DConditionModel.from_pretrained(base).double()
+    StableDiffusionLoraLoaderMixin.load_lora_into_unet(state, alphas, model, adapter_name="a", metadata=metadata)
+    model.double()
+    model.fuse_lora()
+    model.unload_lora()
+    return dict(model.state_dict())
+
+
+def by_formula(base: Path, file: Path) -> dict[str, torch.Tensor]:
+    """alpha / r · up @ down of a kohya file on the weights, normed to dora_scale where it has one, in float64."""
+    weights = {name: W.double() for name, W in load_file(base / "diffusion_pytorch_model.safetensors").items()}
+    tensors = {name: one.double() for name, one in load_file(file).items()}
+    for module in MODULES:
+        name, W = "lora_unet_" + module.replace(".", "_"), weights[f"{module}.weight"]
+        down, up = tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"]
+        alpha = tensors.get(f"{name}.alpha", torch.tensor(float(len(down))))
+        W = W + alpha / len(down) * (up.flatten(1) @ down.flatten(1)).view(W.shape)
+        if f"{name}.dora_scale" in tensors:
+            norms = W.flatten(1).norm(dim=1).view(-1, *(1 for _ in W.shape[1:]))
+            W = tensors[f"{name}.dora_scale"] * W / norms
+        weights[f"{module}.weight"] = W
+    return weights
+
+
+def check(kind: str, patch: Path, dtype: str, tmp_path: Path, *, formula: bool = False) -> None:
+    base = tmp_path / "unet"
+    unet(DTYPES[dtype]).save_pretrained(base)
+    found = load_file(fold(base, patch, tmp_path / "out") / "model.safetensors")
+    expected = by_formula(base, patch / WEIGHTS) if formula else fused(base, patch)
+    before = load_file(base / "diffusion_pytorch_model.safetensors")
+    assert all(not torch.equal(before[f"{one}.weight"], found[f"{one}.weight"]) for one in MODULES)
+    error = roundings(found, expected, DTYPES[dtype])
+    record(kind, "unet", dtype, "sd-scripts' formula, float64" if formula else "diffusers fuse_lora, float64", error)
+    assert error <= 1.0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_kohya_folds_by_its_formula(dora: bool, dtype: str, tmp_path: Path) -> None:
+    kohya(tmp_path / "patch" / WEIGHTS, dora=dora)
+    check("kohya (dora)" if dora else "kohya", tmp_path / "patch", dtype, tmp_path, formula=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_kohya_folds_as_diffusers_fuses(dtype: str, tmp_path: Path) -> None:
+    """With one alpha: diffusers 0.42 drops alphas of attention that differ, as its alpha_pattern names no module."""
+    kohya(tmp_path / "patch" / WEIGHTS, alpha=1.5)
+    check("kohya", tmp_path / "patch", dtype, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "config", [{"alpha_pattern": {Q: 9}, "rank_pattern": {CONV: 2}}, {"use_rslora": True}, {"use_dora": True}], ids=str
+)
+@pytest.mark.parametrize("is_told", [True, False], ids=["metadata", "bare"])
+def test_diffusers_folds_as_it_fuses(is_told: bool, config: dict[str, Any], dtype: str, tmp_path: Path) -> None:
+    adapted = unet()
+    adapted.add_adapter(LoraConfig(r=3, lora_alpha=6, target_modules=MODULES, init_lora_weights=False, **config))
+    layers = get_peft_model_state_dict(adapted)
+    metadata = _collate_lora_metadata({"unet": adapted}) if is_told else {}
+    StableDiffusionLoraLoaderMixin.save_lora_weights(tmp_path / "patch", unet_lora_layers=layers, **metadata)
+    check("diffusers" + (" (dora)" if "use_dora" in config else ""), tmp_path / "patch", dtype, tmp_path)
+
+
+def test_names_of_before_peft_are_understood(tmp_path: Path) -> None:
+    processor = OUT.removesuffix("to_out.0") + "processor.to_out_lora"
+    down, up = random(3, 16), random(16, 3, seed=1)
+    tensors = {f"unet.{processor}.down.weight": down, f"unet.{processor}.up.weight": up}
+    save_file(tensors, tmp_path / WEIGHTS)
+    unet().save_pretrained(tmp_path / "unet")
+    (term,) = patches.read(LocalFolder(tmp_path), base=Checkpoint.open(LocalFolder(tmp_path / "unet"))).terms
+    assert (term.site, term.scale) == (f"{OUT}.weight", 1.0)
+
+
+def test_each_component_gets_its_own_modules(tmp_path: Path) -> None:
+    """Of a diffusers folder the sub-folder of one component is the base, and the rest of the file is for others."""
+    kohya(tmp_path / "patch" / "a.safetensors")
+    model = LocalFolder(tmp_path / "model")
+    unet().save_pretrained(model.root / "unet")
+    text_encoder().save_pretrained(model.root / "text_encoder")
+    folder = LocalFolder(tmp_path / "patch")
+    sites = {one: {t.site for t in patches.read(folder, base=Checkpoint.open(model, one)).terms} for one in COMPONENTS}
+    assert sites["unet"] == {f"{module}.weight" for module in MODULES}
+    assert len(sites["text_encoder"]) == 1
+    assert next(iter(sites["text_encoder"])).endswith("encoder.layers.0.self_attn.q_proj.weight")
+    assert len(patches.read(folder).terms) == len(MODULES) + 1
+
+
+def test_another_base_is_refused(tmp_path: Path) -> None:
+    kohya(tmp_path / "patch" / "a.safetensors")
+    unet(width=16).save_pretrained(tmp_path / "wide")
+    folder = LocalFolder(tmp_path / "patch")
+    with pytest.raises(ShapeMismatch):
+        patches.read(folder, base=Checkpoint.open(LocalFolder(tmp_path / "wide")))
+    save_file({"other.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(UnknownSite):
+        patches.read(folder, base=Checkpoint.open(LocalFolder(tmp_path), name="other"))
+
+
+NAME = "lora_unet_" + Q.replace(".", "_")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({f"{NAME}.lora_up.weight": None}, "has only A"),
+        ({f"{NAME}.lora_up.weight": torch.zeros(16, 4)}, "their ranks differ"),
+        ({f"{NAME}.lora_up.weight": torch.zeros(16, 3, 1, 1)}, "both of two or both of four"),
+        ({f"{NAME}.lora_down.weight": torch.zeros(3, 16, dtype=torch.int32)}, "floats are expected"),
+        ({f"{NAME}.alpha": torch.tensor(-1.0)}, "one number above 0"),
+        ({f"{NAME}.alpha": torch.ones(2)}, "one number above 0"),
+        ({f"{NAME}.dora_scale": torch.ones(3)}, "normed over outputs"),
+        ({f"{NAME}.lora_mid.weight": torch.ones(3, 3)}, "of LyCORIS"),
+        ({"lora_unet_x.alpha": torch.tensor(1.0)}, "an alpha and no factors"),
+        ({"stray": torch.ones(3)}, "no part of a LoRA"),
+    ],
+    ids=str,
+)
+def test_contradictions_of_kohya_files_are_problems(change: Any, says: str, tmp_path: Path) -> None:
+    folder = LocalFolder(kohya(tmp_path / "p" / "a.safetensors", **change).parent)
+    (facts,) = patches.inspect(folder)
+    assert facts.kind == "kohya"
+    assert says in " ".join(facts.problems)
+    with pytest.raises(InvalidPatch):
+        patches.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "holds no object"),
+        (json.dumps({"unet.lora_alpha": -1}), "lora_alpha is -1"),
+        (json.dumps({"unet.alpha_pattern": 3}), "alpha_pattern"),
+    ],
+)
+def test_metadata_that_says_nonsense_is_a_problem(metadata: str, says: str, tmp_path: Path) -> None:
+    tensors = {f"unet.{Q}.lora_A.weight": torch.ones(3, 16), f"unet.{Q}.lora_B.weight": torch.ones(16, 3)}
+    save_file(tensors, tmp_path / "a.safetensors", {"lora_adapter_metadata": metadata})
+    (facts,) = patches.inspect(LocalFolder(tmp_path))
+    assert says in facts.problems[0]
+
+
+def test_facts_tell_rank_and_components(tmp_path: Path) -> None:
+    (facts,) = patches.inspect(LocalFolder(kohya(tmp_path / "p" / "a.safetensors").parent))
+    assert (facts.kind, facts.rank_min, facts.rank_max, facts.problems) == ("kohya", 3, 3, ())
+    assert facts.detail["components"] == ["text_encoder", "unet"]
