@@ -54,9 +54,8 @@ def _modules(file: str, tensors: Mapping[str, TensorHandle]) -> tuple[list[Modul
         prefix = _component(name)
         rank = found["A"].shape[0] if "A" in found and found["A"].shape else 0
         scale = alphas.get(name, rank) / rank if rank else 1.0
-        module = Module(_COMPONENTS[prefix], name.removeprefix(prefix), found, scale)
-        problems += contradictions(file, module)
-        modules.append(module)
+        modules.append(Module(_COMPONENTS[prefix], name.removeprefix(prefix), found, scale))
+        problems += contradictions(file, modules[-1])
     return modules, tuple(problems)
 
 

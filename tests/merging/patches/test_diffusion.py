@@ -45,7 +45,12 @@ def unet(dtype: torch.dtype = torch.float32, width: int = 8) -> UNet2DConditionM
 
 
 def text_encoder() -> CLIPTextModel:
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     return CLIPTextModel(CLIPTextConfig(vocab_size=32, **sizes))
 
 
