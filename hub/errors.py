@@ -286,6 +286,10 @@ class UnfitPatch(Invalid):
     """The patch does not fit the base it is asked onto, or contradicts itself."""
 
 
+class PickleRefused(Invalid):
+    """A pickle in a commit, on a hub that takes none."""
+
+
 class TooLarge(HubError):
     """More bytes, files or characters than the limit."""
 

@@ -68,6 +68,11 @@ class Settings(BaseSettings):
     multipart_part_bytes: int = Field(
         default=64 << 20, ge=1 << 16, description="Bytes of one part; more where a file would have over 10000 of them."
     )
+    pickles: Literal["refuse", "store"] = Field(
+        default="store",
+        description="Whether a commit may add pickles (.bin, .pt, ...), which run code when they are loaded: kept "
+        "unopened, or refused.",
+    )
     file_max_bytes: int = Field(default=1 << 40, ge=1, description="Largest file accepted, in bytes.")
     git_max_bytes: int = Field(
         default=8 << 30, ge=1 << 20, description="Largest pack that one `git clone` or fetch is sent, in bytes."

@@ -18,6 +18,7 @@ from adapterhub.hub.errors import (
     HeadMoved,
     InvalidCommit,
     InvalidPath,
+    PickleRefused,
     TooLarge,
 )
 from adapterhub.hub.services import audit, blobs, ingest, refs, repos, revisions, trees, upload_modes
@@ -32,6 +33,10 @@ REBASES = 64
 """How often a commit without a parent is laid onto a branch that moved; each time, somebody else's went in."""
 
 MESSAGE_CHARACTERS = 64 * 1024
+
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
+"""Ends of the names under which people store pickles."""
 
 
 @dataclass(frozen=True)
@@ -229,9 +234,12 @@ def write_state(
 ) -> str | None:
     """The commit that turns the files `before`, those of its first parent, into `after`; None when the place moved.
 
-    Raises InvalidPath, Conflict, BrokenContainer, InvalidCard, UnfitPatch, and what the place asks of the caller.
+    Raises InvalidPath, Conflict, BrokenContainer, InvalidCard, UnfitPatch, PickleRefused, and what the place asks of
+    the caller.
     """
     _check_collisions(after)
+    if hub.settings.pickles == "refuse":
+        _refuse_pickles(before, after)
     head = parents[0]
     draft = revisions.draft(repo, caller, before, after, parents, message)
     learnt = ingest.examine(hub, caller, repo, head, before, after)
@@ -393,3 +401,13 @@ def _check_collisions(entries: dict[str, Entry]) -> None:
 
 def _stat(entry: Entry) -> BlobStat:
     return BlobStat(entry.digest, entry.size_bytes, 0.0)
+
+
+def _refuse_pickles(before: Mapping[str, Entry], after: Mapping[str, Entry]) -> None:
+    """Raises PickleRefused where a commit adds or changes a file that is a pickle by its name; old ones may stay."""
+    for path, entry in after.items():
+        if path.lower().endswith(PICKLES) and before.get(path) != entry:
+            raise PickleRefused(
+                f"{path}: a pickle by its name, which runs code when it is loaded, and this hub takes none; "
+                "save the tensors as safetensors and leave the file out of the push"
+            )

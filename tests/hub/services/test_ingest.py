@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from sqlmodel import Session, col, select
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Job, Patch, RevisionFacts
-from adapterhub.hub.errors import InvalidCard, UnfitPatch
+from adapterhub.hub.errors import InvalidCard, PickleRefused, UnfitPatch
 from adapterhub.hub.services import refs, repos, trees
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.cards import READ_BYTES
@@ -226,6 +227,17 @@ def test_a_card_that_does_not_parse_is_refused(hub: Hub, ann: Caller, patch: str
 def test_pickles_are_kept_and_never_opened(hub: Hub, ann: Caller, patch: str) -> None:
     push(hub, ann, patch, AddRegular("training_args.bin", b"\x80\x04cos\nsystem\n(S'false'\ntR."))
     assert repo_view(hub, ann, patch)["kind"] == "unknown"
+
+
+def test_a_hub_that_refuses_pickles_keeps_those_it_had(hub: Hub, ann: Caller, patch: str) -> None:
+    push(hub, ann, patch, AddRegular("old.bin", b"old"))
+    strict = replace(hub, settings=hub.settings.model_copy(update={"pickles": "refuse"}))
+    for name in ("training_args.bin", "sub/Scaler.PT", "old.bin"):
+        with pytest.raises(PickleRefused, match=name):
+            push(strict, ann, patch, AddRegular("ok.txt", b"ok"), AddRegular(name, b"new"))
+    assert files(hub, ann, patch) == [".gitattributes", "old.bin"]
+    push(strict, ann, patch, AddRegular("ok.txt", b"ok"))
+    assert files(hub, ann, patch) == [".gitattributes", "ok.txt", "old.bin"]
 
 
 def test_a_model_whose_weights_stay_keeps_its_fingerprint(hub: Hub, ann: Caller, base: str) -> None:
