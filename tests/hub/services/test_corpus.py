@@ -19,7 +19,8 @@ def test_a_card_is_read_or_refused_with_a_sentence(file: str) -> None:
     try:
         card = cards.parse(raw)
     except InvalidCard as refused:
-        assert 20 < len(str(refused)) < 400
+        sentence = str(refused)
+        assert 20 < len(sentence) < 400
         return
     assert all(isinstance(name, str) for name in card.texts("base_model"))
     assert "base_model" not in card.data or card.texts("base_model") or "{" in raw.decode()

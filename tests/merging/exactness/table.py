@@ -29,15 +29,16 @@ INTRO = """\
 `adapterhub patch kinds` lists what each is. Here is what the tests did with them, on tiny random models of many
 architectures, in float32 and bfloat16.
 
-**folds**: *own*: its weights are computed here; *peft*: peft itself computes them, in a confined process, on a skeleton of
-the touched parameters; *no*: it works on a live model alone. **writes**: a merge can be stored as this kind.
+**folds**: *own*: its weights are computed here; *peft*: peft itself computes them, in a confined process, on a skeleton
+of the touched parameters; *no*: it works on a live model alone. **writes**: a merge can be stored as this kind.
 """
 MEASURED = """
 ## Exactness
 
 Weights are measured in roundings: 1.0 is half a unit in the last place of the result's dtype, the one rounding that a
-fold takes, with the float32 in which sums are accumulated allowed for. Where the oracle's weights are not the truth (tied
-embeddings, a merge that loses digits) the live adapter's outputs are, and the largest relative difference is given.
+fold takes, with the float32 in which sums are accumulated allowed for. Where the oracle's weights are not the truth
+(tied embeddings, a merge that loses digits) the live adapter's outputs are, and the largest relative difference is
+given.
 """
 NOT_RUN = """
 ## Not measured
