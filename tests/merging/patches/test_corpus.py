@@ -58,7 +58,7 @@ def test_a_configuration_is_recognised_or_refused_with_its_reason(file: str, tmp
 def test_a_base_is_taken_over_only_where_it_is_a_repository(file: str, tmp_path: Path) -> None:
     (facts,) = patches.inspect(only(file, tmp_path))
     said = json.loads((CORPUS / file).read_text())
-    name = said.get("base_model_name_or_path", said.get("model"))
+    name = said.get("base_model_name_or_path", said.get("model", said.get("model_name")))
     if facts.base.name is not None:
         assert facts.base.name == name
     if isinstance(name, str) and name.startswith(("/", "./", "C:")) and facts.kind == "mlx":
