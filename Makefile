@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
-.PHONY: setup demo test check lint types bench measure serve clean help client-adapters client-vllm clients compat
+.PHONY: setup demo test check lint types bench measure serve clean help client-adapters client-vllm clients compat kinds
 
 setup: $(READY)  ## make .venv and install everything into it
 
@@ -52,6 +52,12 @@ lint: $(READY)  ## style, and which package may import which
 
 types: $(READY)  ## mypy, strict
 	$(BIN)/mypy src/adapterhub tests
+
+# what folds and runs of every kind came to is written down while the tests run, and the page is made of that
+kinds: $(READY)  ## fold and run every kind of patch and write docs/kinds.md (five minutes)
+	rm -f build/exactness.jsonl && mkdir -p build
+	AHTEST_EXACTNESS=$(CURDIR)/build/exactness.jsonl OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) tests/merging
+	$(BIN)/python -m tests.merging.exactness.table build/exactness.jsonl
 
 # what the clients did is written down while the tests run, and the page is made of that
 compat: $(READY) clients  ## run every version of the client and write docs/compatibility.md (two minutes)

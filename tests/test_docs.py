@@ -19,6 +19,7 @@ from adapterhub.merging import methods, patches, terms, transfer
 from adapterhub.merging.folders import LocalFolder
 from adapterhub.merging.recipes.expression import parse
 from adapterhub.storage.stores import known_backends
+from tests.merging.exactness import table
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -45,6 +46,10 @@ def test_every_variant_and_setting_has_its_heading() -> None:
     named = [*methods.methods(), *patches.kinds(), *terms.terms(), *transfer.strategies(), *known_backends()]
     named += [f"ADAPTERHUB_{name.upper()}" for name in Settings.model_fields]
     assert [name for name in named if name not in headings] == []
+
+
+def test_the_page_of_kinds_lists_those_that_are_there() -> None:
+    assert table.behind() == []
 
 
 def test_every_expression_in_the_docs_parses() -> None:
