@@ -1,6 +1,6 @@
 """A repository in words and numbers: the JSON that REST, the page and the command line all show."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select, tuple_
@@ -78,7 +78,7 @@ def _view(
     facts = session.get_one(RevisionFacts, (repo.id, commit))
     at = col(Patch.repository_id) == repo.id, col(Patch.commit_oid) == commit
     patches = session.scalars(select(Patch).where(*at).order_by(col(Patch.path))).all()
-    shown = [_patch_json(session, caller, patch) for patch in patches]
+    shown = _patches_json(session, caller, patches)
     names = [ref.name for ref in refs.list_refs(session, repo)]
     return {
         "id": repo.full_name,
@@ -125,14 +125,27 @@ def _branch(session: Session, repo: Repository, revision: str | None) -> str | N
     return name if session.get(Ref, (repo.id, refs.BRANCH + name)) else None
 
 
-def _patch_json(session: Session, caller: Caller, patch: Patch) -> dict[str, Any]:
+def _patches_json(session: Session, caller: Caller, patches: Sequence[Patch]) -> list[dict[str, Any]]:
+    """Each patch, its base looked up once for all that have the same."""
+    bases: dict[tuple[str | None, ...], dict[str, Any] | None] = {}
+    shown = []
+    for patch in patches:
+        declared = patch.base_name, patch.base_fingerprint, patch.base_quantisation
+        key = (patch.base_repository_id, patch.base_commit, *declared)
+        if key not in bases:
+            bases[key] = _base_json(session, caller, patch)
+        shown.append(_patch_json(patch, bases[key]))
+    return shown
+
+
+def _patch_json(patch: Patch, base: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "path": patch.path,
         "kind": patch.kind,
         "reason": patch.reason,
         "effect": patch.effect,
         "digest": patch.digest,
-        "base": _base_json(session, caller, patch),
+        "base": dict(base) if base is not None else None,
         "rank_min": patch.rank_min,
         "rank_max": patch.rank_max,
         "targets": patch.targets,

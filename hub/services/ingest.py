@@ -5,7 +5,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
@@ -18,7 +18,7 @@ from adapterhub.hub.db.tables import Evaluation, Patch, Repository, RevisionFact
 from adapterhub.hub.errors import NotFound, Refused, TooLarge, Unavailable, UnfitPatch
 from adapterhub.hub.jobs.queue import JobQueue
 from adapterhub.hub.services import bases, cards, lineage, mirror_reading, recipe_inputs, search_index, tags, trees
-from adapterhub.hub.services.access import Caller
+from adapterhub.hub.services.access import Caller, readable
 from adapterhub.hub.services.bases import BaseRevision
 from adapterhub.hub.services.cards import Card
 from adapterhub.hub.services.folders import RepositoryFolder
@@ -76,9 +76,12 @@ def examine(
         if path.endswith(".safetensors") and before.get(path) != after[path]:
             _check_container(folder, path)
     card = cards.parse(folder.read(cards.FILE, 0, cards.READ_BYTES)) if cards.FILE in after else Card()
-    found = [_with_storable_base(one) for one in patches.inspect(folder)]
-    seen = tuple(_look(hub, caller, folder, one, card.texts("base_model")) for one in found)
-    whole = _whole(folder, card, found)
+    known = _known(hub, caller, repo, head, _unchanged(before, after))
+    new = [_with_storable_base(one) for one in patches.inspect(folder, leave_out={one.facts.path for one in known})]
+    opened = _Bases(hub)
+    looked = [_look(hub, caller, folder, one, card.texts("base_model"), opened) for one in new]
+    seen = tuple(sorted([*known, *looked], key=lambda one: one.facts.path))
+    whole = _whole(folder, card, [one.facts for one in seen])
     made_of = recipe_inputs.of(_json(folder, recipe_inputs.FILE))
     parents = _parents(hub, caller, made_of, seen, whole["base_models"])
     fingerprint = _known_fingerprint(hub, repo, head) if _weights(before) == _weights(after) else None
@@ -156,19 +159,84 @@ def _check_container(folder: Folder, path: str) -> None:
     read_header(lambda start, end: folder.read(path, start, end), folder.size(path), path)
 
 
-def _look(hub: Hub, caller: Caller, folder: Folder, facts: Facts, declared: Sequence[str]) -> Seen:
+def _unchanged(before: Mapping[str, Entry], after: Mapping[str, Entry]) -> set[str]:
+    """Sub-folders that hold the very same files."""
+
+    def by_folder(files: Mapping[str, Entry]) -> dict[str, set[tuple[str, str]]]:
+        found: dict[str, set[tuple[str, str]]] = {}
+        for path, entry in files.items():
+            found.setdefault(path.rpartition("/")[0], set()).add((path, entry.oid))
+        return found
+
+    old = by_folder(before)
+    return {path for path, files in by_folder(after).items() if path and old.get(path) == files}
+
+
+def _known(hub: Hub, caller: Caller, repo: Repository, head: str, folders: Collection[str]) -> list[Seen]:
+    """What is known of the patches in these folders at `head`, so that thousands are not looked at for each commit.
+
+    A patch without a base here, or with a problem, is none of them: either may have changed elsewhere.
+    """
+    if not folders:
+        return []
+    at = col(Patch.repository_id) == repo.id, col(Patch.commit_oid) == head, col(Patch.base_repository_id).is_not(None)
+    with hub.db.read() as session:
+        rows = [row for row in session.scalars(select(Patch).where(*at)) if row.path in folders and not row.problems]
+        wanted = {row.base_repository_id for row in rows}
+        readables = select(Repository).where(col(Repository.id).in_(wanted), readable(caller))
+        owners = {one.id: one for one in session.scalars(readables)}
+        return [
+            _again(session, row, owners[row.base_repository_id]) for row in rows if row.base_repository_id in owners
+        ]
+
+
+def _again(session: Session, row: Patch, base: Repository) -> Seen:
+    """A stored row as it was seen."""
+    same = ("kind", "reason", "path", "rank_min", "rank_max", "parameter_count", "size_bytes", "layers", "dtypes")
+    trained_on = TrainingBase(row.base_name, None, row.base_fingerprint, row.base_quantisation)
+    facts = Facts(
+        **{name: getattr(row, name) for name in same},
+        effect=row.effect,  # type: ignore[arg-type]  # it was one when it was stored
+        base=trained_on,
+        targets=tuple(row.targets),
+        detail=row.detail,
+    )
+    evidence = "fingerprint" if row.base_fingerprint else "declared"
+    assert row.base_commit is not None  # it goes with the base
+    whole = session.get(RevisionFacts, (base.id, row.base_commit))
+    pinned = BaseRevision(base, row.base_commit, evidence, whole.fingerprint if whole else None)
+    return Seen(facts, pinned, row.digest, ())
+
+
+class _Bases:
+    """The bases that one commit's patches were trained on, each opened once."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._opened: dict[tuple[str, str], Checkpoint | None] = {}
+
+    def open(self, base: BaseRevision) -> Checkpoint | None:
+        """Names and shapes, headers read and nothing else; None where it holds no weights, or cannot be read."""
+        key = base.repo.id, base.commit
+        if key not in self._opened:
+            with self._hub.db.read() as session:
+                folder = mirror_reading.folder(session, self._hub, base.repo, base.commit)
+            self._opened[key] = _open_base(base, folder)
+        return self._opened[key]
+
+
+def _look(hub: Hub, caller: Caller, folder: Folder, facts: Facts, declared: Sequence[str], opened: _Bases) -> Seen:
     """The patch with its base found and its shapes checked against it. Raises UnfitPatch."""
     if facts.kind == "model":
         return Seen(facts, None, None, facts.problems)
     with hub.db.read() as session:
         base = bases.locate(session, caller, facts.base, declared)
-        base_folder = mirror_reading.folder(session, hub, base.repo, base.commit) if base else None
         if base and facts.base.quantisation == "unknown":
             facts = replace(facts, base=replace(facts.base, quantisation=_quantisation(session, base)))
     problems = facts.problems
     digest = None
     try:
-        weights = _open_base(base, base_folder) if base and base_folder else None
+        weights = opened.open(base) if base else None
         digest = patches.read(folder, facts.path, base=weights).digest
     except (ShapeMismatch, UnknownSite) as error:
         raise UnfitPatch(str(error)) from error

@@ -1,6 +1,6 @@
 """Patch kinds: the file formats in which people store patches, one file each; found by scanning this folder."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 
@@ -20,15 +20,18 @@ def kinds() -> Mapping[str, PatchKind]:
     return scan(__name__, PatchKind)
 
 
-def inspect(folder: Folder) -> list[Facts]:
+def inspect(folder: Folder, leave_out: Collection[str] = ()) -> list[Facts]:
     """Facts of every patch and model in a folder and its sub-folders, by path; empty where none was recognised.
 
     What is recognised and contradicts itself is listed with its problems, and so is what says that it is an adapter and
-    is none that any kind knows: of kind "unknown". Raises BrokenContainer for safetensors files that are no sound ones.
+    is none that any kind knows: of kind "unknown". leave_out: sub-folders that are not looked at, "" for the root.
+    Raises BrokenContainer for safetensors files that are no sound ones.
     """
     here: dict[str, list[str]] = {}
     for name in folder.names():
         here.setdefault(name.rpartition("/")[0], []).append(name)
+    for path in leave_out:
+        here.pop(path, None)
     return [facts for path in sorted(here) for facts in _recognise(Remembering(folder, here[path]), path)]
 
 
