@@ -14,6 +14,7 @@ from adapterhub.merging.errors import InvalidPatch
 from adapterhub.merging.patch import Facts
 from adapterhub.merging.recipes.canonical import Input
 from adapterhub.merging.recipes.expression import parse
+from adapterhub.merging.runtime import runtimes
 
 if TYPE_CHECKING:
     from adapterhub.merging.engine import Progress, Result
@@ -26,6 +27,23 @@ def inspect(path: Path) -> list[dict[str, Any]]:
         return [asdict(facts) for facts in patches.inspect(LocalFolder(path))]
     found = patches.inspect(LocalFolder(path.resolve().parent))
     return [asdict(facts) for facts in found if path.name in facts.files]
+
+
+def kinds() -> list[dict[str, Any]]:
+    """What is known of each kind of patch: what it is, who folds it, whether it runs live and can be written."""
+    return [
+        {
+            "name": name,
+            "title": kind.title,
+            "summary": kind.summary,
+            "source": kind.source,
+            "family": kind.family,
+            "folds": kind.folds,
+            "runs": name in runtimes(),
+            "writes": kind.export is not None,
+        }
+        for name, kind in patches.kinds().items()
+    ]
 
 
 def merge(

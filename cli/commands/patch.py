@@ -121,11 +121,17 @@ def inspect(
 
 @patch.command(epilog=examples("patch kinds", "patch kinds --json"))
 def kinds(as_json: AsJson = False) -> None:
-    """List the file formats that are recognised."""
-    from adapterhub.merging.patches import kinds as known
+    """List the kinds of patch that are recognised, and what is done with each."""
+    from adapterhub.cli.local import kinds as known
 
-    rows = [{"name": k.name, "title": k.title, "summary": k.summary, "source": k.source} for k in known().values()]
+    rows = known()
     if as_json:
         show_json_lines(rows)
     else:
-        show_table(("kind", "title", "what it is"), ((r["name"], r["title"], r["summary"]) for r in rows))
+        columns = ("name", "family", "folds", "runs", "writes", "summary")
+        headings = ("kind", "of", "folds", "runs", "writes", "what it is")
+        show_table(headings, ([_word(row[column]) for column in columns] for row in rows))
+
+
+def _word(value: object) -> str:
+    return {True: "yes", False: "-"}[value] if isinstance(value, bool) else str(value)
