@@ -42,6 +42,15 @@ def unpack_bits(bits: Array, numel: int) -> Array:
     return unpacked[:numel]
 
 
+def packed_problem(bits: Array, numel: int) -> str | None:
+    """What is wrong with packed bits for so many entries, as a sentence; None where nothing is."""
+    try:
+        unpack_bits(bits, numel)
+    except InvalidPatch as error:
+        return str(error)
+    return None
+
+
 def encode_indices(
     indices: Array, shape: Sequence[int], index: str | None = None
 ) -> tuple[str, dict[str, tuple[str, Array]]]:

@@ -161,6 +161,10 @@ def make_parameters(owner: type, values: Mapping[str, Any], called: str) -> Any:
 # ---- specs -----------------------------------------------------------------------------------------------------------
 
 
+TRANSPOSE = Parameter("transpose", "bool", False, "whether the site stores (in, out), and the fields (out, in)")
+"""The option of terms that read GPT-2's Conv1D and embeddings."""
+
+
 @dataclass(frozen=True)
 class NoParameters:
     """The parameters of what has none."""
@@ -211,11 +215,64 @@ class Apply(Protocol):
     def __call__(self, tile: torch.Tensor, start: int, stop: int) -> None: ...
 
 
+FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
+"""Dtypes, by their safetensors names, that a term's numbers may have."""
+
+
+@dataclass(frozen=True)
+class StoredField:
+    """One tensor of a term as the native format stores it; `stored` makes them.
+
+    sizes: of its dimensions, each a number or a name; equal names in one term are equal sizes, and further dimensions
+    count into the last. Known names: "out" and "in" of the delta, which are W's rows and the product of its other
+    dimensions, exchanged where the option transpose is true; "n", W's entries; "bytes", ceil(n / 8). ("W",) alone is
+    W's own shape, transposed with that option. None: a form that only other formats hold. dtypes: which it may have.
+    is_read: whether `bad_value` is given its values although they are floats.
+    """
+
+    sizes: tuple[str | int, ...] | None
+    dtypes: frozenset[str] = FLOATS
+    is_optional: bool = False
+    is_read: bool = False
+
+
+def stored(
+    *sizes: str | int, dtypes: Sequence[str] = (), is_optional: bool = False, is_read: bool = False
+) -> StoredField:
+    """A field of a term in the native format; dtypes () are the floats."""
+    return StoredField(sizes, frozenset(dtypes) or FLOATS, is_optional, is_read)
+
+
+ELSEWHERE = StoredField(None, is_optional=True)
+"""A field that only other formats hold."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One term of a native patch, as far as its header goes.
+
+    shape: W's. fields: shapes by name, sizes past a field's last one multiplied into it. sizes: by their names.
+    """
+
+    shape: tuple[int, ...]
+    fields: Mapping[str, tuple[int, ...]]
+    sizes: Mapping[str, int]
+    options: Mapping[str, Any]
+
+
+def _no_misfit(term: Stored) -> str | None:
+    return None
+
+
+def _no_bad_value(term: Stored, values: Mapping[str, Any]) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class TermSpec:
     """One term: what a patch may do to one site.
 
-    fields: names of its tensors, the optional ones among them; the file's docstring has shapes and options.
+    fields: its tensors by name, the optional ones among them; the file's docstring has shapes and options.
     effect: "additive" adds a delta that does not depend on W; "affine" changes the W it is given; "replace" puts values
     in W's place. order: additive terms of a smaller order act first on a site; the others act in the patch's own order,
     replacing ones first of all.
@@ -224,16 +281,24 @@ class TermSpec:
     norm: `(part, shape of W)` gives the Frobenius norm of the delta; None where it depends on W.
     factors: `(part, shape of W)` gives the same delta as float32 factors left (n, r) @ right (r, m) of W as a matrix;
     None for a term that has no such exact form, and for one whose delta depends on W.
+    options: what the native format may say of it besides its scale. misfit: what the sizes of fields do not tell, as a
+    sentence; None where they fit. bad_value: the same for values, given as numpy arrays
+    by field: those that are no floats, and float64 of those that its field says.
+    is_exact: whether it stands for stored bits, so that it acts alone on its site and with weight 1.
     """
 
     name: str
     summary: str
-    fields: tuple[str, ...]
+    fields: Mapping[str, StoredField]
     effect: Literal["additive", "affine", "replace"]
     order: int
     prepare: Callable[[Sequence[Part], torch.Tensor], Apply]
     norm: Callable[[Part, Sequence[int]], float | None]
     factors: Callable[[Part, Sequence[int]], tuple[torch.Tensor, torch.Tensor]] | None = None
+    options: tuple[Parameter, ...] = ()
+    misfit: Callable[[Stored], str | None] = _no_misfit
+    bad_value: Callable[[Stored, Mapping[str, Any]], str | None] = _no_bad_value
+    is_exact: bool = False
 
     @property
     def is_additive(self) -> bool:

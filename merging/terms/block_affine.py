@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.registry import Apply, Part, TermSpec
+from adapterhub.merging.registry import Apply, Part, Stored, TermSpec, stored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,12 +36,19 @@ def _norm(part: Part, shape: Sequence[int]) -> None:
     """None: the change depends on W."""
 
 
+def _misfit(term: Stored) -> str | None:
+    m, b, out, fan_in = (term.sizes[name] for name in ("m", "b", "out", "in"))
+    is_fit = m * b == out and b and fan_in % b == 0
+    return None if is_fit else f"{m} blocks of {b} for a matrix of {(out, fan_in)}"
+
+
 SPEC = TermSpec(
     name="block_affine",
     summary="W with each of its square blocks V as V + V·B + B",
-    fields=("B",),
+    fields={"B": stored("m", "b", "b")},
     effect="affine",
     order=8,
     prepare=_prepare,
     norm=_norm,
+    misfit=_misfit,
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.registry import Apply, Part, TermSpec
+from adapterhub.merging.registry import Apply, Part, Stored, TermSpec, stored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,12 +41,19 @@ def _norm(part: Part, shape: Sequence[int]) -> float:
     return float(kernel.double().norm()) * math.sqrt(kernel.shape[2]) * abs(part.weight)
 
 
+def _misfit(term: Stored) -> str | None:
+    m, k, b = (term.sizes[name] for name in "mkb")
+    expected = (term.sizes["out"], term.sizes["in"])
+    return None if (m * b, k * b) == expected else f"its blocks make {(m * b, k * b)}; {expected} is expected"
+
+
 SPEC = TermSpec(
     name="circulant",
     summary="W plus circulant blocks",
-    fields=("kernel",),
+    fields={"kernel": stored("m", "k", "b")},
     effect="additive",
     order=16,
     prepare=_prepare,
     norm=_norm,
+    misfit=_misfit,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from adapterhub.merging.ops.tensors import as_matrix
-from adapterhub.merging.registry import Apply, Part, TermSpec
+from adapterhub.merging.registry import TRANSPOSE, Apply, Part, TermSpec, stored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,9 +39,10 @@ def _norm(part: Part, shape: Sequence[int]) -> float:
 SPEC = TermSpec(
     name="dense",
     summary="W + delta, every entry stored",
-    fields=("delta",),
+    fields={"delta": stored("W")},
     effect="additive",
     order=40,
     prepare=_prepare,
     norm=_norm,
+    options=(TRANSPOSE,),
 )

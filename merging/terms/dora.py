@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.merging.ops.lowrank import factors_of
 from adapterhub.merging.ops.tensors import as_matrix
-from adapterhub.merging.registry import Apply, Part, TermSpec
+from adapterhub.merging.registry import TRANSPOSE, Apply, Parameter, Part, TermSpec, stored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,9 +54,10 @@ def _norm(part: Part, shape: Sequence[int]) -> None:
 SPEC = TermSpec(
     name="dora",
     summary="W + B·A with each output brought to a stored magnitude",
-    fields=("A", "B", "mag"),
+    fields={"A": stored("r", "in"), "B": stored("out", "r"), "mag": stored("out")},
     effect="affine",
     order=6,
     prepare=_prepare,
     norm=_norm,
+    options=(TRANSPOSE, Parameter("scaling", "float", 1.0, "alpha / r of the LoRA")),
 )

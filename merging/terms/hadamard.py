@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.merging.ops.lowrank import Factors, inner_product
 from adapterhub.merging.ops.tucker import tucker_factors
-from adapterhub.merging.registry import Apply, Part, TermSpec
+from adapterhub.merging.registry import ELSEWHERE, Apply, Part, TermSpec, stored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +57,14 @@ def _norm(part: Part, shape: Sequence[int]) -> float:
 SPEC = TermSpec(
     name="hadamard",
     summary="W plus the entrywise product of two low-rank matrices",
-    fields=("w1a", "w1b", "w2a", "w2b", "t1", "t2"),
+    fields={
+        "w1a": stored("out", "r"),
+        "w1b": stored("r", "in"),
+        "w2a": stored("out", "s"),
+        "w2b": stored("s", "in"),
+        "t1": ELSEWHERE,
+        "t2": ELSEWHERE,
+    },
     effect="additive",
     order=12,
     prepare=_prepare,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.merging.ops.lowrank import Factors
 from adapterhub.merging.ops.tucker import tucker_factors
-from adapterhub.merging.registry import Apply, Part, TermSpec
+from adapterhub.merging.registry import ELSEWHERE, Apply, Part, Stored, TermSpec, stored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,13 +87,33 @@ def _norm(part: Part, shape: Sequence[int]) -> float:
     return float(first * second) * abs(part.weight)
 
 
+def _misfit(term: Stored) -> str | None:
+    """Each side is one matrix or two factors, and the product has W's shape."""
+    for side in ("w1", "w2"):
+        forms = {name for name in term.fields if name.startswith(side)}
+        if forms not in ({side}, {side + "a", side + "b"}):
+            return f"has the fields {sorted(forms)} for {side}; {side} alone, or {side}a and {side}b are expected"
+    a, b, c, d = (term.sizes[name] for name in "abcd")
+    out, fan_in = term.sizes["out"], term.sizes["in"]
+    return None if (a * c, b * d) == (out, fan_in) else f"w1 ⊗ w2 is {(a * c, b * d)}; {(out, fan_in)} is expected"
+
+
 SPEC = TermSpec(
     name="kron",
     summary="W plus a Kronecker product",
-    fields=("w1", "w1a", "w1b", "w2", "w2a", "w2b", "t2"),
+    fields={
+        "w1": stored("a", "b", is_optional=True),
+        "w1a": stored("a", "r1", is_optional=True),
+        "w1b": stored("r1", "b", is_optional=True),
+        "w2": stored("c", "d", is_optional=True),
+        "w2a": stored("c", "r2", is_optional=True),
+        "w2b": stored("r2", "d", is_optional=True),
+        "t2": ELSEWHERE,
+    },
     effect="additive",
     order=14,
     prepare=_prepare,
     norm=_norm,
     factors=_factors,
+    misfit=_misfit,
 )

@@ -14,7 +14,7 @@ import math
 from typing import TYPE_CHECKING
 
 from adapterhub.merging.ops.lowrank import Factors, concatenate, factors_of, inner_product
-from adapterhub.merging.registry import Apply, Part, TermSpec
+from adapterhub.merging.registry import TRANSPOSE, Apply, Part, TermSpec, stored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,10 +46,16 @@ def _factors(part: Part) -> Factors:
 SPEC = TermSpec(
     name="lowrank",
     summary="W + B·A, the delta of a LoRA",
-    fields=("A", "B", "d", "b"),
+    fields={
+        "A": stored("r", "in"),
+        "B": stored("out", "r"),
+        "d": stored("r", is_optional=True),
+        "b": stored("out", is_optional=True),
+    },
     effect="additive",
     order=10,
     prepare=_prepare,
     norm=_norm,
     factors=lambda part, shape: _factors(part),
+    options=(TRANSPOSE,),
 )

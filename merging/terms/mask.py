@@ -7,17 +7,21 @@ Source: arXiv:2302.06600 (grafting: γ ⊙ (W_ft - W)); the bit order is numpy.p
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
+from adapterhub.merging.encodings import packed_problem
 from adapterhub.merging.errors import NotFoldable
 from adapterhub.merging.ops.indices import unpack_bits
 from adapterhub.merging.ops.tensors import as_matrix
-from adapterhub.merging.registry import Apply, Part, TermSpec
+from adapterhub.merging.registry import Apply, Parameter, Part, Stored, TermSpec, stored
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
+
+    from adapterhub.merging.encodings import Array
 
 
 def _prepare(parts: Sequence[Part], W: torch.Tensor) -> Apply:
@@ -42,12 +46,18 @@ def _norm(part: Part, shape: Sequence[int]) -> float:
     return float(delta[selected].double().norm()) * abs(part.weight)
 
 
+def _bad_value(term: Stored, values: Mapping[str, Array]) -> str | None:
+    return packed_problem(values["bits"], prod(term.shape))
+
+
 SPEC = TermSpec(
     name="mask",
     summary="W + γ ⊙ Δ: selected entries of a delta",
-    fields=("bits", "delta"),
+    fields={"bits": stored("bytes", dtypes=["U8"]), "delta": stored("W")},
     effect="additive",
     order=30,
     prepare=_prepare,
     norm=_norm,
+    options=(Parameter("mode", "str", "select", "what the bits do", choices=("select",)),),
+    bad_value=_bad_value,
 )

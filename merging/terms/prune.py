@@ -6,15 +6,19 @@ Source: arXiv:1803.03635 (masks over weights); the bit order is numpy.packbits(b
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
+from adapterhub.merging.encodings import packed_problem
 from adapterhub.merging.ops.indices import unpack_bits
-from adapterhub.merging.registry import Apply, Part, TermSpec
+from adapterhub.merging.registry import Apply, Part, Stored, TermSpec, stored
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
+
+    from adapterhub.merging.encodings import Array
 
 
 def _prepare(parts: Sequence[Part], W: torch.Tensor) -> Apply:
@@ -33,12 +37,17 @@ def _norm(part: Part, shape: Sequence[int]) -> None:
     """None: what is taken away is W's own."""
 
 
+def _bad_value(term: Stored, values: Mapping[str, Array]) -> str | None:
+    return packed_problem(values["bits"], prod(term.shape))
+
+
 SPEC = TermSpec(
     name="prune",
     summary="W with some entries set to zero",
-    fields=("bits",),
+    fields={"bits": stored("bytes", dtypes=["U8"])},
     effect="affine",
     order=7,
     prepare=_prepare,
     norm=_norm,
+    bad_value=_bad_value,
 )

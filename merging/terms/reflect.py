@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.registry import Apply, Part, TermSpec
+from adapterhub.merging.registry import Apply, Part, TermSpec, stored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +38,7 @@ def _norm(part: Part, shape: Sequence[int]) -> None:
 SPEC = TermSpec(
     name="reflect",
     summary="W with its inputs mirrored at some planes",
-    fields=("u",),
+    fields={"u": stored("in", "r")},
     effect="affine",
     order=4,
     prepare=_prepare,

@@ -8,14 +8,17 @@ Source: peft's trainable tokens, `tuners/trainable_tokens/layer.py`, which copie
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.registry import Apply, Part, TermSpec
+from adapterhub.merging.registry import Apply, Part, Stored, TermSpec, stored
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
+
+    from adapterhub.merging.encodings import Array
 
 
 def _prepare(parts: Sequence[Part], W: torch.Tensor) -> Apply:
@@ -40,12 +43,27 @@ def _norm(part: Part, shape: Sequence[int]) -> None:
     """None: how far the rows are from W's cannot be told without W."""
 
 
+def _misfit(term: Stored) -> str | None:
+    rest = prod(term.shape[1:])
+    width = term.sizes["width"]
+    return None if width == rest else f"value has rows of {width} numbers, the parameter has rows of {rest}"
+
+
+def _bad_value(term: Stored, values: Mapping[str, Array]) -> str | None:
+    idx = values["idx"]
+    if idx.size and not 0 <= idx.min() <= idx.max() < term.shape[0]:
+        return f"idx has rows from {idx.min()} to {idx.max()}, the parameter has {term.shape[0]}"
+    return "idx names a row twice" if len(set(idx.tolist())) != idx.size else None
+
+
 SPEC = TermSpec(
     name="replace_rows",
     summary="Stored rows instead of some of W's",
-    fields=("idx", "value"),
+    fields={"idx": stored("k", dtypes=["I32", "I64"]), "value": stored("k", "width")},
     effect="replace",
     order=1,
     prepare=_prepare,
     norm=_norm,
+    misfit=_misfit,
+    bad_value=_bad_value,
 )

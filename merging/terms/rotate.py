@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.registry import Apply, Part, TermSpec
+from adapterhub.merging.registry import Apply, Part, Stored, TermSpec, stored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,12 +36,19 @@ def _norm(part: Part, shape: Sequence[int]) -> None:
     """None: the change depends on W."""
 
 
+def _misfit(term: Stored) -> str | None:
+    k, b, fan_in = term.sizes["k"], term.sizes["b"], term.sizes["in"]
+    is_fit = k * b == fan_in or (k == 1 and b and fan_in % b == 0)
+    return None if is_fit else f"{k} blocks of {b} do not turn {fan_in} inputs"
+
+
 SPEC = TermSpec(
     name="rotate",
     summary="W with its inputs turned by blocks",
-    fields=("R",),
+    fields={"R": stored("k", "b", "b")},
     effect="affine",
     order=4,
     prepare=_prepare,
     norm=_norm,
+    misfit=_misfit,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.registry import Apply, Part, TermSpec
+from adapterhub.merging.registry import TRANSPOSE, Apply, Part, Stored, TermSpec, stored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,12 +36,18 @@ def _norm(part: Part, shape: Sequence[int]) -> None:
     """None: the change is a multiple of W."""
 
 
+def _misfit(term: Stored) -> str | None:
+    return None if term.fields else "has neither row nor col"
+
+
 SPEC = TermSpec(
     name="scale",
     summary="W times factors on its rows or columns",
-    fields=("row", "col"),
+    fields={"row": stored("out", is_optional=True), "col": stored("in", is_optional=True)},
     effect="affine",
     order=5,
     prepare=_prepare,
     norm=_norm,
+    options=(TRANSPOSE,),
+    misfit=_misfit,
 )

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from adapterhub.merging.encodings import DECODERS, decode_indices
+from adapterhub.merging.errors import InvalidPatch
 from adapterhub.merging.ops.indices import flat_indices
-from adapterhub.merging.registry import Apply, Part, TermSpec
+from adapterhub.merging.registry import Apply, Parameter, Part, Stored, TermSpec, stored
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
+
+    from adapterhub.merging.encodings import Array
 
 
 def _prepare(parts: Sequence[Part], W: torch.Tensor) -> Apply:
@@ -38,12 +42,37 @@ def _norm(part: Part, shape: Sequence[int]) -> float:
     return float(part.fields["val"].double().norm()) * abs(part.weight)
 
 
+def _misfit(term: Stored) -> str | None:
+    index = term.options.get("index", "flat")
+    wanted = {"val", *DECODERS[index][0]}
+    found = sorted(term.fields)
+    return None if wanted == set(found) else f"has the fields {found}; {sorted(wanted)} are expected of index {index!r}"
+
+
+def _bad_value(term: Stored, values: Mapping[str, Array]) -> str | None:
+    try:
+        indices = decode_indices(term.options.get("index", "flat"), values, term.shape)
+    except InvalidPatch as error:
+        return str(error)
+    count = term.sizes["nnz"]
+    return None if count == indices.size else f"({count},) values for {indices.size} positions"
+
+
 SPEC = TermSpec(
     name="sparse",
     summary="Values added at some entries of W",
-    fields=("val", "idx", "crow", "col", "bits"),
+    fields={
+        "val": stored("nnz"),
+        "idx": stored("nnz", dtypes=["I32", "I64"], is_optional=True),
+        "crow": stored("starts", dtypes=["I32", "I64"], is_optional=True),
+        "col": stored("nnz", dtypes=["U16"], is_optional=True),
+        "bits": stored("bytes", dtypes=["U8"], is_optional=True),
+    },
     effect="additive",
     order=20,
     prepare=_prepare,
     norm=_norm,
+    options=(Parameter("index", "str", "flat", "how positions are stored", choices=tuple(DECODERS)),),
+    misfit=_misfit,
+    bad_value=_bad_value,
 )
