@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.tensors import as_matrix
-from adapterhub.merging.registry import Apply, Part, TermSpec
+from adapterhub.merging.ops.values import put
+from adapterhub.merging.registry import Apply, Part, TermSpec, stored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,17 +20,7 @@ if TYPE_CHECKING:
 
 def _prepare(parts: Sequence[Part], W: torch.Tensor) -> Apply:
     """The effect of W + weight · (value - W); a single weight of 1 copies the value."""
-
-    def apply(tile: torch.Tensor, start: int, stop: int) -> None:
-        values = [as_matrix(part.fields["value"])[start:stop].to(tile.dtype) for part in parts]
-        if len(parts) == 1 and parts[0].weight == 1.0:
-            tile.copy_(values[0])
-            return
-        base = tile.clone()
-        for part, value in zip(parts, values, strict=True):
-            tile.add_(value - base, alpha=part.weight)
-
-    return apply
+    return put([part.fields["value"] for part in parts], [part.weight for part in parts])
 
 
 def _norm(part: Part, shape: Sequence[int]) -> None:
@@ -40,7 +30,7 @@ def _norm(part: Part, shape: Sequence[int]) -> None:
 SPEC = TermSpec(
     name="replace",
     summary="A stored value instead of W",
-    fields=("value",),
+    fields={"value": stored("W")},
     effect="replace",
     order=0,
     prepare=_prepare,

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from adapterhub.merging.errors import NotFoldable
+from adapterhub.merging.ops.philox import Stream
 from adapterhub.merging.registry import Part
 from adapterhub.merging.terms import terms
 
@@ -229,6 +230,71 @@ def block_affine(weight: float) -> Example:
     return Part({"B": B}, 1.0), formula
 
 
+def signs(scales: tuple[int, ...], has_zero: bool, weight: float) -> Example:
+    """Two levels; the formula expands the groups with a Kronecker product."""
+    plus = random(2, ROWS, COLUMNS, seed=1) > 0
+    zero = random(2, ROWS, COLUMNS, seed=2) > 1
+    scale = random(2, *scales, seed=3).abs()
+    pack = [torch.tensor(np.packbits(one.reshape(2, -1).numpy(), axis=1, bitorder="little")) for one in (plus, zero)]
+    fields = {"sign": pack[0], "scale": scale} | ({"zero": pack[1]} if has_zero else {})
+    spread = torch.ones(ROWS // scales[0], COLUMNS // scales[1]).double()
+    delta = torch.zeros(ROWS, COLUMNS).double()
+    for level in range(2):
+        one = torch.kron(scale[level].double(), spread) * (2.0 * plus[level].double() - 1.0)
+        delta += one * (~zero[level]).double() if has_zero else one
+    return Part(fields, weight), lambda W: W + weight * delta
+
+
+def hadamard_matrix(size: int) -> torch.Tensor:
+    """Sylvester's construction."""
+    H = torch.ones(1, 1).double()
+    while len(H) < size:
+        H = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]).double(), H)
+    return H
+
+
+def seeded(projection: str, dist: str, weight: float) -> Example:
+    """P as a matrix, row by row as the papers write it."""
+    theta, d, p = random(5, seed=1), 5, 8
+    stream = Stream.of(7, "layers.0.weight")
+    draw = stream.uniform if dist == "uniform" else stream.rademacher
+    if projection == "dense":
+        P = torch.stack([torch.tensor(draw(0, ROWS * COLUMNS, column)) for column in range(d)], 1)
+    else:
+        H, blocks = hadamard_matrix(p), []
+        for block in range(ROWS * COLUMNS // p):
+            B = torch.diag(torch.tensor(stream.rademacher(0, p, 3 * block)))
+            permuted = torch.eye(p).double()[torch.tensor(stream.permutation(p, 3 * block + 1))]
+            G = torch.diag(torch.tensor(draw(0, p, 3 * block + 2)))
+            blocks.append((H @ G @ permuted @ H @ B / p)[:, :d])
+        P = torch.cat(blocks)
+    delta = (P @ theta.double()).view(ROWS, COLUMNS)
+    options = {"seed": 7, "key": "layers.0.weight", "projection": projection, "dist": dist}
+    return Part({"theta": theta}, weight, options), lambda W: W + weight * delta
+
+
+def trajectory(rng: str, weight: float) -> Example:
+    """Three steps with weight decay, the directions drawn as a trainer draws them."""
+    seeds, g, lr = torch.tensor([3, 999_999_937, 3]), random(3, seed=4), torch.tensor([1e-2, 2e-2, 5e-3])
+    before = torch.tensor([7, 33])
+    options = {"rng": rng, "key": "w", "decay": 0.1, "dist": "rademacher" if rng.startswith("philox") else "normal"}
+
+    def direction(seed: int) -> torch.Tensor:
+        if rng == "torch-cpu":
+            torch.manual_seed(seed)
+            return [torch.normal(0.0, 1.0, size) for size in ((7,), (3, 11), (ROWS, COLUMNS))][-1].double()
+        return torch.tensor(Stream.of(seed, "w").rademacher(0, ROWS * COLUMNS)).view(ROWS, COLUMNS)
+
+    def formula(W: torch.Tensor) -> torch.Tensor:
+        value = W.clone()
+        for step in range(3):
+            z = direction(int(seeds[step]))
+            value = value - lr[step].double() * (g[step].double() * z + 0.1 * value)
+        return W + weight * (value - W)
+
+    return Part({"seed": seeds, "g": g, "lr": lr, "before": before}, weight, options), formula
+
+
 EXAMPLES: dict[str, tuple[str, Callable[[float], Example]]] = {
     "lowrank": ("lowrank", lowrank),
     "lowrank transposed": ("lowrank", lowrank_transposed),
@@ -247,6 +313,14 @@ EXAMPLES: dict[str, tuple[str, Callable[[float], Example]]] = {
     "prune": ("prune", prune),
     "dora": ("dora", dora(False)),
     "dora transposed": ("dora", dora(True)),
+    "signs of a tensor": ("signs", lambda weight: signs((1, 1), False, weight)),
+    "signs of rows": ("signs", lambda weight: signs((ROWS, 1), False, weight)),
+    "signs of groups": ("signs", lambda weight: signs((ROWS, 5), True, weight)),
+    "seeded by fastfood": ("seeded", lambda weight: seeded("fastfood", "rademacher", weight)),
+    "seeded by fastfood, uniform": ("seeded", lambda weight: seeded("fastfood", "uniform", weight)),
+    "seeded densely": ("seeded", lambda weight: seeded("dense", "rademacher", weight)),
+    "trajectory": ("trajectory", lambda weight: trajectory("philox4x32-10", weight)),
+    "trajectory of torch": ("trajectory", lambda weight: trajectory("torch-cpu", weight)),
     "hadamard": ("hadamard", hadamard),
     "hadamard of convolutions": ("hadamard", hadamard_of_convolutions),
     "kron": ("kron", kron),
@@ -269,7 +343,8 @@ def example(request: pytest.FixtureRequest) -> tuple[str, Callable[[float], Exam
 
 
 def test_every_term_has_an_example() -> None:
-    assert set(terms()) == {name for name, _ in EXAMPLES.values()}
+    exact = {name for name, spec in terms().items() if spec.is_exact}  # test_exact_terms has those
+    assert set(terms()) == {name for name, _ in EXAMPLES.values()} | exact
 
 
 @pytest.mark.parametrize("weight", [1.0, -0.7, 0.0])
