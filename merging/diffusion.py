@@ -142,7 +142,10 @@ def _fits(site: str, module: Module, base: Checkpoint) -> bool:
 def _term(site: str, module: Module, base: Checkpoint | None) -> SiteTerm:
     if base is not None and not _fits(site, module, base):
         raise ShapeMismatch(site, _delta(module), base.name, base.tensors[site].shape)
-    options = {"module": module.path, "layer": "linear", "transpose": False}
+    shape = _delta(module) if base is None else base.tensors[site].shape
+    name = module.path if base is None else site.removesuffix(".weight")
+    layer = {"layer": "conv", "shape": list(shape)} if len(shape) > 2 else {"layer": "linear"}
+    options = {"module": name, "transpose": False} | layer
     if "mag" in module.fields:
         return SiteTerm(site, "dora", module.fields, options=options | {"scaling": module.scale})
     return SiteTerm(site, "lowrank", module.fields, module.scale, options)

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.merging.card import card
 from adapterhub.merging.checkpoint import DTYPE_BITS, SafetensorsWriter
-from adapterhub.merging.effects import read
+from adapterhub.merging.effects import part
 from adapterhub.merging.errors import Cancelled, NonFinite
 from adapterhub.merging.fold import Norms, fold
+from adapterhub.merging.ops.lowrank import Factors, concatenate
 from adapterhub.merging.ops.tensors import dtype_name, is_finite, to_bytes, torch_dtype
 from adapterhub.merging.results import ResultFile, ResultFolder
+from adapterhub.merging.terms import terms
 from adapterhub.merging.workers import each
 
 if TYPE_CHECKING:
@@ -108,6 +110,18 @@ def variant(
 
     touched = [output for output in plan.outputs if output.name in plan.touched]
     return dict(each(touched, work, threads if device == "cpu" else 1))
+
+
+def write_export(export: Export, out: Path, more: Callable[[Path], Mapping[str, bytes]] = lambda path: {}) -> Result:
+    """Compute a patch into the folder `out`, as `run` does with a plan.
+
+    more: files to write beside it, made once the patch lies in the folder given. Raises NonFinite, FileExistsError.
+    """
+    with ResultFolder(out) as folder:
+        report = _write_export(export, _Job(folder, lambda progress: None, lambda: None, None))
+        for name, content in more(folder.path).items():
+            folder.write(name, content)
+        return Result(folder.publish(), report)
 
 
 @dataclass(frozen=True)
@@ -223,17 +237,21 @@ def _write_export(export: Export, job: _Job) -> Mapping[str, Any]:
 
 
 def _concatenated(tensor: ExportTensor) -> torch.Tensor:
-    """The field of several terms as one tensor; weights and scales are multiplied in, in float32. Raises NonFinite."""
-    import torch
-
+    """One side of the joint low-rank form of several terms, weights and scales in B, in float32. Raises NonFinite."""
     pieces = []
     for weight, term in tensor.parts:
-        piece = read(term.fields[tensor.field]).float()
-        pieces.append(piece * (weight * term.scale) if tensor.is_scaled else piece)
-    joined = torch.cat(pieces, tensor.axis).to(torch_dtype(tensor.dtype))
+        spec = terms()[term.term]
+        assert spec.factors is not None  # the export chose such terms
+        assert spec.factor_sizes is not None
+        shapes = {name: handle.shape for name, handle in term.fields.items()}
+        rows, _, columns = spec.factor_sizes(shapes, term.options)
+        pieces.append(Factors(*spec.factors(part(term, weight), (rows, columns))))
+    left, right = concatenate(pieces)
+    A, B = (left.T, right.T) if tensor.is_transposed else (right, left)
+    joined = (A if tensor.factor == "A" else B).reshape(tensor.shape).to(torch_dtype(tensor.dtype))
     if not is_finite(joined):
         raise NonFinite(tensor.name, "the patches or their weighted sum")
-    return joined
+    return joined.contiguous()
 
 
 def _shards(outputs: Iterable[OutputTensor]) -> Mapping[str, Sequence[OutputTensor]]:

@@ -97,19 +97,19 @@ class Patch:
 
 @dataclass(frozen=True)
 class ExportTensor:
-    """One tensor of a patch to be written: the concatenation of one field of several terms.
+    """One tensor of a patch to be written: one side of the exact low-rank form of several terms, joined.
 
-    parts: (weight, term); the factor weight times the term's scale goes into the field when `is_scaled`, computed in
-    float32. axis: along which the parts are concatenated.
+    factor: "A" (r, in) or "B" (out, r), reshaped to `shape` once they are joined along the ranks. parts: (weight,
+    term); the factor weight times the term's scale goes into B, computed in float32. is_transposed: whether the site
+    stores (in, out).
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    field: str
+    factor: Literal["A", "B"]
     parts: tuple[tuple[float, SiteTerm], ...]
-    axis: int
-    is_scaled: bool
+    is_transposed: bool
 
 
 @dataclass(frozen=True)

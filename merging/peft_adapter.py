@@ -454,7 +454,8 @@ class Sites:
 
         delta: shape of what is added, (out, in), a convolution's (out, in, k, k), an embedding's (dim, tokens).
         Options: transpose, whether the site stores (in, out); module, the path peft knows; layer: "linear", "conv1d",
-        "embedding" or "conv"; tied_output or tied_source where the base ties its embeddings (see `place`).
+        "embedding" or "conv", with its shape then; tied_output or tied_source where the base ties its embeddings, see
+        `place`.
         """
         site, options = self.place(f"{module}.weight")
         return site, options | {"module": module} | self._orientation(module, tuple(delta), site, options, is_embedding)
@@ -556,7 +557,7 @@ class Sites:
             return {"transpose": True, "layer": "embedding"}
         if len(delta) > 2:
             self.check_shape(site, delta, options)
-            return {"transpose": False, "layer": "conv"}
+            return {"transpose": False, "layer": "conv", "shape": list(delta)}
         is_transposed = self.is_conv1d(module, delta)
         self.check_shape(site, delta[::-1] if is_transposed else delta, options)
         return {"transpose": is_transposed, "layer": "conv1d" if is_transposed else "linear"}

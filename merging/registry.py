@@ -285,6 +285,7 @@ class TermSpec:
     sentence; None where they fit. bad_value: the same for values, given as numpy arrays
     by field: those that are no floats, and float64 of those that its field says.
     is_exact: whether it stands for stored bits, so that it acts alone on its site and with weight 1.
+    factor_sizes: (n, r, m) of those factors, `(shapes of the fields, options)`; there where `factors` is.
     """
 
     name: str
@@ -299,6 +300,7 @@ class TermSpec:
     misfit: Callable[[Stored], str | None] = _no_misfit
     bad_value: Callable[[Stored, Mapping[str, Any]], str | None] = _no_bad_value
     is_exact: bool = False
+    factor_sizes: Callable[[Mapping[str, Sequence[int]], Mapping[str, Any]], tuple[int, int, int]] | None = None
 
     @property
     def is_additive(self) -> bool:

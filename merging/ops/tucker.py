@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 from adapterhub.merging.ops.lowrank import Factors
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
 
@@ -22,4 +25,12 @@ def tucker_factors(a: torch.Tensor, b: torch.Tensor, core: torch.Tensor | None) 
     if core is None:
         return Factors(a.float(), b.float())
     right = torch.einsum("ijkl,jq->iqkl", core.float(), b.float()).flatten(1).contiguous()  # torch.kron needs it so
-    return Factors(a.float().T.contiguous(), right)
+    # A fresh tensor: turned, one of a single rank passes for contiguous with strides that torch.kron cannot take.
+    return Factors(a.float().T.clone(memory_format=torch.contiguous_format), right)
+
+
+def tucker_sizes(a: Sequence[int], b: Sequence[int], core: Sequence[int] | None) -> tuple[int, int, int]:
+    """(out, r, in or in·k·k) of what `tucker_factors` gives, from the shapes of its arguments."""
+    if core is None:
+        return a[0], b[0], prod(b[1:])
+    return a[1], a[0], b[1] * prod(core[2:])

@@ -47,6 +47,7 @@ from adapterhub.merging.peft_adapter import (
     read_config,
     repeated,
 )
+from adapterhub.merging.terms import terms
 
 _OF_TRAINING = (
     "velora_embed",
@@ -290,7 +291,8 @@ def read_with_initial(folder: Folder, path: str, initial: Folder, initial_path: 
 def export(addends: Sequence[tuple[float, Patch]], base_name: str) -> Export:
     """The weighted sum of adapters as one: per module A's stacked and B's side by side, weights in B, scaling 1.
 
-    Ranks add up and may differ by module (rank_pattern). Raises NotRepresentable for anything but low-rank terms.
+    Ranks add up and may differ by module (rank_pattern). Raises NotRepresentable for terms without an exact
+    low-rank form.
     """
     parts: dict[str, list[tuple[float, SiteTerm]]] = {}
     modules: dict[str, str] = {}
@@ -301,7 +303,7 @@ def export(addends: Sequence[tuple[float, Patch]], base_name: str) -> Export:
                 raise NotRepresentable(f"{term.site}: called {module} and {modules[term.site]} by two adapters")
             parts.setdefault(module, []).append((weight, term))
     tensors = [one for module in sorted(parts) for one in _exported_pair(module, parts[module])]
-    ranks = {module: sum(_term_rank(term) for _, term in parts[module]) for module in sorted(parts)}
+    ranks = {module: sum(_factor_sizes(term)[1] for _, term in parts[module]) for module in sorted(parts)}
     config = _exported_config(ranks, base_name)
     config["fan_in_fan_out"] = any(
         term.options["layer"] == "conv1d" for module_parts in parts.values() for _, term in module_parts
@@ -312,23 +314,38 @@ def export(addends: Sequence[tuple[float, Patch]], base_name: str) -> Export:
 
 
 def _exported_module(term: SiteTerm) -> str:
-    if term.term != "lowrank" or "module" not in term.options or {"d", "b"} & term.fields.keys():
-        raise NotRepresentable(f"{term.site}: a {term.term} term; a LoRA holds low-rank terms alone, so drop --as lora")
+    if terms()[term.term].factors is None or "module" not in term.options:
+        raise NotRepresentable(
+            f"{term.site}: a {term.term} term has no exact low-rank form, and a LoRA holds nothing else; make a model "
+            "or a dense patch of it instead"
+        )
     return str(term.options["module"])
 
 
-def _term_rank(term: SiteTerm) -> int:
-    return term.fields["A"].shape[0]
+def _factor_sizes(term: SiteTerm) -> tuple[int, int, int]:
+    """(out, r, in or in·k·k) of the low-rank form of a term, as peft sees its module."""
+    sizes = terms()[term.term].factor_sizes
+    assert sizes is not None
+    n, r, m = sizes({name: handle.shape for name, handle in term.fields.items()}, term.options)
+    return (m, r, n) if _is_transposed(term.options) else (n, r, m)
+
+
+def _is_transposed(options: Mapping[str, Any]) -> bool:
+    """Whether the site stores (in, out): an embedding has a row for each of its inputs, the tokens."""
+    return bool(options["transpose"]) or options["layer"] == "embedding"
 
 
 def _exported_pair(module: str, parts: Sequence[tuple[float, SiteTerm]]) -> Iterator[ExportTensor]:
-    r = sum(_term_rank(term) for _, term in parts)
-    A, B = parts[0][1].fields["A"], parts[0][1].fields["B"]
-    kind = "lora_embedding_{}" if parts[0][1].options["layer"] == "embedding" else "lora_{}.weight"
+    options = parts[0][1].options
+    sizes = [_factor_sizes(term) for _, term in parts]
+    out, r, fan_in = sizes[0][0], sum(one[1] for one in sizes), sizes[0][2]
+    kind = "lora_embedding_{}" if options["layer"] == "embedding" else "lora_{}.weight"
     key = PREFIX + module + "." + kind
-    yield ExportTensor(key.format("A"), "F32", (r, *A.shape[1:]), "A", tuple(parts), axis=0, is_scaled=False)
-    shape = (B.shape[0], r, *B.shape[2:])
-    yield ExportTensor(key.format("B"), "F32", shape, "B", tuple(parts), axis=1, is_scaled=True)
+    is_transposed = _is_transposed(options)
+    inner = tuple(options["shape"][1:]) if options["layer"] == "conv" else (fan_in,)
+    outer = (1,) * (len(inner) - 1)
+    yield ExportTensor(key.format("A"), "F32", (r, *inner), "A", tuple(parts), is_transposed)
+    yield ExportTensor(key.format("B"), "F32", (out, r, *outer), "B", tuple(parts), is_transposed)
 
 
 def _exported_config(ranks: Mapping[str, int], base_name: str) -> dict[str, Any]:

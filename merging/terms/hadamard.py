@@ -12,11 +12,12 @@ import math
 from typing import TYPE_CHECKING
 
 from adapterhub.merging.ops.lowrank import Factors, inner_product
-from adapterhub.merging.ops.tucker import tucker_factors
+from adapterhub.merging.ops.tucker import tucker_factors, tucker_sizes
 from adapterhub.merging.registry import ELSEWHERE, Apply, Part, TermSpec, stored
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
     import torch
 
@@ -49,6 +50,11 @@ def _factors(part: Part, shape: Sequence[int]) -> Factors:
     return Factors(left, right)
 
 
+def _factor_sizes(shapes: Mapping[str, Sequence[int]], options: Mapping[str, Any]) -> tuple[int, int, int]:
+    first, second = (tucker_sizes(shapes[f"w{n}a"], shapes[f"w{n}b"], shapes.get(f"t{n}")) for n in (1, 2))
+    return first[0], first[1] * second[1], first[2]
+
+
 def _norm(part: Part, shape: Sequence[int]) -> float:
     product = _factors(part, shape)
     return math.sqrt(max(inner_product(product, product), 0.0))
@@ -70,4 +76,5 @@ SPEC = TermSpec(
     prepare=_prepare,
     norm=_norm,
     factors=_factors,
+    factor_sizes=_factor_sizes,
 )

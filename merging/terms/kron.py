@@ -10,14 +10,16 @@ Source: arXiv:2108.06098; arXiv:2309.14859 (LoKr); peft `tuners/lokr/layer.py`, 
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 from adapterhub.merging.ops.lowrank import Factors
-from adapterhub.merging.ops.tucker import tucker_factors
+from adapterhub.merging.ops.tucker import tucker_factors, tucker_sizes
 from adapterhub.merging.registry import ELSEWHERE, Apply, Part, Stored, TermSpec, stored
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
     import torch
 
@@ -82,6 +84,23 @@ def _factors(part: Part, shape: Sequence[int]) -> Factors:
     return Factors(torch.kron(first.left, second.left) * part.weight, torch.kron(first.right, second.right))
 
 
+def _factor_sizes(shapes: Mapping[str, Sequence[int]], options: Mapping[str, Any]) -> tuple[int, int, int]:
+    if options.get("is_padded"):
+        rows, _, columns = _side_sizes(shapes, "w1")
+        out, numel = options["shape"][0], rows * columns * prod(shapes["w2"])
+        return out, min(out, numel // out), numel // out
+    first, second = _side_sizes(shapes, "w1"), _side_sizes(shapes, "w2")
+    return first[0] * second[0], first[1] * second[1], first[2] * second[2]
+
+
+def _side_sizes(shapes: Mapping[str, Sequence[int]], name: str) -> tuple[int, int, int]:
+    """(n, r, m) of what `_thin` makes of one side."""
+    if name not in shapes:
+        return tucker_sizes(shapes[name + "a"], shapes[name + "b"], shapes.get("t2") if name == "w2" else None)
+    rows, columns = shapes[name][0], prod(shapes[name][1:])
+    return rows, min(rows, columns), columns
+
+
 def _norm(part: Part, shape: Sequence[int]) -> float:
     first, second = (_whole(_side(part, name)).double().norm() for name in ("w1", "w2"))
     return float(first * second) * abs(part.weight)
@@ -116,4 +135,5 @@ SPEC = TermSpec(
     norm=_norm,
     factors=_factors,
     misfit=_misfit,
+    factor_sizes=_factor_sizes,
 )

@@ -17,7 +17,8 @@ from adapterhub.merging.ops.lowrank import Factors, concatenate, factors_of, inn
 from adapterhub.merging.registry import TRANSPOSE, Apply, Part, TermSpec, stored
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
     import torch
 
@@ -43,6 +44,11 @@ def _factors(part: Part) -> Factors:
     return factors_of(part.fields, part.weight, transpose=bool(part.options.get("transpose")))
 
 
+def _factor_sizes(shapes: Mapping[str, Sequence[int]], options: Mapping[str, Any]) -> tuple[int, int, int]:
+    out, r, fan_in = shapes["B"][0], shapes["A"][0], math.prod(shapes["A"][1:])
+    return (fan_in, r, out) if options.get("transpose") else (out, r, fan_in)
+
+
 SPEC = TermSpec(
     name="lowrank",
     summary="W + B·A, the delta of a LoRA",
@@ -58,4 +64,5 @@ SPEC = TermSpec(
     norm=_norm,
     factors=lambda part, shape: _factors(part),
     options=(TRANSPOSE,),
+    factor_sizes=_factor_sizes,
 )

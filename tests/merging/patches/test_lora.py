@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from adapterhub.merging import patches
 from adapterhub.merging.checkpoint import Checkpoint, LocalFolder, TensorHandle
+from adapterhub.merging.engine import write_export
 from adapterhub.merging.errors import InvalidPatch, NotFoldable, NotRepresentable, ShapeMismatch, UnknownSite
 from adapterhub.merging.patch import Patch, SiteTerm
 from adapterhub.merging.sites import live_name
@@ -303,25 +304,6 @@ def test_an_adapter_of_another_shape_is_refused_by_site(gpt2_folder: Path, tmp_p
         patches.read(folder, base=opened(tmp_path / "wide"))
 
 
-def concatenated(export: Any, folder: Path) -> None:
-    """Write an export, by its definition."""
-    tensors = {
-        one.name: torch.cat(
-            [
-                tensor(term.fields[one.field]) * (weight * term.scale if one.is_scaled else 1.0)
-                for weight, term in one.parts
-            ],
-            dim=one.axis,
-        )
-        for one in export.tensors
-    }
-    assert all(tuple(value.shape) == one.shape for one, value in zip(export.tensors, tensors.values(), strict=True))
-    folder.mkdir()
-    save_file(tensors, folder / export.weights)
-    for name, content in export.files.items():
-        (folder / name).write_text(json.dumps(content))
-
-
 def test_a_sum_of_adapters_is_one_that_peft_loads(llama_folder: Path, tmp_path: Path) -> None:
     base = opened(llama_folder)
     first = {"target_modules": ["q_proj", "embed_tokens"], "r": 2}
@@ -337,7 +319,7 @@ def test_a_sum_of_adapters_is_one_that_peft_loads(llama_folder: Path, tmp_path: 
             deltas[term.site] = deltas.get(term.site, torch.zeros(())) + weight * delta
     export = patches.kinds()["lora"].export
     assert export is not None
-    concatenated(export(addends, "tiny/base"), tmp_path / "sum")
+    write_export(export(addends, "tiny/base"), tmp_path / "sum")
     loaded = PeftModel.from_pretrained(tiny.llama(), tmp_path / "sum").merge_and_unload(safe_merge=True)
     merged = dict(loaded.named_parameters())
     for site, delta in deltas.items():
