@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli.errors import Missing, Misused
 from adapterhub.merging import patches
-from adapterhub.merging.checkpoint import LocalFolder
+from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
 from adapterhub.merging.errors import InvalidPatch
 from adapterhub.merging.patch import Facts
 from adapterhub.merging.recipes.canonical import Input
@@ -67,6 +67,36 @@ def merge(
     inputs = {ref: _input(ref, folders) for ref in recipe.references()}
     found = plan(recipe, inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
     return engine.run(found, out, progress=progress)
+
+
+def convert(source: Path, out: Path, form: str, *, base: Path | None, initial: Path | None) -> dict[str, Any]:
+    """What a conversion of the patch in `source` wrote into `out`, and how exact it is. form: lora, dense, safetensors.
+
+    Raises Misused for folders that the form has no use for, or lacks, and what `merging.convert` raises.
+    """
+    if form == "safetensors":
+        from adapterhub.merging.pickles import to_safetensors
+
+        if base or initial:
+            raise Misused("--to safetensors changes no number: it takes neither --base nor --initial")
+        only = None if source.is_dir() else source.name
+        done = to_safetensors(LocalFolder(source if source.is_dir() else source.resolve().parent), out, only=only)
+        files = [{"from": pickle, "to": made, "tensors": count} for pickle, made, count in done.files]
+        return {"to": form, "files": files, "left_out": list(done.left_out)}
+    from adapterhub.merging import convert as conversions
+    from adapterhub.merging.quantised import dequantised
+
+    if form not in conversions.FORMS:
+        raise Misused(f"--to {form}: one of {', '.join((*conversions.FORMS, 'safetensors'))} is expected")
+    if not source.is_dir():
+        raise Misused(f"{source}: name the patch's folder; --to safetensors alone takes a file")
+    here = None if base is None else dequantised(Checkpoint.open(LocalFolder(base), name=str(base)))
+    patch = conversions.read_patch(LocalFolder(source), "", here, LocalFolder(initial) if initial else None)
+    if form == "lora":
+        return conversions.to_lora(patch, out, here, patch.facts.base.name or str(base or "")).as_json()
+    if here is None:
+        raise Misused("--to dense: a dense patch says what is added to one base; name it with --base FOLDER")
+    return conversions.to_dense(patch, out, here).as_json()
 
 
 def named_folders(pairs: Sequence[str]) -> dict[str, Path]:

@@ -294,3 +294,16 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
+
+
+def show_conversion(found: Mapping[str, Any]) -> None:
+    """What a conversion wrote: files, or the error of each site with the largest first."""
+    if "files" in found:
+        show_table(("from", "to", "tensors"), ((one["from"], one["to"], one["tensors"]) for one in found["files"]))
+        for name in found["left_out"]:
+            say(f"{name}: holds no weights and is left out")
+        return
+    sites = sorted(found["sites"].items(), key=lambda one: -one[1])
+    show_table(("parameter", "relative error"), ((name, f"{error:.1e}") for name, error in sites))
+    exact = "exactly" if found["is_exact"] else f"with a relative error of up to {found['largest_error']:.1e}"
+    say(f"{found['from']} to {found['to']}: {len(sites)} parameters, {exact}", to_stdout=True)

@@ -119,6 +119,42 @@ def inspect(
         raise typer.Exit(REFUSED)
 
 
+@patch.command(
+    epilog=examples(
+        "patch convert ./downloaded ./safe --to safetensors",
+        "patch convert ./my-loha ./my-lora --to lora --base ./base",
+        "patch convert ./my-dora ./my-delta --to dense --base ./base",
+    )
+)
+def convert(
+    source: Annotated[Path, typer.Argument(help="Folder of the patch; of a pickle, the file will do.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write: empty, or none yet.")],
+    to: Annotated[str, typer.Option(help="lora, dense, or safetensors for what is pickled.")],
+    base: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="Folder of the patch's base.")] = None,
+    initial: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="The adapter before training, where training changed its base."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a patch in another form on this machine, and say how exact it is."""
+    from adapterhub.cli.local import convert as convert_here
+
+    if not source.exists():
+        raise Missing(f"{source}: no such file or folder")
+    try:
+        found = convert_here(source, out, to, base=base, initial=initial)
+    except FileExistsError as error:
+        raise Declined(str(error)) from error
+    if as_json:
+        show_json(found)
+    else:
+        views.show_conversion(found)
+    say(str(out))
+
+
 @patch.command(epilog=examples("patch kinds", "patch kinds --json"))
 def kinds(as_json: AsJson = False) -> None:
     """List the kinds of patch that are recognised, and what is done with each."""

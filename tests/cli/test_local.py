@@ -82,3 +82,35 @@ def test_merge_out_says_what_it_misses(command: Command, folders: Path) -> None:
     assert command("merge", "run", "base", "--input", base).code == 2
     assert command("merge", "run", "base", "--input", base, "--out", out, "--push", "a/b").code == 2
     assert not (folders / "out").exists()
+
+
+def test_convert_writes_a_patch_in_another_form(command: Command, folders: Path) -> None:
+    source, base, out = (str(folders / name) for name in ("code", "base", "out"))
+    ended = command("patch", "convert", source, out, "--to", "lora", "--base", base, "--json")
+    assert ended.code == 0
+    told = json.loads(ended.out)
+    assert (told["from"], told["to"], told["is_exact"], len(told["sites"])) == ("lora", "lora", True, 2)
+    assert "demo/base" in command("patch", "inspect", out).out
+    assert command("patch", "convert", source, out, "--to", "lora").code == 4  # it is there already
+    ended = command("patch", "convert", source, str(folders / "dense"), "--to", "dense", "--base", base)
+    assert (ended.code, "exactly" in ended.out) == (0, True)
+    assert (folders / "dense" / "patch.json").exists()
+
+
+def test_convert_refuses_what_does_not_go_together(command: Command, folders: Path) -> None:
+    source, base, out = (str(folders / name) for name in ("code", "base", "out"))
+    assert command("patch", "convert", source, out, "--to", "dense").code == 2
+    assert command("patch", "convert", source, out, "--to", "gguff").code == 2
+    assert command("patch", "convert", source, out, "--to", "safetensors", "--base", base).code == 2
+    assert command("patch", "convert", source, out, "--to", "safetensors").code == 4  # there is no pickle
+    assert command("patch", "convert", source + "-missing", out, "--to", "lora").code == 3
+    assert not (folders / "out").exists()
+
+
+def test_convert_makes_safetensors_of_a_pickle(command: Command, folders: Path) -> None:
+    import torch
+
+    torch.save({"a": torch.ones(2)}, folders / "adapter_model.bin")
+    ended = command("patch", "convert", str(folders / "adapter_model.bin"), str(folders / "out"), "--to", "safetensors")
+    assert (ended.code, "adapter_model.safetensors" in ended.out) == (0, True)
+    assert load_file(folders / "out" / "adapter_model.safetensors")["a"].tolist() == [1, 1]

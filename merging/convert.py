@@ -1,0 +1,166 @@
+"""A patch in another form, on the user's own machine, with the error of each module: plain LoRA, or a dense patch.
+
+`to_lora` writes what has exact low-rank factors as an adapter that peft loads, `to_dense` what folds at all as a native
+patch against one base. Both read back what they wrote, or what they were about to, and compare it with the patch in
+float64. A delta that depends on the base's values is taken at this base, and belongs to it from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.merging import patches
+from adapterhub.merging.effects import read
+from adapterhub.merging.engine import write_export
+from adapterhub.merging.errors import InvalidPatch, NotFoldable, NotRepresentable
+from adapterhub.merging.fingerprint import ALGORITHM, parameter_digests
+from adapterhub.merging.folders import LocalFolder, file_digest
+from adapterhub.merging.native import MANIFEST, WEIGHTS, StoredTerm, write_patch
+from adapterhub.merging.ops.tensors import is_floating
+from adapterhub.merging.patches.lora import SPEC as LORA
+from adapterhub.merging.patches.lora import export, read_with_initial
+from adapterhub.merging.results import ResultFolder
+from adapterhub.merging.site_deltas import SiteDelta, site_deltas
+from adapterhub.merging.terms import terms
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from adapterhub.merging.checkpoint import Checkpoint
+    from adapterhub.merging.folders import Folder
+    from adapterhub.merging.patch import Patch
+
+EXACT = 2e-6
+"""Largest ‖written - read‖/‖read‖ of a module's delta that counts as exact: rounding of sums of float32 numbers."""
+
+FORMS = ("lora", "dense")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written. errors: ‖written - read‖/‖read‖ of the delta by site, 0 where both are zero."""
+
+    kind: str
+    form: str
+    errors: Mapping[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        largest = max(self.errors.values(), default=0.0)
+        return {
+            "from": self.kind,
+            "to": self.form,
+            "is_exact": largest <= EXACT,
+            "largest_error": largest,
+            "sites": dict(self.errors),
+        }
+
+
+def read_patch(folder: Folder, path: str, base: Checkpoint | None, initial: Folder | None = None) -> Patch:
+    """The patch to convert; with `initial`, less what its adapter was before training. Raises what `read` raises."""
+    facts = [one for one in patches.inspect(folder) if one.path == path]
+    if initial is not None:
+        return read_with_initial(folder, path, initial, "", base)
+    if not facts:
+        raise InvalidPatch(f"{path or 'the root folder'}: no patch of a known kind lies here")
+    if facts[0].effect == "runtime":
+        raise NotFoldable(f"{facts[0].reason}: a {facts[0].kind} works at run time, and has no form as weights")
+    found = patches.read(folder, path, base=base)
+    if not found.terms:
+        raise InvalidPatch(f"{facts[0].reason}: changes no parameter without its base; name it with --base FOLDER")
+    return found
+
+
+def to_lora(patch: Patch, out: Path, base: Checkpoint | None, base_name: str) -> Conversion:
+    """Write a patch of exact low-rank terms as a peft LoRA into the folder `out`, which must be empty or not exist.
+
+    base_name: what the adapter calls its base. Raises NotRepresentable for other terms, NonFinite, FileExistsError.
+    """
+    errors: dict[str, float] = {}
+
+    def compare(written: Path) -> Mapping[str, bytes]:
+        again = site_deltas(LORA.read(LocalFolder(written), "", base))
+        for site, delta in site_deltas(patch).items():
+            W = _zeros(delta) if base is None else read(base.tensors[delta.stored]).double()
+            errors[site] = _error(again[site].dense(W), delta.dense(W))
+        return {}
+
+    write_export(export([(1.0, patch)], base_name), out, compare)
+    return Conversion(patch.facts.kind, "lora", errors)
+
+
+def to_dense(patch: Patch, out: Path, base: Checkpoint) -> Conversion:
+    """Write a patch as a native one that adds a dense float32 delta to each parameter of `base` that it changes.
+
+    The delta is what the patch does at this base, computed in float64. Raises NotRepresentable for parameters that
+    the base does not store, NotFoldable for one stored as no float, FileExistsError.
+    """
+    sites: dict[str, StoredTerm] = {}
+    errors: dict[str, float] = {}
+    for site, delta in site_deltas(patch).items():
+        _check_stored(delta, base)
+        exact = delta.dense(_wide(base, site))
+        rounded = exact.float().contiguous()
+        errors[site] = _error(rounded, exact)
+        fro = float(exact.norm())
+        sites[site] = StoredTerm("dense", tuple(rounded.shape), {"delta": ("F32", rounded.numpy())}, stats={"fro": fro})
+    with ResultFolder(out) as folder:
+        write_patch(
+            folder.path,
+            sites=sites,
+            base=_base_entry(patch, base, sites),
+            provenance={"source_format": patch.facts.kind, "parents": [patch.digest], "converter": "adapterhub"},
+        )
+        for name in (MANIFEST, WEIGHTS):
+            written = folder.path / name
+            folder.add(name, written.stat().st_size, file_digest(written))
+        folder.publish()
+    return Conversion(patch.facts.kind, "dense", errors)
+
+
+def _base_entry(patch: Patch, base: Checkpoint, sites: Mapping[str, StoredTerm]) -> dict[str, Any]:
+    found = {
+        "repo_id": patch.facts.base.name,
+        "revision": patch.facts.base.revision,
+        "model_type": base.config.get("model_type"),
+        "fingerprint": {"algo": ALGORITHM, "params": dict(parameter_digests(base, sites))},
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _check_stored(delta: SiteDelta, base: Checkpoint) -> None:
+    """Raises NotRepresentable where a delta on the base's own tensor cannot say what the patch does."""
+    if delta.site not in base.tensors:
+        what = "is an output embedding that the base ties to its input" if delta.stored != delta.site else "is new"
+        raise NotRepresentable(f"{delta.site}: {what}, and a dense patch changes only what the base stores")
+    tied = next((term.options["tied_output"] for term in delta.terms if "tied_output" in term.options), None)
+    if tied is not None:
+        raise NotRepresentable(
+            f"{delta.site}: the patch parts it from {tied}, to which the base ties it; merge instead"
+        )
+
+
+def _wide(base: Checkpoint, site: str) -> torch.Tensor:
+    if not is_floating(base.tensors[site].dtype):
+        raise NotFoldable(f"{site}: the base holds it as {base.tensors[site].dtype}; dequantise the base first")
+    return read(base.tensors[site]).double()
+
+
+def _zeros(delta: SiteDelta) -> torch.Tensor:
+    """Zeros of the shape that low-rank terms have, for sites whose base is not at hand."""
+    import torch
+
+    term = delta.terms[0]
+    sizes = terms()[term.term].factor_sizes
+    assert sizes is not None  # else it would not have been exported
+    n, _, m = sizes({name: handle.shape for name, handle in term.fields.items()}, term.options)
+    return torch.zeros(tuple(term.options.get("shape", (n, m))), dtype=torch.float64)
+
+
+def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    difference = float((found.double() - expected.double()).norm())
+    size = float(expected.double().norm())
+    return difference / size if size else difference
