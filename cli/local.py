@@ -70,8 +70,9 @@ def merge(
 
 
 def convert(source: Path, out: Path, form: str, *, base: Path | None, initial: Path | None) -> dict[str, Any]:
-    """What a conversion of the patch in `source` wrote into `out`, and how exact it is. form: lora, dense, safetensors.
+    """What a conversion of the patch in `source` wrote into `out`, and how exact it is.
 
+    form: lora, dense, safetensors, or native.
     Raises Misused for folders that the form has no use for, or lacks, and what `merging.convert` raises.
     """
     if form == "safetensors":
@@ -83,13 +84,16 @@ def convert(source: Path, out: Path, form: str, *, base: Path | None, initial: P
         done = to_safetensors(LocalFolder(source if source.is_dir() else source.resolve().parent), out, only=only)
         files = [{"from": pickle, "to": made, "tensors": count} for pickle, made, count in done.files]
         return {"to": form, "files": files, "left_out": list(done.left_out)}
+    if form == "native":
+        return _convert_pickled_delta(source, out, takes_no=base or initial)
     from adapterhub.merging import convert as conversions
     from adapterhub.merging.quantised import dequantised
 
     if form not in conversions.FORMS:
-        raise Misused(f"--to {form}: one of {', '.join((*conversions.FORMS, 'safetensors'))} is expected")
+        known = ", ".join((*conversions.FORMS, "safetensors", "native"))
+        raise Misused(f"--to {form}: one of {known} is expected")
     if not source.is_dir():
-        raise Misused(f"{source}: name the patch's folder; --to safetensors alone takes a file")
+        raise Misused(f"{source}: name the patch's folder; --to safetensors and --to native alone take a file")
     here = None if base is None else dequantised(Checkpoint.open(LocalFolder(base), name=str(base)))
     patch = conversions.read_patch(LocalFolder(source), "", here, LocalFolder(initial) if initial else None)
     if form == "lora":
@@ -97,6 +101,21 @@ def convert(source: Path, out: Path, form: str, *, base: Path | None, initial: P
     if here is None:
         raise Misused("--to dense: a dense patch says what is added to one base; name it with --base FOLDER")
     return conversions.to_dense(patch, out, here).as_json()
+
+
+def _convert_pickled_delta(source: Path, out: Path, *, takes_no: Path | None) -> dict[str, Any]:
+    """What the one pickled delta of a folder, or that file, became."""
+    from adapterhub.merging.pickled_deltas import to_native
+    from adapterhub.merging.pickles import is_pickle
+
+    if takes_no:
+        raise Misused("--to native takes neither --base nor --initial")
+    folder = LocalFolder(source if source.is_dir() else source.resolve().parent)
+    found = [name for name in folder.names() if is_pickle(name)] if source.is_dir() else [source.name]
+    if len(found) != 1:
+        raise Misused(f"{source}: holds {len(found)} pickles; name the one file that holds the delta")
+    name, terms = to_native(folder, found[0], out)
+    return {"from": name, "to": "native", "terms": dict(terms)}
 
 
 def named_folders(pairs: Sequence[str]) -> dict[str, Path]:

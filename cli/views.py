@@ -297,11 +297,15 @@ def _number(value: float | None) -> str:
 
 
 def show_conversion(found: Mapping[str, Any]) -> None:
-    """What a conversion wrote: files, or the error of each site with the largest first."""
+    """What a conversion wrote: files, the terms of a delta, or the error of each site with the largest first."""
     if "files" in found:
         show_table(("from", "to", "tensors"), ((one["from"], one["to"], one["tensors"]) for one in found["files"]))
         for name in found["left_out"]:
             say(f"{name}: holds no weights and is left out")
+        return
+    if "terms" in found:
+        show_table(("parameter", "term"), found["terms"].items())
+        say(f"{found['from']} to {found['to']}: {len(found['terms'])} parameters, exactly", to_stdout=True)
         return
     sites = sorted(found["sites"].items(), key=lambda one: -one[1])
     show_table(("parameter", "relative error"), ((name, f"{error:.1e}") for name, error in sites))

@@ -28,7 +28,8 @@ def convert(request: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
     """Writes the tensors of the pickle `request["path"]` to TENSORS, all other values to VALUES; gives their counts.
 
     Names are the keys of nested mappings and lists, joined with request["joint"]; a mapping's key may hold it too.
-    request: path; joint; lists, whether a list of whole numbers is a tensor (I64). Raises ValueError for what a name
+    request: path; joint; lists, whether a list of numbers is a tensor (I64 or F64) and a sparse tensor is three: size,
+    coordinates and values. Raises ValueError for what a name
     cannot be made of, and for tensors that safetensors cannot hold.
     """
     import torch
@@ -60,8 +61,13 @@ def _leaves(value: Any, name: str, joint: str, lists: bool, depth: int) -> Itera
             if not isinstance(key, str | int) or isinstance(key, bool):
                 raise ValueError(f"{name[:200]}: has a key of type {type(key).__name__}; texts are expected")
             yield from _leaves(one, f"{name}{joint}{key}" if depth else str(key), joint, lists, depth + 1)
-    elif lists and isinstance(value, list | tuple) and value and all(type(one) is int for one in value):
-        yield name, torch.tensor(value, dtype=torch.int64)
+    elif lists and isinstance(value, list | tuple) and value and all(type(one) in (int, float) for one in value):
+        yield name, torch.tensor(value, dtype=torch.int64 if all(type(one) is int for one in value) else torch.float64)
+    elif lists and isinstance(value, torch.Tensor) and value.layout is torch.sparse_coo:
+        # positions are foreign: a tensor that only says that its positions are in range is checked by who reads them
+        yield f"{name}{joint}size", torch.tensor(list(value.shape), dtype=torch.int64)
+        yield f"{name}{joint}coordinates", value.detach()._indices()
+        yield f"{name}{joint}values", value.detach()._values()
     elif isinstance(value, list | tuple | torch.Size):
         for number, one in enumerate(value):
             yield from _leaves(one, f"{name}{joint}{number}" if depth else str(number), joint, lists, depth + 1)

@@ -129,7 +129,7 @@ def inspect(
 def convert(
     source: Annotated[Path, typer.Argument(help="Folder of the patch; of a pickle, the file will do.")],
     out: Annotated[Path, typer.Argument(help="Folder to write: empty, or none yet.")],
-    to: Annotated[str, typer.Option(help="lora, dense, or safetensors for what is pickled.")],
+    to: Annotated[str, typer.Option(help="lora, dense; of pickles: safetensors, or native for LT-SFT and BitDelta.")],
     base: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="Folder of the patch's base.")] = None,
     initial: Annotated[
         Path | None,

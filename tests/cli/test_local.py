@@ -114,3 +114,14 @@ def test_convert_makes_safetensors_of_a_pickle(command: Command, folders: Path) 
     ended = command("patch", "convert", str(folders / "adapter_model.bin"), str(folders / "out"), "--to", "safetensors")
     assert (ended.code, "adapter_model.safetensors" in ended.out) == (0, True)
     assert load_file(folders / "out" / "adapter_model.safetensors")["a"].tolist() == [1, 1]
+
+
+def test_convert_makes_a_native_patch_of_a_pickled_delta(command: Command, folders: Path) -> None:
+    import torch
+
+    step = {"size": [2, 3], "index_steps": [1, 2], "values": torch.ones(2)}
+    torch.save({"diffs": {"a.weight": step}}, folders / "licences" / "pytorch_diff.bin")
+    ended = command("patch", "convert", str(folders / "licences"), str(folders / "out"), "--to", "native", "--json")
+    assert json.loads(ended.out) == {"from": "LT-SFT", "to": "native", "terms": {"a.weight": "sparse"}}
+    assert "sparse" in command("patch", "inspect", str(folders / "out")).out
+    assert command("patch", "convert", str(folders / "code"), str(folders / "no"), "--to", "native").code == 2
