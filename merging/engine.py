@@ -185,7 +185,8 @@ class _Report:
 
 
 def _write_model(plan: Plan, job: _Job) -> Mapping[str, Any]:
-    shards = _shards(plan.outputs)
+    stem = _stem(plan.config)
+    shards = _shards(plan.outputs, stem)
     total = sum(map(_size_bytes, plan.outputs))
     done, report = 0, _Report()
     for name, outputs in shards.items():
@@ -199,7 +200,7 @@ def _write_model(plan: Plan, job: _Job) -> Mapping[str, Any]:
                 job.progress(Progress(done, total, output.name))
             job.folder.add(name, *writer.finish())
     if len(shards) > 1:
-        job.folder.write("model.safetensors.index.json", _index(shards, total))
+        job.folder.write(f"{stem}.safetensors.index.json", _index(shards, total))
     job.folder.write("config.json", _json_bytes(plan.config))
     for source in plan.copied_files:
         assert plan.base.folder is not None  # the plan found the names there
@@ -254,7 +255,12 @@ def _concatenated(tensor: ExportTensor) -> torch.Tensor:
     return joined.contiguous()
 
 
-def _shards(outputs: Iterable[OutputTensor]) -> Mapping[str, Sequence[OutputTensor]]:
+def _stem(config: Mapping[str, Any]) -> str:
+    """How the library that loads a model of this config.json calls its weights: diffusers writes _class_name there."""
+    return "diffusion_pytorch_model" if "_diffusers_version" in config or "_class_name" in config else "model"
+
+
+def _shards(outputs: Iterable[OutputTensor], stem: str) -> Mapping[str, Sequence[OutputTensor]]:
     """Weight files by name, each of at most SHARD_BYTES, filled in the order of tensor names."""
     groups: list[list[OutputTensor]] = [[]]
     room = SHARD_BYTES
@@ -265,8 +271,8 @@ def _shards(outputs: Iterable[OutputTensor]) -> Mapping[str, Sequence[OutputTens
         groups[-1].append(output)
         room -= _size_bytes(output)
     if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
-    return {f"model-{number:05}-of-{len(groups):05}.safetensors": group for number, group in enumerate(groups, 1)}
+        return {f"{stem}.safetensors": groups[0]}
+    return {f"{stem}-{number:05}-of-{len(groups):05}.safetensors": group for number, group in enumerate(groups, 1)}
 
 
 def _index(shards: Mapping[str, Sequence[OutputTensor]], total: int) -> bytes:

@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.training_utils import _collate_lora_metadata
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -106,7 +106,7 @@ def by_formula(base: Path, file: Path) -> dict[str, torch.Tensor]:
 def check(kind: str, patch: Path, dtype: str, tmp_path: Path, *, formula: bool = False) -> None:
     base = tmp_path / "unet"
     unet(DTYPES[dtype]).save_pretrained(base)
-    found = load_file(fold(base, patch, tmp_path / "out") / "model.safetensors")
+    found = dict(UNet2DConditionModel.from_pretrained(fold(base, patch, tmp_path / "out")).state_dict())
     expected = by_formula(base, patch / WEIGHTS) if formula else fused(base, patch)
     before = load_file(base / "diffusion_pytorch_model.safetensors")
     assert all(not torch.equal(before[f"{one}.weight"], found[f"{one}.weight"]) for one in MODULES)
@@ -226,3 +226,16 @@ def test_facts_tell_rank_and_components(tmp_path: Path) -> None:
     (facts,) = patches.inspect(LocalFolder(kohya(tmp_path / "p" / "a.safetensors").parent))
     assert (facts.kind, facts.rank_min, facts.rank_max, facts.problems) == ("kohya", 3, 3, ())
     assert facts.detail["components"] == ["text_encoder", "unet"]
+
+
+@pytest.mark.parametrize("alpha", [None, 1.0])
+def test_a_kohya_file_becomes_a_lora_that_peft_loads(alpha: float | None, tmp_path: Path) -> None:
+    base, patch = tmp_path / "unet", tmp_path / "patch"
+    unet().save_pretrained(base)
+    file = kohya(patch / WEIGHTS, alpha=alpha)
+    lora = fold(base, patch, tmp_path / "lora", as_kind="lora")
+    loaded: Any = PeftModel.from_pretrained(UNet2DConditionModel.from_pretrained(base), str(lora))
+    found = loaded.double().merge_and_unload().state_dict()
+    error = roundings(found, by_formula(base, file), torch.float32)
+    record("kohya", "unet", "float32", "float64 formula, loaded by peft", error, "as a LoRA")
+    assert error <= 1.0
