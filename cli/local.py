@@ -12,6 +12,7 @@ from adapterhub.merging import patches
 from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
 from adapterhub.merging.errors import InvalidPatch
 from adapterhub.merging.patch import Facts
+from adapterhub.merging.pickle_names import is_pickle
 from adapterhub.merging.recipes.canonical import Input
 from adapterhub.merging.recipes.expression import parse
 from adapterhub.merging.runtime import runtimes
@@ -106,7 +107,6 @@ def convert(source: Path, out: Path, form: str, *, base: Path | None, initial: P
 def _convert_pickled_delta(source: Path, out: Path, *, takes_no: Path | None) -> dict[str, Any]:
     """What the one pickled delta of a folder, or that file, became."""
     from adapterhub.merging.pickled_deltas import to_native
-    from adapterhub.merging.pickles import is_pickle
 
     if takes_no:
         raise Misused("--to native takes neither --base nor --initial")

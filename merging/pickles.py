@@ -19,15 +19,13 @@ from adapterhub.merging import sandbox
 from adapterhub.merging.checkpoint import LocalFolder, TensorHandle, open_tensors
 from adapterhub.merging.errors import InvalidPatch
 from adapterhub.merging.pickle_child import TENSORS, VALUES
+from adapterhub.merging.pickle_names import SUFFIXES, is_pickle
 from adapterhub.merging.results import ResultFolder
 
 if TYPE_CHECKING:
     from adapterhub.merging.folders import Folder
 
 CHILD = "adapterhub.merging.pickle_child"
-
-SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-"""Ends of the names of files that are mostly pickles: never opened but in the child, and unsafe to load elsewhere."""
 
 _RENAMED: Mapping[str, str] = {
     "adapter_model.bin": "adapter_model.safetensors",
@@ -51,11 +49,6 @@ class Converted:
 
     files: tuple[tuple[str, str, int], ...]
     left_out: tuple[str, ...]
-
-
-def is_pickle(name: str) -> bool:
-    """Whether a file of that name is to be taken for a pickle."""
-    return name.lower().endswith(SUFFIXES)
 
 
 def to_safetensors(folder: Folder, out: Path, *, only: str | None = None) -> Converted:

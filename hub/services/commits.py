@@ -27,16 +27,13 @@ from adapterhub.hub.services.git_objects import blob_oid, pointer_text
 from adapterhub.hub.services.git_patterns import Attributes
 from adapterhub.hub.services.names import check_path, is_storable, path_key
 from adapterhub.hub.services.trees import Entry
+from adapterhub.merging.pickle_names import is_pickle
 from adapterhub.storage.blobs import BlobStat, check_digest
 
 REBASES = 64
 """How often a commit without a parent is laid onto a branch that moved; each time, somebody else's went in."""
 
 MESSAGE_CHARACTERS = 64 * 1024
-
-
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
-"""Ends of the names under which people store pickles."""
 
 
 @dataclass(frozen=True)
@@ -406,7 +403,7 @@ def _stat(entry: Entry) -> BlobStat:
 def _refuse_pickles(before: Mapping[str, Entry], after: Mapping[str, Entry]) -> None:
     """Raises PickleRefused where a commit adds or changes a file that is a pickle by its name; old ones may stay."""
     for path, entry in after.items():
-        if path.lower().endswith(PICKLES) and before.get(path) != entry:
+        if is_pickle(path) and before.get(path) != entry:
             raise PickleRefused(
                 f"{path}: a pickle by its name, which runs code when it is loaded, and this hub takes none; "
                 "save the tensors as safetensors and leave the file out of the push"

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from adapterhub.merging import patches, pickles
 from adapterhub.merging.checkpoint import LocalFolder
 from adapterhub.merging.errors import InvalidPatch
+from adapterhub.merging.pickle_names import is_pickle
 from tests.merging import tiny
 from tests.merging.exactness.compare import trained
 
@@ -92,7 +93,7 @@ def test_what_trainers_leave_is_left_out_and_all_else_is_copied(tmp_path: Path) 
     assert converted.left_out == ("training_args.bin",)
     names = set(LocalFolder(tmp_path / "out").names())
     assert {"adapter_config.json", "adapter_model.safetensors"} <= names
-    assert not any(map(pickles.is_pickle, names))
+    assert not any(map(is_pickle, names))
 
 
 @pytest.mark.parametrize(
