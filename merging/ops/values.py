@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 from adapterhub.merging.ops.tensors import as_matrix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import torch
 
+    from adapterhub.merging.registry import Apply
 
-def put(values: Sequence[torch.Tensor], weights: Sequence[float]) -> Callable[[torch.Tensor, int, int], None]:
+
+def put(values: Sequence[torch.Tensor], weights: Sequence[float]) -> Apply:
     """What changes a tile to W + Σ weights[i] · (values[i] - W); a single weight of 1 copies the value, exactly.
 
     values: of W's shape, any float dtype, not modified.
