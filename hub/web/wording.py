@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
+from adapterhub.merging.pickle_names import is_pickle
+
 
 def bytes_short(count: int | None) -> str:
     """`count` bytes in the largest decimal unit that keeps it at or above one: "1.3 MB"."""
@@ -63,4 +65,4 @@ def urlencode_all(text: str) -> str:
     return quote(text, safe="")
 
 
-FILTERS = {f.__name__: f for f in (bytes_short, count_short, ago, shorten, plain, urlencode_all)}
+FILTERS = {f.__name__: f for f in (bytes_short, count_short, ago, shorten, plain, urlencode_all, is_pickle)}

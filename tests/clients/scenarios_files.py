@@ -188,6 +188,8 @@ def file_system(repo_id: str) -> None:
     assert whole.isfile(f"{repo_id}@{api.model_info(repo_id).sha}/large.bin")
     tree: dict[str, Any] = {entry.path: entry for entry in api.list_repo_tree(repo_id, expand=True)}
     assert tree["moved.txt"].last_commit.title
+    assert tree["moved.txt"].security is None
+    assert tree["large.bin"].security.safe is False  # a pickle, by its name
     assert {entry.path for entry in api.get_paths_info(repo_id, ["large.bin"], expand=True)} == {"large.bin"}
 
 

@@ -21,6 +21,7 @@ from adapterhub.hub.services.access import require_content
 from adapterhub.hub.services.folders import RepositoryFolder
 from adapterhub.hub.services.last_changes import last_commits
 from adapterhub.hub.services.trees import Entry
+from adapterhub.merging.pickle_names import is_pickle
 
 router = APIRouter(prefix="/api/models/{namespace}/{name}", route_class=RawRoute)
 
@@ -109,7 +110,17 @@ def _entries_json(
     if not expand:
         return [entry_json(entry) for entry in entries]
     changed = last_commits(session, repo, commit, [entry.path for entry in entries])
-    return [{**entry_json(entry), "lastCommit": _commit_json(changed[entry.path])} for entry in entries]
+    return [
+        {**entry_json(entry), "lastCommit": _commit_json(changed[entry.path]), **_security_json(entry)}
+        for entry in entries
+    ]
+
+
+def _security_json(entry: Entry) -> dict[str, Any]:
+    """What the client's BlobSecurityInfo reads: pickles are unsafe by their names; nothing scans the others."""
+    if entry.is_folder or not is_pickle(entry.path):
+        return {}
+    return {"securityFileStatus": {"status": "unsafe", "avScan": None, "pickleImportScan": None}}
 
 
 def _commit_json(row: Commit) -> dict[str, str]:

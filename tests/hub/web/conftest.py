@@ -36,7 +36,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
         ann = authenticate(session, f"Bearer {TOKEN}")
     content = {
         "ann/base": model(),
-        "ann/code": [*lora("ann/base"), AddRegular("README.md", CARD)],
+        "ann/code": [*lora("ann/base"), AddRegular("README.md", CARD), AddRegular("training_args.bin", b"pickled")],
         "ann/secret": lora("ann/base"),
     }
     for repo_id, files in content.items():

@@ -25,6 +25,13 @@ def test_a_patch_page_tells_what_is_inside(site: TestClient) -> None:
         assert told in text, told
 
 
+def test_a_pickle_is_marked_unsafe_and_nothing_else(site: TestClient) -> None:
+    rows = re.findall(r"<tr><td>.*?</tr>", site.get("/ann/code").text, re.DOTALL)
+    marked = [row for row in rows if "unsafe: pickle" in row]
+    assert len(rows) > len(marked) == 1
+    assert "training_args.bin" in marked[0]
+
+
 def test_a_hostile_card_is_shown_and_does_nothing(site: TestClient) -> None:
     text = site.get("/ann/code").text
     assert "<script>alert" not in text
