@@ -102,14 +102,15 @@ def exactness(measured: Measured) -> list[str]:
         count = f"{len(row.architectures)}: " + ", ".join(sorted(row.architectures))
         if row.architectures >= set(ARCHITECTURES):
             count = f"all {len(ARCHITECTURES)}"
-        rows.append(f"| {variant} | {oracle} | {count} | " + " | ".join(errors) + " |")
+        form = f", {what}" if what not in ("weights", "logits") else ""
+        rows.append(f"| {variant}{form} | {oracle} | {count} | " + " | ".join(errors) + " |")
     return rows
 
 
 def _error(error: float | None, what: str) -> str:
     if error is None:
         return "not run"
-    return f"{_up(error)} roundings" if what == "weights" else f"{_up(error)} of the output"
+    return f"{_up(error)} of the output" if what == "logits" else f"{_up(error)} roundings"
 
 
 def _up(error: float) -> str:
@@ -153,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wrong = [
         f"{variant} against {oracle}: {row.errors}"
         for (variant, oracle, what), row in measured.items()
-        if what == "weights" and max(row.errors.values()) > ROUNDING
+        if what != "logits" and max(row.errors.values()) > ROUNDING
     ]
     wrong += [f"{name} was measured nowhere" for name in _missing({kind_of(variant) for variant, _, _ in measured})]
     wrong += behind()
