@@ -1,5 +1,6 @@
 """Writes the reference pages that follow from the code; `tests/test_docs.py` compares what lies there with them."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from adapterhub.hub.api.errors import snake_case, status_of
 from adapterhub.hub.services import accounts
 from adapterhub.hub.services.access import GLOBAL_PERMISSIONS, RULES
 from adapterhub.hub.settings import CLIENT_VARIABLES, Settings
-from adapterhub.merging import analysis, methods, patches, stacking, terms, transfer
+from adapterhub.merging import analysis, manifest, methods, patches, stacking, terms, transfer
 from adapterhub.merging import errors as merging_errors
 from adapterhub.merging.registry import parameters_of
 from adapterhub.storage import errors as storage_errors
@@ -30,6 +31,7 @@ def pages() -> Mapping[str, str]:
         "variants.md": variants(),
         "rights.md": rights(),
         "stacking.md": NOTE + stacking.page(),
+        manifest.SCHEMA_FILE: json.dumps(manifest.schema(), indent=2, sort_keys=True) + "\n",
     }
 
 

@@ -161,3 +161,19 @@ def in_order(handle: TensorHandle, order: Array | None) -> TensorHandle:
         return memoryview(taken.reshape(-1).view(np.uint8).data).toreadonly()
 
     return TensorHandle(handle.name, handle.dtype, handle.shape, read)
+
+
+def corner(handle: TensorHandle, shape: Sequence[int]) -> TensorHandle:
+    """The first rows and columns of a stored matrix, as a handle. Raises InvalidPatch for more than there are."""
+    if len(handle.shape) != len(shape) or any(want > has for want, has in zip(shape, handle.shape, strict=True)):
+        raise InvalidPatch(f"{handle.name}: is {handle.shape}; at least {tuple(shape)} is needed")
+    if tuple(shape) == handle.shape:
+        return handle
+    width = handle.nbytes // max(1, handle.numel)
+
+    def read() -> memoryview:
+        whole = np.frombuffer(handle.read(), np.uint8).reshape(*handle.shape, width)
+        taken = np.ascontiguousarray(whole[tuple(slice(size) for size in shape)])
+        return memoryview(taken.reshape(-1).data).toreadonly()
+
+    return TensorHandle(handle.name, handle.dtype, tuple(shape), read)

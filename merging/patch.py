@@ -40,6 +40,8 @@ class TrainingBase:
     name, revision: what the files declare, as found ("org/base", "main"); None where they are silent.
     fingerprint: root digest of the base's tensors ("sha256:<hex>"), when the files carry it.
     quantisation: "none", "nf4", "int8", "fp8", ... or "unknown".
+    recipe: the expression that makes the base, where it is no stored model. requires: patches that must be folded with
+    this one where the base's values do not have them already: how they are called, by digest.
     """
 
     name: str | None = None
@@ -48,6 +50,8 @@ class TrainingBase:
     quantisation: str = "unknown"
     parameters: Mapping[str, str] = field(default_factory=dict)
     """Digests of the touched parameters by name, when the files carry them."""
+    recipe: str | None = None
+    requires: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Facts:
     targets: module types it touches ("q_proj", "mlp.down_proj"), sorted.
     layers: number of touched sites by layer index, "-" for sites outside layers.
     parameter_count: numbers stored; dtypes: numbers stored by safetensors dtype; size_bytes: of the weight files.
+    contract: what it needs to work besides its base: chat template, pattern, tokens, label map, ... training: how it
+    was made: method, data, cost, energy. parts: names of what can be had alone, for `native.read_patch`.
     problems: sentences, each naming file, tensor and cure; a patch with problems is not fit to merge.
     """
 
@@ -80,6 +86,9 @@ class Facts:
     size_bytes: int = 0
     detail: Mapping[str, Any] = field(default_factory=dict)
     """More of the kind's own facts (alpha, density, architecture, ...), JSON values only, shown as they are."""
+    contract: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
 

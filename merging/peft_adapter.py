@@ -656,25 +656,6 @@ def reshaped(handle: TensorHandle, shape: Sequence[int]) -> TensorHandle:
     return replace(handle, shape=tuple(shape))
 
 
-def corner(handle: TensorHandle, shape: Sequence[int]) -> TensorHandle:
-    """The first rows and columns of a stored matrix, as a handle. Raises InvalidPatch for more than there are."""
-    rows, columns = shape
-    if len(handle.shape) != 2 or rows > handle.shape[0] or columns > handle.shape[1]:
-        raise InvalidPatch(f"{handle.name}: is {handle.shape}; at least {(rows, columns)} is needed")
-    if tuple(shape) == handle.shape:
-        return handle
-    width = handle.nbytes // max(1, prod(handle.shape))
-
-    def make() -> np.ndarray[Any, Any]:
-        raw = np.frombuffer(handle.read(), np.uint8).reshape(handle.shape[0], handle.shape[1] * width)
-        return raw[:rows, : columns * width]
-
-    def read() -> memoryview:
-        return memoryview(np.ascontiguousarray(make()).reshape(-1).data).toreadonly()
-
-    return TensorHandle(handle.name, handle.dtype, (rows, columns), read)
-
-
 def block_diagonal(handle: TensorHandle, count: int) -> TensorHandle:
     """(r, count·c) with the stored (r, c), cut into `count` parts of rows, on its diagonal. Raises InvalidPatch."""
     if len(handle.shape) != 2 or handle.shape[0] % count:

@@ -20,6 +20,7 @@ from adapterhub.merging.errors import (
     PlanTooLarge,
     RecipeTooLarge,
 )
+from adapterhub.merging.fingerprint import parameter_digests
 from adapterhub.merging.folders import join
 from adapterhub.merging.methods import methods
 from adapterhub.merging.patch import Export, Patch, SiteTerm
@@ -150,6 +151,7 @@ def plan(
     stored = Checkpoint.open(inputs[base_ref].folder, inputs[base_ref].path, name=inputs[base_ref].name)
     base, base_quantisation = dequantised(stored), quantisation_of(stored.config)
     read = {ref: _read(inputs[ref], base) for ref in references}
+    _check_predecessors(read, inputs, base)
     digests = {ref: patch.digest for ref, patch in read.items()}
     normal = normalise(recipe, inputs, digests)
     dtype = None if dtype is None else _float_name(dtype)
@@ -179,6 +181,28 @@ def _read(one: Input, base: Checkpoint) -> Patch:
     if missing:
         raise BaseMismatch(f"{one.name}: has no parameter {min(missing)}, which the base {base.name!r} has")
     return patch
+
+
+def _check_predecessors(read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input], base: Checkpoint) -> None:
+    """Raises BaseMismatch where a patch was trained on top of another that is neither in the recipe nor in the base.
+
+    The base has it where its tensors are those that the patch says it was trained on.
+    """
+    here = {patch.digest for patch in read.values()}
+    for ref, patch in read.items():
+        trained_on = patch.facts.base
+        missing = [name for digest, name in trained_on.requires.items() if digest not in here]
+        if not missing or _is_trained_on(base, trained_on.parameters):
+            continue
+        after = f", on {trained_on.recipe}" if trained_on.recipe else ""
+        raise BaseMismatch(
+            f"{inputs[ref].name}: was trained on top of {' and '.join(missing)}{after}, which this recipe lacks; "
+            f"add it, as in {base.name.partition('@')[0]} + {missing[0]} + {inputs[ref].name.partition('@')[0]}"
+        )
+
+
+def _is_trained_on(base: Checkpoint, parameters: Mapping[str, str]) -> bool:
+    return bool(parameters) and parameter_digests(base, parameters) == dict(parameters)
 
 
 def _float_name(dtype: str) -> str:
@@ -235,6 +259,7 @@ class _Sums:
             addends = () if name in self._created else tuple(self._addends(name, self._normal.parts))
             _check_rank(name, addends)
             _check_order(name, addends)
+            _check_exact(name, addends)
             is_cast = dtype is not None and handle.dtype in FLOATS
             out_dtype = dtype if is_cast and dtype else handle.dtype
             yield OutputTensor(name, out_dtype, handle.shape, handle, addends, self._trained_on(name))
@@ -273,6 +298,7 @@ class _Sums:
         inputs = tuple(tuple(self._addends(site, parts)) for parts in leaf.inputs)
         for number, one in enumerate(inputs):
             _check_order(site, one)
+            _check_mergeable(site, leaf.method, one)
             if number and methods()[leaf.method].is_sequential:
                 _check_comes_first(site, one)
         return MethodDelta(leaf.method, leaf.parameters, leaf.weights, inputs) if any(inputs) else None
@@ -330,6 +356,28 @@ def _check_rank(name: str, addends: Iterable[Addend]) -> None:
     rank = sum(term.fields["A"].shape[0] for term in terms)
     if rank > MAX_TOTAL_RANK:
         raise RecipeTooLarge(f"{name}: the ranks add up to {rank}; at most {MAX_TOTAL_RANK} are folded at once")
+
+
+def _check_exact(name: str, addends: Sequence[Addend]) -> None:
+    """Raises NotFoldable where stored bits have a weight or company: they mean nothing then."""
+    for one in addends:
+        if not isinstance(one.delta, TermDelta) or not terms()[one.delta.term.term].is_exact:
+            continue
+        if len(addends) > 1 or one.weight * one.delta.term.scale != 1.0:
+            raise NotFoldable(
+                f"{name}: an {one.delta.term.term} term is the bits of one fine-tuned tensor: it takes the weight 1 "
+                "and nothing else on its parameter; extract a dense patch from the two models to merge it"
+            )
+
+
+def _check_mergeable(name: str, method: str, addends: Sequence[Addend]) -> None:
+    """Raises NotFoldable for stored bits in a merge method, which computes with deltas."""
+    exact = [term.term for term in _terms_of(addends) if terms()[term.term].is_exact]
+    if exact:
+        raise NotFoldable(
+            f"{name}: an {exact[0]} term is the bits of one fine-tuned tensor, and {method} merges deltas; extract a "
+            "dense patch from the two models instead"
+        )
 
 
 def _check_order(name: str, addends: Sequence[Addend]) -> None:

@@ -12,11 +12,11 @@ from functools import cached_property
 from typing import Any
 
 from adapterhub.merging.checkpoint import TensorHandle
-from adapterhub.merging.encodings import Array
+from adapterhub.merging.encodings import Array, corner
 from adapterhub.merging.errors import NotFoldable
 from adapterhub.merging.patch import SiteTerm
 from adapterhub.merging.patterns import whole
-from adapterhub.merging.peft_adapter import BANK_PREFIX, Adapter, Module, Sites, corner, floats, reshaped
+from adapterhub.merging.peft_adapter import BANK_PREFIX, Adapter, Module, Sites, floats, reshaped
 from adapterhub.merging.torch_random import TorchGenerator
 
 

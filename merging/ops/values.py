@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from adapterhub.merging.ops.tensors import as_matrix
 
@@ -11,10 +11,14 @@ if TYPE_CHECKING:
 
     import torch
 
-    from adapterhub.merging.registry import Apply
+
+class Put(Protocol):
+    """Changes a tile that holds rows start..stop of W, in place."""
+
+    def __call__(self, tile: torch.Tensor, start: int, stop: int) -> None: ...
 
 
-def put(values: Sequence[torch.Tensor], weights: Sequence[float]) -> Apply:
+def put(values: Sequence[torch.Tensor], weights: Sequence[float]) -> Put:
     """What changes a tile to W + Σ weights[i] · (values[i] - W); a single weight of 1 copies the value, exactly.
 
     values: of W's shape, any float dtype, not modified.

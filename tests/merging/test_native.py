@@ -98,9 +98,12 @@ def test_names_may_lack_the_base_s_first_part(tmp_path: Path) -> None:
     [
         (lambda manifest: manifest["files"]["patch.safetensors"].update(sha256="00"), "patch.json says 00"),
         (lambda manifest: manifest["sites"].pop("layers.1.bias"), "belongs to no term"),
-        (lambda manifest: manifest["sites"]["layers.1.bias"].update(shape="x"), "a list of sizes"),
+        (lambda manifest: manifest["sites"]["layers.1.bias"].update(shape="x"), "shape is 'x'; a list is expected"),
         (lambda manifest: manifest["sites"]["layers.1.bias"]["terms"][0].update(kind="magic"), "term kind 'magic'"),
-        (lambda manifest: manifest["sites"]["layers.1.bias"]["terms"][0].update(index="flat"), "sparse with fields"),
+        (
+            lambda manifest: manifest["sites"]["layers.1.bias"]["terms"][0].update(index="flat"),
+            "are expected of index 'flat'",
+        ),
         (lambda manifest: manifest["sites"]["layers.1.bias"]["terms"][0].update(scale="2"), "scale is '2'"),
         (
             lambda manifest: manifest["sites"].update(ghost={"shape": [1], "terms": [{"id": "t0", "kind": "sparse"}]}),
