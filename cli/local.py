@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli.errors import Missing, Misused
-from adapterhub.merging import patches
+from adapterhub.merging import finiteness, patches
 from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
 from adapterhub.merging.errors import InvalidPatch
 from adapterhub.merging.patch import Facts
@@ -22,12 +22,16 @@ if TYPE_CHECKING:
     from adapterhub.merging.recipes.nodes import Ref
 
 
-def inspect(path: Path) -> list[dict[str, Any]]:
-    """Facts of every patch and model at `path`; of a file, those that it belongs to. Raises BrokenContainer."""
-    if path.is_dir():
-        return [asdict(facts) for facts in patches.inspect(LocalFolder(path))]
-    found = patches.inspect(LocalFolder(path.resolve().parent))
-    return [asdict(facts) for facts in found if path.name in facts.files]
+def inspect(path: Path, *, reads_values: bool = False) -> list[dict[str, Any]]:
+    """Facts of every patch and model at `path`; of a file, those that it belongs to. Raises BrokenContainer.
+
+    reads_values: whether tensors are searched for NaN and infinity, which are problems then.
+    """
+    folder = LocalFolder(path if path.is_dir() else path.resolve().parent)
+    found = [facts for facts in patches.inspect(folder) if path.is_dir() or path.name in facts.files]
+    if reads_values:
+        found = [replace(one, problems=(*one.problems, *finiteness.problems(folder, one.files))) for one in found]
+    return [asdict(facts) for facts in found]
 
 
 def kinds() -> list[dict[str, Any]]:

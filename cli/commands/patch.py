@@ -100,14 +100,18 @@ def show(
 
 @patch.command(epilog=examples("patch inspect ./my-lora", "patch inspect adapter_model.safetensors --json"))
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A file or folder of this machine.")], as_json: AsJson = False
+    path: Annotated[Path, typer.Argument(help="A file or folder of this machine.")],
+    values: Annotated[
+        bool, typer.Option("--values", help="Read every number too: NaN and infinity are problems.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what local files are, without a server; exit code 4 where there are problems."""
     from adapterhub.cli.local import inspect as look
 
     if not path.exists():
         raise Missing(f"{path}: no such file or folder")
-    found = look(path)
+    found = look(path, reads_values=values)
     if as_json:
         show_json_lines(found)
     elif found:

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 from safetensors.numpy import load_file
 
+from adapterhub.merging import native
 from tests.cli.conftest import Command
 from tests.hub.services.samples import SITE
 
@@ -125,3 +127,12 @@ def test_convert_makes_a_native_patch_of_a_pickled_delta(command: Command, folde
     assert json.loads(ended.out) == {"from": "LT-SFT", "to": "native", "terms": {"a.weight": "sparse"}}
     assert "sparse" in command("patch", "inspect", str(folders / "out")).out
     assert command("patch", "convert", str(folders / "code"), str(folders / "no"), "--to", "native").code == 2
+
+
+def test_inspect_finds_values_that_are_not_finite_only_when_it_reads_them(command: Command, tmp_path: Path) -> None:
+    delta = np.array([[np.inf, 1.0]], np.float32)
+    native.write_patch(tmp_path, sites={"w": native.term("dense", (1, 2), delta=delta)}, base={})
+    assert command("patch", "inspect", str(tmp_path)).code == 0
+    ended = command("patch", "inspect", str(tmp_path), "--values", "--json")
+    assert ended.code == 4
+    assert "w::t0.delta holds NaN or infinity, first at (0, 0)" in json.loads(ended.out)["problems"][0]
