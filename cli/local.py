@@ -19,6 +19,7 @@ from adapterhub.merging.runtime import runtimes
 
 if TYPE_CHECKING:
     from adapterhub.merging.engine import Progress, Result
+    from adapterhub.merging.extract import Extracted
     from adapterhub.merging.recipes.nodes import Ref
 
 
@@ -49,6 +50,14 @@ def kinds() -> list[dict[str, Any]]:
         }
         for name, kind in patches.kinds().items()
     ]
+
+
+def extract(base: Path, tuned: Path, form: str, out: Path) -> tuple[list[Extracted], str]:
+    """The parameters of the patch that was made of two local models, and its digest. Raises as `extract.extract`."""
+    from adapterhub.merging import extract as extraction
+
+    before, after = (Checkpoint.open(LocalFolder(path), name=path.resolve().name) for path in (base, tuned))
+    return extraction.extract(before, after, form, out)
 
 
 def merge(

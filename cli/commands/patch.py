@@ -159,6 +159,35 @@ def convert(
     say(str(out))
 
 
+@patch.command(
+    epilog=examples(
+        "patch extract ./base ./tuned ./my-patch --as lora:r=16", "patch extract ./base ./tuned ./exact --as xor"
+    )
+)
+def extract(
+    base: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of the model before tuning.")],
+    tuned: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of the tuned model.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the patch.")],
+    form: Annotated[
+        str, typer.Option("--as", help="lora:r=16, lora:energy=0.9, sparse:density=0.01, mask, bitdelta, xor or dense.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Make a patch of the difference of two local models, and list its error by parameter."""
+    from dataclasses import asdict
+
+    from adapterhub.cli.local import extract as make
+
+    rows, digest = make(base, tuned, form, out)
+    if as_json:
+        show_json_lines(map(asdict, rows))
+    else:
+        cells = ((r.site, r.term, r.rank or "", f"{r.norm:.4g}", f"{r.error:.2%}", r.size_bytes) for r in rows)
+        columns = ("parameter", "term", "rank", "size of the delta", "error", "bytes")
+        show_table(columns, cells, numeric=columns[2:])
+    say(f"{out}: {len(rows)} parameters, {digest}")
+
+
 @patch.command(epilog=examples("patch kinds", "patch kinds --json"))
 def kinds(as_json: AsJson = False) -> None:
     """List the kinds of patch that are recognised, and what is done with each."""

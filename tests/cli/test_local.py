@@ -136,3 +136,11 @@ def test_inspect_finds_values_that_are_not_finite_only_when_it_reads_them(comman
     ended = command("patch", "inspect", str(tmp_path), "--values", "--json")
     assert ended.code == 4
     assert "w::t0.delta holds NaN or infinity, first at (0, 0)" in json.loads(ended.out)["problems"][0]
+
+
+def test_extract_lists_the_error_of_every_parameter(command: Command, folders: Path, tmp_path: Path) -> None:
+    paths = (str(folders / "base"), str(folders / "base-v2"), str(tmp_path / "patch"))
+    ended = command("patch", "extract", *paths, "--as", "xor", "--json")
+    assert ended.code == 0
+    assert {row["error"] for row in map(json.loads, ended.out.splitlines())} == {0.0}
+    assert "xor" in command("patch", "inspect", paths[2]).out
