@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from math import gcd
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def lowrank(W: torch.Tensor, seed: int) -> Made:
 def lowrank_shared(W: torch.Tensor, seed: int) -> Made:
     d, b = small(2, seed=seed), random(W.shape[0], seed=seed + 1)
     A, B = bank("a")[:, : W.shape[1]].double(), bank("b")[: W.shape[0]].double()
-    fields = {"d": d.numpy(), "b": b.numpy()}
+    fields: dict[str, Any] = {"d": d.numpy(), "b": b.numpy()}
     term = native.term("lowrank", W.shape, shared={"A": "factors.A", "B": "factors.B"}, **fields)
     return term, W.double() + torch.diag(b.double()) @ B @ torch.diag(d.double()) @ A
 
@@ -84,7 +85,7 @@ def replace_rows(W: torch.Tensor, seed: int) -> Made:
 def dora(W: torch.Tensor, seed: int) -> Made:
     A, B = small(2, W.shape[1], seed=seed), small(W.shape[0], 2, seed=seed + 1)
     mag = random(W.shape[0], seed=seed + 2).abs()
-    fields = {"A": A.numpy(), "B": B.numpy(), "mag": mag.numpy()}
+    fields: dict[str, Any] = {"A": A.numpy(), "B": B.numpy(), "mag": mag.numpy()}
     V = W.double() + 0.5 * B.double() @ A.double()
     expected = V * (mag.double() / V.norm(dim=1))[:, None]
     return native.term("dora", W.shape, options={"scaling": 0.5}, **fields), expected
@@ -95,7 +96,8 @@ def hadamard(W: torch.Tensor, seed: int) -> Made:
     shapes = ((out, 2), (2, fan_in), (out, 3), (3, fan_in))
     fields = {name: small(*shape, seed=seed + n) for n, (name, shape) in enumerate(zip(names, shapes, strict=True))}
     w1a, w1b, w2a, w2b = (fields[name].double() for name in names)
-    term = native.term("hadamard", W.shape, **{name: one.numpy() for name, one in fields.items()})
+    arrays: dict[str, Any] = {name: one.numpy() for name, one in fields.items()}
+    term = native.term("hadamard", W.shape, **arrays)
     return term, W.double() + (w1a @ w1b) * (w2a @ w2b)
 
 
@@ -115,7 +117,8 @@ def circulant(W: torch.Tensor, seed: int) -> Made:
 def rotate(W: torch.Tensor, seed: int) -> Made:
     b = gcd(W.shape[1], 4)
     R = random(W.shape[1] // b, b, b, seed=seed)
-    return native.term("rotate", W.shape, R=R.numpy()), W.double() @ torch.block_diag(*R.double()).T
+    whole: torch.Tensor = torch.block_diag(*R.double())  # type: ignore[no-untyped-call]
+    return native.term("rotate", W.shape, R=R.numpy()), W.double() @ whole.T
 
 
 def reflect(W: torch.Tensor, seed: int) -> Made:

@@ -37,7 +37,7 @@ def test_every_byte_of_fp8_is_judged_as_torch_does(name: str, dtype: torch.dtype
 def test_the_last_value_of_a_large_tensor_is_looked_at_in_little_memory() -> None:
     large = np.zeros(8 * finiteness.PIECE_BYTES // 4, np.float32)
     large[-1] = np.inf
-    handle = TensorHandle.of_bytes("w", "F32", large.shape, memoryview(large).cast("B"))
+    handle = TensorHandle.of_bytes("w", "F32", large.shape, memoryview(large.data).cast("B"))
     tracemalloc.start()
     assert finiteness.first_non_finite(handle) == large.size - 1
     assert tracemalloc.get_traced_memory()[1] < 3 * finiteness.PIECE_BYTES

@@ -176,7 +176,7 @@ def test_the_base_s_quantisation_is_read_as_in_a_model_s_config(said: Any, expec
 def test_contract_training_and_parts_are_facts(tmp_path: Path) -> None:
     contract = {"chat_template": "{{ messages }}", "label_map": {"0": "no", "1": "yes"}, "sampling_rate": 16_000}
     training = {"method": "DPO", "data": ["demo/pairs"], "energy_kwh": 1.5}
-    parts = [{"name": "first", "sites": ["w"]}, {"name": "prompt", "path": "prompt"}]
+    parts: list[dict[str, Any]] = [{"name": "first", "sites": ["w"]}, {"name": "prompt", "path": "prompt"}]
     sites = {name: native.prune(np.eye(3) > 0) for name in ("w", "v")}
     native.write_patch(tmp_path, sites=sites, base={}, contract=contract, training=training, parts=parts)
     (facts,) = patches.inspect(LocalFolder(tmp_path))
