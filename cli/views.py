@@ -122,6 +122,9 @@ def show_facts(facts: Json) -> None:
         ("tasks", plain(facts.get("tasks") or [])),
         ("languages", plain(facts.get("languages") or [])),
         ("digest", facts.get("digest")),
+        ("needs", plain(facts.get("contract") or {})),
+        ("made by", plain(facts.get("training") or {})),
+        ("parts", plain(facts.get("parts") or [])),
     ]
     told = {value for _, value in known}
     details = [(name.replace("_", " "), plain(value)) for name, value in facts["detail"].items()]

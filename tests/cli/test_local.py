@@ -144,3 +144,16 @@ def test_extract_lists_the_error_of_every_parameter(command: Command, folders: P
     assert ended.code == 0
     assert {row["error"] for row in map(json.loads, ended.out.splitlines())} == {0.0}
     assert "xor" in command("patch", "inspect", paths[2]).out
+
+
+def test_inspect_tells_what_a_patch_needs_and_its_parts(command: Command, tmp_path: Path) -> None:
+    native.write_patch(
+        tmp_path,
+        sites={"w": native.prune(np.eye(2) > 0)},
+        base={},
+        contract={"sampling_rate": 16_000},
+        training={"method": "DPO"},
+        parts=[{"name": "adapter", "sites": ["w"]}],
+    )
+    shown = command("patch", "inspect", str(tmp_path)).out
+    assert all(word in shown for word in ("needs", "16000", "made by", "DPO", "adapter"))
