@@ -19,8 +19,9 @@ from adapterhub.merging.container import PATCH_HEADER_BYTES
 from adapterhub.merging.encodings import Array
 from adapterhub.merging.errors import InvalidPatch, UnknownSite
 from adapterhub.merging.folders import canonical_json, join, json_digest
+from adapterhub.merging.manifest import check_manifest, training_base, usage
 from adapterhub.merging.native import FORMAT, FORMAT_VERSION, MANIFEST, WEIGHTS, read_manifest, rebase
-from adapterhub.merging.patch import Facts, Patch, PatchKind, TrainingBase
+from adapterhub.merging.patch import Facts, Patch, PatchKind
 from adapterhub.merging.peft_adapter import DTYPES
 from adapterhub.merging.sites import layers_of, targets_of
 
@@ -101,10 +102,14 @@ def write_runtime(
     needs: Sequence[str] = (),
     base: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    contract: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    parts: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Write a run-time patch into `folder` and give its digest. Arrays are float16, float32 or float64.
 
-    Equal arguments give equal bytes. Raises InvalidPatch for other dtypes or no array, ValueError for NaN in options.
+    contract, training, parts: as `manifest.py` has them. Equal arguments give equal bytes. Raises InvalidPatch for
+    other dtypes, no array or a manifest that a reader would refuse, ValueError for NaN in options.
     """
     named = {f"{path}::{name}": array for path, fields in (modules or {}).items() for name, array in fields.items()}
     named |= {f"{SHARED}::{name}": array for name, array in (shared or {}).items()}
@@ -112,6 +117,7 @@ def write_runtime(
     if wrong or not named:
         found = f"{wrong[0]} is {named[wrong[0]].dtype}" if wrong else "no arrays"
         raise InvalidPatch(f"{found}; a run-time patch holds float16, float32 or float64 arrays")
+    more = {"contract": dict(contract or {}), "training": dict(training or {}), "parts": [dict(p) for p in parts]}
     folder.mkdir(parents=True, exist_ok=True)
     shapes = {name: (_SAFETENSORS_NAMES[str(array.dtype)], array.shape) for name, array in sorted(named.items())}
     with SafetensorsWriter(folder / WEIGHTS, shapes, {"format": "pt", FORMAT: str(FORMAT_VERSION)}) as writer:
@@ -128,7 +134,9 @@ def write_runtime(
         "runtime": {"options": dict(options or {}), "needs": list(needs)},
         "provenance": dict(provenance or {}),
         "files": {WEIGHTS: {"size": size_bytes, "sha256": digest.removeprefix("sha256:")}},
+        **{name: value for name, value in more.items() if value},
     }
+    check_manifest(manifest)
     (folder / MANIFEST).write_bytes(canonical_json(manifest))
     return json_digest(manifest)
 
@@ -187,33 +195,15 @@ def _described(facts: Facts, folder: Folder, manifest: Mapping[str, Any], patch:
         path=facts.path,
         files=facts.files,
         effect="runtime",
-        base=_training_base(manifest),
+        base=training_base(manifest),
         targets=targets_of(patch.modules),
         layers=layers_of(patch.modules),
         parameter_count=sum(dtypes.values()),
         dtypes=dict(dtypes),
         size_bytes=folder.size(facts.files[1]),
         detail={**patch.options, "needs": list(patch.needs)},
+        **usage(manifest),
     )
-
-
-def _training_base(manifest: Mapping[str, Any]) -> TrainingBase:
-    base = _object(manifest.get("base"), "base")
-    fingerprint = _object(base.get("fingerprint"), "base.fingerprint")
-    quantisation = "unknown" if "quantization" not in base else str(base["quantization"] or "none")
-    return TrainingBase(
-        name=_text(base, "repo_id"),
-        revision=_text(base, "revision"),
-        fingerprint=_text(fingerprint, "root"),
-        quantisation=quantisation,
-    )
-
-
-def _text(values: Mapping[str, Any], key: str) -> str | None:
-    value = values.get(key)
-    if value is not None and not isinstance(value, str):
-        raise InvalidPatch(f"{MANIFEST}: the base's {key} is {str(value)[:80]!r}; a text is expected")
-    return value
 
 
 def _object(value: Any, where: str) -> Mapping[str, Any]:
@@ -225,6 +215,7 @@ def _object(value: Any, where: str) -> Mapping[str, Any]:
 def read_runtime(folder: Folder, path: str, wanted: RuntimeFormat) -> RuntimePatch:
     """The run-time patch in `path`, options and shapes checked. Raises InvalidPatch or BrokenContainer."""
     manifest, file = read_manifest(folder, path), join(path, WEIGHTS)
+    check_manifest(manifest)
     if manifest.get("kind") != wanted.kind or manifest.get("effect") != "runtime":
         raise InvalidPatch(f"{join(path, MANIFEST)}: not a run-time patch of kind {wanted.kind!r}")
     if file not in folder.names():
