@@ -66,7 +66,7 @@ class Client:
         os.environ["HF_ENDPOINT"] = self.endpoint
         self.token = find_token(token)
 
-    def get(self, path: str, **query: Any) -> Any:
+    def get(self, path: str, /, **query: Any) -> Any:
         """The JSON at a path; parameters that are None or empty are left out."""
         asked = {name: value for name, value in query.items() if value not in (None, "")}
         return self._ask("GET", path + ("?" + urlencode(asked, doseq=True) if asked else ""))
@@ -83,7 +83,7 @@ class Client:
         """Have the thing at a path removed."""
         self._ask("DELETE", path)
 
-    def items(self, path: str, limit: int, **query: Any) -> Iterator[dict[str, Any]]:
+    def items(self, path: str, limit: int, /, **query: Any) -> Iterator[dict[str, Any]]:
         """Up to `limit` items of a list, from as many of its pages as that takes."""
         page = self.get(path, limit=min(limit, 100), **query)
         while True:
@@ -211,6 +211,14 @@ def repo_path(repo_id: str) -> str:
     if repo_id.count("/") != 1 or not all(repo_id.split("/")):
         raise Misused(f"{repo_id!r}: write a repository as namespace/name")
     return "/api/patches/" + quote(repo_id)
+
+
+def repo_and_folder(name: str) -> tuple[str, str]:
+    """ "ns/name" and the folder below it of "ns/name/folder"; "" where none is said. Raises Misused as `repo_path`."""
+    namespace, _, rest = name.partition("/")
+    repo, _, folder = rest.partition("/")
+    repo_path(f"{namespace}/{repo}")
+    return f"{namespace}/{repo}", folder.strip("/")
 
 
 def split_revision(name: str) -> tuple[str, str | None]:

@@ -11,6 +11,7 @@ from adapterhub.hub.web.wording import ago, bytes_short, count_short, plain
 Json = Mapping[str, Any]
 
 LIST_COLUMNS = ("repository", "kind", "base", "rank", "parameters", "size", "licence", "updated")
+FOLDER_COLUMNS = ("folder", "kind", "base", "rank", "parameters", "size", "problems")
 JOB_COLUMNS = ("job", "kind", "state", "progress", "created", "result")
 
 FITS = {
@@ -24,8 +25,9 @@ FITS = {
 def list_row(item: Json) -> Sequence[object]:
     """One line of `patch list`."""
     base = item["base"] or {}
+    name = item["id"] + (f"/{item['folders'][0]}" if len(item.get("folders") or ()) == 1 else "")
     return (
-        item["id"] + (" (private)" if item["private"] else ""),
+        name + (" (private)" if item["private"] else ""),
         item["kind"],
         base.get("repository") or base.get("name"),
         rank(item),
@@ -33,6 +35,20 @@ def list_row(item: Json) -> Sequence[object]:
         bytes_short(item["size_bytes"]),
         item["licence"],
         ago(item["updated_at"]),
+    )
+
+
+def folder_row(patch: Json) -> Sequence[object]:
+    """One line of `patch list --within`."""
+    known = patch["base"] or {}
+    return (
+        patch["path"] or ".",
+        patch["kind"],
+        known.get("repository") or known.get("name"),
+        rank(patch),
+        count_short(patch["parameter_count"]) if patch["parameter_count"] else "",
+        bytes_short(patch["size_bytes"]),
+        len(patch["problems"]) or "",
     )
 
 
@@ -95,6 +111,8 @@ def show_repository(view: Json) -> None:
     for patch in view["patches"]:
         show_heading(f"{patch['kind']} in {patch['path']}/" if patch["path"] else patch["kind"])
         show_facts(patch)
+    if view["patch_count"] > len(view["patches"]) > 1:
+        say(f"{view['patch_count'] - len(view['patches'])} more: adapterhub patch list --within {view['id']}")
     _show_lineage(view["lineage"])
     if view["evaluations"]:
         show_heading("evaluations")

@@ -13,7 +13,7 @@ HubError
 │   │   └── OtherRepoType a dataset, space or the like, none of which is kept here
 │   ├── JobNotFound   RecipeNotFound    AliasNotFound  ModelNotFound   UploadNotFound
 │   └── TokenNotFound  AccessRequestNotFound  CollectionNotFound  ItemNotFound  WebhookNotFound
-│       DiscussionNotFound
+│       DiscussionNotFound  PatchNotFound
 ├── Conflict              the thing exists already or moved meanwhile
 │   ├── RepoExists  RefExists  AccountExists  NameReserved  CollectionExists  ItemExists
 │   ├── MergeConflict     a pull request that changes what changed on the branch meanwhile
@@ -122,6 +122,13 @@ class EntryNotFound(NotFound):
         self.repo_id = repo_id
         self.path = path
         self.commit = commit
+
+
+class PatchNotFound(NotFound):
+    """The repository is there, and holds no patch and no model in that folder."""
+
+    def __init__(self, repo_id: str, path: str) -> None:
+        super().__init__(f"{repo_id}: no patch and no model lies in the folder {path[:200]!r}")
 
 
 class AccountNotFound(NotFound):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from adapterhub.cli import views
-from adapterhub.cli.client import repo_path, split_revision
-from adapterhub.cli.errors import REFUSED, Declined, Missing
+from adapterhub.cli.client import repo_and_folder, repo_path, split_revision
+from adapterhub.cli.errors import REFUSED, Declined, Missing, Misused
 from adapterhub.cli.options import AsJson, connect, examples, group
 from adapterhub.cli.output import say, show_json, show_json_lines, show_table
 
@@ -59,7 +60,8 @@ def pull(
 
 
 @patch.command(
-    "list", epilog=examples("patch list", "patch list code --kind lora --base demo/base", "patch list --json")
+    "list",
+    epilog=examples("patch list", "patch list code --kind lora --base demo/base", "patch list --within team/voices"),
 )
 def list_patches(
     ctx: typer.Context,
@@ -71,27 +73,42 @@ def list_patches(
     author: Annotated[str, typer.Option(help="User or organisation.", show_default=False)] = "",
     tag: Annotated[list[str] | None, typer.Option(help="Tag; may be repeated.")] = None,
     sort: Annotated[str, typer.Option(help="updated, created, downloads, size or name.")] = "updated",
-    limit: Annotated[int, typer.Option(min=1, help="Most repositories to list.")] = 100,
+    within: Annotated[str, typer.Option(help="List the patches in that repository.", show_default=False)] = "",
+    limit: Annotated[int, typer.Option(min=1, help="Most to list.")] = 100,
     as_json: AsJson = False,
 ) -> None:
-    """List repositories with what is in them."""
+    """List repositories with what is in them, or the patches in one repository."""
     asked = {"kind": kind, "base": base, "licence": licence, "task": task, "author": author, "tag": tag, "sort": sort}
-    found = connect(ctx).items("/api/patches", limit, search=query, **asked)
+    path = "/api/patches"
+    columns: Sequence[str] = views.LIST_COLUMNS
+    row: Callable[[views.Json], Sequence[object]] = views.list_row
+    if within:
+        if base or licence or task or author or tag:
+            raise Misused("--within: the patches of one repository are narrowed by words of their folder and --kind")
+        repo_id, revision = split_revision(within)
+        asked = {"kind": kind, "revision": revision}
+        path, columns, row = repo_path(repo_id) + "/folders", views.FOLDER_COLUMNS, views.folder_row
+    found = connect(ctx).items(path, limit, search=query, **asked)
     if as_json:
         show_json_lines(found)
     else:
-        show_table(views.LIST_COLUMNS, map(views.list_row, found), numeric=("parameters", "size", "rank"))
+        show_table(columns, map(row, found), numeric=("parameters", "size", "rank"))
 
 
-@patch.command(epilog=examples("patch show demo/code-lora", "patch show demo/code-lora@v1 --json"))
+@patch.command(
+    epilog=examples(
+        "patch show demo/code-lora", "patch show demo/code-lora@v1 --json", "patch show team/voices/speaker-17"
+    )
+)
 def show(
     ctx: typer.Context,
-    repo: Annotated[str, typer.Argument(help="namespace/name, or namespace/name@revision.")],
+    repo: Annotated[str, typer.Argument(help="namespace/name, namespace/name@revision, or a folder below it.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show all that is known of a repository: base, rank, targets, licence, lineage, problems."""
-    repo_id, revision = split_revision(repo)
-    view = connect(ctx).get(repo_path(repo_id), revision=revision)
+    """Show all that is known of a repository, or of one patch in it: base, rank, targets, licence, problems."""
+    name, revision = split_revision(repo)
+    repo_id, folder = repo_and_folder(name)
+    view = connect(ctx).get(repo_path(repo_id), revision=revision, path=folder)
     if as_json:
         show_json(view)
     else:

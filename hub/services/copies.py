@@ -121,7 +121,9 @@ def _describe(session: Session, hub: Hub, source: Repository, target: Repository
     """Let the copy be found, say what it is a copy of where all may know that, and queue the looks it still needs."""
     head = refs.branch_head(session, target, target.default_branch)
     facts = session.get(RevisionFacts, (target.id, head))
-    search_index.index(session, target, facts.tags if facts else (), _card_text(session, hub, target, head))
+    here = col(Patch.repository_id) == target.id, col(Patch.commit_oid) == head
+    folders = session.scalars(select(col(Patch.path)).where(*here)).all()
+    search_index.index(session, target, facts.tags if facts else (), _card_text(session, hub, target, head), folders)
     if not source.is_private:
         parent = Parent(source.full_name, "copy", "declared", source.id, head)
         lineage.add(session, target, head, parent)

@@ -3,24 +3,37 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import Text, cast, func, select, tuple_
 from sqlmodel import Session, col
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Evaluation, Patch, Recipe, Ref, Repository, RevisionFacts
-from adapterhub.hub.errors import InvalidCard
+from adapterhub.hub.errors import InvalidCard, PatchNotFound
 from adapterhub.hub.services import cards, gates, likes, lineage, recipe_inputs, refs, repos, trees
 from adapterhub.hub.services.access import Caller, readable
+from adapterhub.hub.services.names import is_storable
 from adapterhub.hub.services.trees import Entry
 
+PATCHES = 100
+"""Most patches that one view holds; `patch_list` has the others."""
 
-def repo_view(hub: Hub, caller: Caller, repo_id: str, revision: str | None = None) -> dict[str, Any]:
-    """Everything known of the repository at a revision. Raises RepoNotFound, RevisionNotFound."""
+
+def repo_view(
+    hub: Hub, caller: Caller, repo_id: str, revision: str | None = None, path: str | None = None
+) -> dict[str, Any]:
+    """Everything known of the repository at a revision, with the first patches in it.
+
+    path: of one folder, whose patch and files are all that is shown then.
+
+    Raises RepoNotFound, RevisionNotFound, PatchNotFound where no patch lies in that folder.
+    """
     with hub.db.read() as session:
         repo = repos.find(session, caller, repo_id)
         commit = refs.resolve(session, repo, revision)
         files = trees.files(session, repo, commit)
-        view = _view(session, caller, repo, commit, revision, files)
+        if path:
+            files = [file for file in files if file.path.startswith(path + "/")]
+        view = _view(session, caller, repo, commit, revision, files, path)
     return view | {"card_text": _card_text(hub, files)}
 
 
@@ -28,16 +41,20 @@ def summaries(
     session: Session, caller: Caller, found: Sequence[tuple[Repository, RevisionFacts]]
 ) -> list[dict[str, Any]]:
     """One line of the catalogue for each repository, with the facts of the patch nearest to its root."""
-    keys = [(facts.repository_id, facts.commit_oid) for _, facts in found]
-    first: dict[str, Patch] = {}
-    here = tuple_(col(Patch.repository_id), col(Patch.commit_oid)).in_(keys)
-    for patch in session.scalars(select(Patch).where(here).order_by(col(Patch.path))) if keys else ():
-        first.setdefault(patch.repository_id, patch)
-    bases = _readable_names(session, caller, [p.base_repository_id for p in first.values()])
-    return [_summary(repo, facts, first.get(repo.id), bases) for repo, facts in found]
+    heads = [(facts.repository_id, facts.commit_oid) for _, facts in found]
+    key = col(Patch.repository_id), col(Patch.commit_oid)
+    grouped = select(*key, func.min(col(Patch.path)), func.count()).where(tuple_(*key).in_(heads)).group_by(*key)
+    nearest = {(one, commit, path): count for one, commit, path, count in session.execute(grouped)} if heads else {}
+    first = session.scalars(select(Patch).where(tuple_(*key, col(Patch.path)).in_(nearest))).all() if nearest else ()
+    patches = {one.repository_id: one for one in first}
+    counts = {one: count for (one, _, _), count in nearest.items()}
+    bases = _readable_names(session, caller, [patch.base_repository_id for patch in first])
+    return [_summary(repo, facts, patches.get(repo.id), counts.get(repo.id, 0), bases) for repo, facts in found]
 
 
-def _summary(repo: Repository, facts: RevisionFacts, patch: Patch | None, bases: dict[str, str]) -> dict[str, Any]:
+def _summary(
+    repo: Repository, facts: RevisionFacts, patch: Patch | None, count: int, bases: dict[str, str]
+) -> dict[str, Any]:
     line: dict[str, Any] = {
         "id": repo.full_name,
         "private": repo.is_private,
@@ -54,6 +71,7 @@ def _summary(repo: Repository, facts: RevisionFacts, patch: Patch | None, bases:
         "tags": facts.tags,
         "size_bytes": facts.size_bytes,
         "parameter_count": sum(facts.parameters.values()),
+        "patch_count": count,
         "base": None,
         "rank_min": None,
         "rank_max": None,
@@ -73,12 +91,23 @@ def _summary(repo: Repository, facts: RevisionFacts, patch: Patch | None, bases:
 
 
 def _view(
-    session: Session, caller: Caller, repo: Repository, commit: str, revision: str | None, files: list[Entry]
+    session: Session,
+    caller: Caller,
+    repo: Repository,
+    commit: str,
+    revision: str | None,
+    files: list[Entry],
+    path: str | None,
 ) -> dict[str, Any]:
     facts = session.get_one(RevisionFacts, (repo.id, commit))
     at = col(Patch.repository_id) == repo.id, col(Patch.commit_oid) == commit
-    patches = session.scalars(select(Patch).where(*at).order_by(col(Patch.path))).all()
-    shown = _patches_json(session, caller, patches)
+    where = at if path is None else (*at, col(Patch.path) == (path if is_storable(path) else None))
+    patches = session.scalars(select(Patch).where(*where).order_by(col(Patch.path)).limit(PATCHES)).all()
+    if path is not None and not patches:
+        raise PatchNotFound(repo.full_name, path)
+    shown = patches_json(session, caller, patches)
+    has_problems = cast(col(Patch.problems), Text) != "[]"
+    count, faulty = session.execute(select(func.count(), func.count().filter(has_problems)).where(*at)).one()
     names = [ref.name for ref in refs.list_refs(session, repo)]
     return {
         "id": repo.full_name,
@@ -104,6 +133,8 @@ def _view(
         "card": facts.card,
         "base": next((patch["base"] for patch in shown if patch["base"]), None),
         "patches": shown,
+        "patch_count": count,
+        "problem_count": faulty,
         "parameters": facts.parameters,
         "fingerprint": facts.fingerprint,
         "size_bytes": facts.size_bytes,
@@ -125,7 +156,7 @@ def _branch(session: Session, repo: Repository, revision: str | None) -> str | N
     return name if session.get(Ref, (repo.id, refs.BRANCH + name)) else None
 
 
-def _patches_json(session: Session, caller: Caller, patches: Sequence[Patch]) -> list[dict[str, Any]]:
+def patches_json(session: Session, caller: Caller, patches: Sequence[Patch]) -> list[dict[str, Any]]:
     """Each patch, its base looked up once for all that have the same."""
     bases: dict[tuple[str | None, ...], dict[str, Any] | None] = {}
     shown = []
@@ -158,6 +189,9 @@ def _patch_json(patch: Patch, base: Mapping[str, Any] | None) -> dict[str, Any]:
         "tasks": patch.tasks,
         "languages": patch.languages,
         "detail": patch.detail,
+        "contract": patch.contract,
+        "training": patch.training,
+        "parts": patch.parts,
         "problems": patch.problems,
     }
 

@@ -112,7 +112,8 @@ def record(
     session.execute(delete(Evaluation).where(*mine, col(Evaluation.source) == "card"))
     session.add_all(_evaluations(repo, commit, learnt.card))
     if branch == repo.default_branch:
-        search_index.index(session, repo, learnt.whole["tags"], learnt.card.text)
+        folders = (one.facts.path for one in learnt.patches)
+        search_index.index(session, repo, learnt.whole["tags"], learnt.card.text, folders)
     if looks_at_tensors and learnt.whole["kind"] == "model" and learnt.fingerprint is None:
         _submit_fingerprint(session, jobs, repo, commit)
 
@@ -199,7 +200,8 @@ def _again(session: Session, row: Patch, base: Repository) -> Seen:
         effect=row.effect,  # type: ignore[arg-type]  # it was one when it was stored
         base=trained_on,
         targets=tuple(row.targets),
-        detail=row.detail,
+        parts=tuple(row.parts),
+        **{name: getattr(row, name) for name in ("detail", "contract", "training")},
     )
     evidence = "fingerprint" if row.base_fingerprint else "declared"
     assert row.base_commit is not None  # it goes with the base
@@ -347,6 +349,9 @@ def _patch_row(repo: Repository, commit: str, learnt: Learnt, seen: Seen) -> Pat
         layers=dict(facts.layers),
         dtypes=dict(facts.dtypes),
         detail=dict(facts.detail),
+        contract=dict(facts.contract),
+        training=dict(facts.training),
+        parts=list(facts.parts),
         digest=seen.digest,
         base_name=facts.base.name or next((b["name"] for b in learnt.whole["base_models"]), None),
         base_repository_id=base.repo.id if base else None,

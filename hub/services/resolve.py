@@ -22,6 +22,8 @@ from adapterhub.merging.recipes.expression import parse
 from adapterhub.merging.recipes.nodes import Recipe, Ref, total
 
 MODEL = "model"
+FOLDERS_NAMED = 10
+"""Most folders of a repository that a message names."""
 NAMES_COMPARED = 5000
 """Most names among which a near one is looked for."""
 
@@ -142,13 +144,17 @@ def mapped(one: Input) -> Input:
 
 def _patch_at(session: Session, repo: Repository, commit: str, ref: Ref) -> Patch:
     here = select(Patch).where(col(Patch.repository_id) == repo.id, col(Patch.commit_oid) == commit)
-    rows = session.scalars(here.order_by(col(Patch.path))).all()
-    at_path = [row for row in rows if row.path == ref.path]
-    if at_path or (len(rows) == 1 and not ref.path):
-        return (at_path or rows)[0]
+    found = session.scalars(here.where(col(Patch.path) == ref.path)).first()
+    if found is not None:
+        return found
+    rows = session.scalars(here.order_by(col(Patch.path)).limit(FOLDERS_NAMED)).all()
+    if len(rows) == 1 and not ref.path:
+        return rows[0]
     if not rows:
         raise InvalidRequest(f"{ref.address}: holds no model and no patch that is known here")
-    folders = ", ".join(f"{ref.name}/{row.path}" if row.path else ref.name for row in rows[:10])
+    paths = here.with_only_columns(col(Patch.path)).limit(NAMES_COMPARED)
+    near = get_close_matches(ref.path, session.scalars(paths).all(), 1) if ref.path else []
+    folders = ", ".join(f"{ref.name}/{path}" if path else ref.name for path in near or [row.path for row in rows])
     raise InvalidRequest(f"{ref.address}: no patch lies there; name one of {folders}")
 
 

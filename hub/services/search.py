@@ -14,7 +14,7 @@ from sqlmodel import Session, col
 
 from adapterhub.hub.db.tables import LineageEdge, Patch, Ref, Repository, RepositoryName, RepositoryTag, RevisionFacts
 from adapterhub.hub.errors import InvalidRequest
-from adapterhub.hub.services import describe, search_index
+from adapterhub.hub.services import describe, patch_list, search_index
 from adapterhub.hub.services.access import Caller, readable
 from adapterhub.hub.services.names import is_storable
 from adapterhub.hub.services.refs import BRANCH
@@ -96,8 +96,12 @@ def search(
     filters = Filters(query, kind, base, licence, task, author, tags)
     page = listing(session, caller, filters, sort=sort, limit=limit, cursor=cursor)
     kinds = session.scalars(_heads(caller, col(RevisionFacts.kind)).distinct().order_by(col(RevisionFacts.kind)))
+    lines = describe.summaries(session, caller, [(f.repo, f.facts) for f in page.rows])
+    for line, found in zip(lines, page.rows, strict=True):
+        many = query and line["patch_count"] > 1
+        line["folders"] = patch_list.matches(session, found.repo, found.commit, query) if many else []
     return {
-        "items": describe.summaries(session, caller, [(f.repo, f.facts) for f in page.rows]),
+        "items": lines,
         "total": page.total,
         "cursor": page.cursor,
         "kinds": list(kinds),

@@ -18,6 +18,8 @@ QUERY_CHARACTERS = 400
 QUERY_WORDS = 16
 BODY_CHARACTERS = 64 * 1024
 """How much of a card is searched."""
+FOLDER_CHARACTERS = 512 * 1024
+"""How much of the paths of a repository's patches is searched: of some ten thousand."""
 
 _WORD = re.compile(r"[^\W_]{1,64}")
 _PREFIX_LENGTH = 2
@@ -30,8 +32,8 @@ def words(written: str) -> list[str]:
     return _WORD.findall("".join(c for c in folded if not unicodedata.combining(c)))
 
 
-def index(session: Session, repo: Repository, tags: Iterable[str], body: str) -> None:
-    """Replace the repository's document and tags in the transaction."""
+def index(session: Session, repo: Repository, tags: Iterable[str], body: str, folders: Iterable[str] = ()) -> None:
+    """Replace the repository's document and tags in the transaction. folders: paths of the patches in it."""
     wanted = sorted(set(tags))
     session.execute(delete(RepositoryTag).where(col(RepositoryTag.repository_id) == repo.id))
     insert_missing(session, RepositoryTag, [{"repository_id": repo.id, "tag": tag} for tag in wanted])
@@ -39,7 +41,7 @@ def index(session: Session, repo: Repository, tags: Iterable[str], body: str) ->
         "repository_id": repo.id,
         "name": " ".join(words(repo.full_name)),
         "tags": " ".join(words(" ".join(wanted))),
-        "body": " ".join(words(body[:BODY_CHARACTERS])),
+        "body": " ".join(words(body[:BODY_CHARACTERS]) + words(" ".join(folders)[:FOLDER_CHARACTERS])),
     }
     if _is_sqlite(session):
         statement = "INSERT OR REPLACE INTO search_document (rowid, repository_id, name, tags, body) "

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -19,7 +19,7 @@ from adapterhub.hub.api.deps import HubDep, PublicUrl
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import AccessRequest, Account
 from adapterhub.hub.errors import InvalidToken, Refused
-from adapterhub.hub.services import cards, collections, describe, gates, layers, repos, search
+from adapterhub.hub.services import cards, collections, describe, gates, layers, patch_list, repos, search
 from adapterhub.hub.services.access import Caller, authenticate
 from adapterhub.hub.services.collections import Shown
 from adapterhub.hub.web import sessions
@@ -46,6 +46,12 @@ SORTS = (
 
 OWNED = 100
 """Repositories, and collections, that the page of an account lists."""
+
+LISTED = 20
+"""Patches that the page of a repository lists."""
+
+FOLDERS = 100
+"""Patches on each page of a repository's list of them."""
 
 WAITING = 50
 """Requests for gated files that the page of a repository lists for its owner."""
@@ -180,13 +186,57 @@ async def owner_page(owner: str, hub: HubDep, visitor: VisitorDep) -> HTMLRespon
 
 @router.get("/{owner}/{name}")
 async def repository_page(
-    owner: str, name: str, hub: HubDep, visitor: VisitorDep, endpoint: PublicUrl, revision: str | None = None
+    owner: str,
+    name: str,
+    hub: HubDep,
+    visitor: VisitorDep,
+    endpoint: PublicUrl,
+    revision: str | None = None,
+    path: Annotated[str | None, Query(max_length=1024)] = None,
 ) -> HTMLResponse:
-    """Everything known of one repository at one revision."""
-    page = await threads.run(_repository, hub, visitor, f"{owner}/{name}", revision)
+    """Everything known of one repository at one revision, or of the one patch in the folder `path` of it."""
+    page = await threads.run(_repository, hub, visitor, f"{owner}/{name}", revision, path)
     repo = page["repo"]
-    twin = f"/api/patches/{repo['id']}" + (f"?revision={repo['commit']}" if revision else "")
-    return render("repo.html", visitor=visitor, fits=FITS, snippets=snippets(repo, endpoint), json_twin=twin, **page)
+    asked = {"revision": repo["commit"] if revision else None, "path": path}
+    return render(
+        "repo.html",
+        visitor=visitor,
+        fits=FITS,
+        snippets=snippets(repo, endpoint, path),
+        at=_query({"revision": revision}),
+        path=path,
+        listed=LISTED,
+        json_twin=f"/api/patches/{repo['id']}" + _query(asked),
+        **page,
+    )
+
+
+@router.get("/{owner}/{name}/patches")
+async def folders_page(
+    owner: str,
+    name: str,
+    hub: HubDep,
+    visitor: VisitorDep,
+    revision: str | None = None,
+    search: Annotated[str, Query(max_length=200)] = "",
+    after: Annotated[str, Query(max_length=1024)] = "",
+) -> HTMLResponse:
+    """The patches in one repository, searched by their folders, a page at a time."""
+    look = partial(patch_list.listing, query=search, limit=FOLDERS, after=after)
+    page = await threads.run(look, hub, visitor, f"{owner}/{name}", revision)
+    state = {"revision": revision, "search": search}
+    return render(
+        "folders.html",
+        visitor=visitor,
+        owner=owner,
+        name=name,
+        revision=revision,
+        query_here=search,
+        items=page["items"],
+        total=page["total"],
+        next=_query(state | {"after": page["after"]}) if page["after"] else None,
+        json_twin=f"/api/patches/{owner}/{name}/folders" + _query(state | {"after": after}),
+    )
 
 
 @router.get("/{owner}/{name}/commit/{revision}")
@@ -221,8 +271,14 @@ def _collection(hub: Hub, caller: Caller, slug: str) -> tuple[Shown, list[dict[s
         return shown, [line | {"note": notes[line["id"]]} for line in lines]
 
 
-def _repository(hub: Hub, caller: Caller, repo_id: str, revision: str | None) -> dict[str, Any]:
-    repo = describe.repo_view(hub, caller, repo_id, revision)
+def _query(values: Mapping[str, str | None]) -> str:
+    """ "?name=value" of those that are not empty, "" where all are."""
+    said = {name: value for name, value in values.items() if value}
+    return f"?{urlencode(said)}" if said else ""
+
+
+def _repository(hub: Hub, caller: Caller, repo_id: str, revision: str | None, path: str | None) -> dict[str, Any]:
+    repo = describe.repo_view(hub, caller, repo_id, revision, path)
     owner, _, name = repo["id"].partition("/")
     title, picture = _picture(hub, caller, repo)
     files_url = f"/{repo['id']}/resolve/{repo['commit']}/"
@@ -246,9 +302,12 @@ def _waiting(hub: Hub, caller: Caller, repo_id: str) -> list[tuple[AccessRequest
 
 
 def _picture(hub: Hub, caller: Caller, repo: Mapping[str, Any]) -> tuple[str, Heatmap | None]:
-    """The norms of the first patch by layer and module; how many sites it touches, until a job has read the norms."""
+    """The norms of the patch by layer and module; how many sites it touches, until a job has read the norms.
+
+    None where a repository holds several patches in folders: each has a picture on its own page.
+    """
     patch = next((patch for patch in repo["patches"] if patch["kind"] != "model"), None)
-    if patch is None:
+    if patch is None or (patch["path"] and len(repo["patches"]) > 1):
         return "", None
     try:
         sites = layers.picture(hub, caller, repo["id"], repo["commit"], patch["path"])["sites"]

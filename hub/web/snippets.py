@@ -10,29 +10,33 @@ _LOAD_MODEL = {
 }
 
 
-def snippets(repo: Mapping[str, Any], endpoint: str) -> list[tuple[str, str]]:
-    """(title, code) in the order shown. repo: as `services.describe.repo_view` gives it."""
-    repo_id, kind = repo["id"], repo["kind"]
-    patch = next((patch for patch in repo["patches"] if not patch["path"]), None)
-    found = [("Download", f"export HF_ENDPOINT={endpoint}\nhf download {repo_id}")]
+def snippets(repo: Mapping[str, Any], endpoint: str, path: str | None = None) -> list[tuple[str, str]]:
+    """(title, code) in the order shown. repo: as `services.describe.repo_view` gives it; path: of one patch in it."""
+    folder = path or ""
+    patch = next((patch for patch in repo["patches"] if patch["path"] == folder), None)
+    kind = patch["kind"] if patch else repo["kind"]
+    repo_id = f"{repo['id']}/{folder}" if folder else repo["id"]
+    chosen = f' --include "{folder}/*"' if folder else ""
+    found = [("Download", f"export HF_ENDPOINT={endpoint}\nhf download {repo['id']}{chosen}")]
     if kind == "lora":
-        found.append(("peft", _peft(repo_id, endpoint)))
+        found.append(("peft", _peft(repo["id"], endpoint, folder)))
     if kind == "model":
         found.append(("transformers", _transformers(repo, endpoint)))
     if patch and kind not in ("model", "unknown") and not patch["problems"]:
         base = (patch["base"] or {}).get("name") or "BASE"
         found.append(("Merge", f'adapterhub merge run "{base} + 0.7*{repo_id}" --push you/merged'))
         found.append(("Port to another base", f"adapterhub port run {repo_id} --to you/base-v2 --push"))
-    if kind != "unknown":
+    if kind not in ("unknown", "patches"):
         found += [("openai", _openai(repo_id, endpoint)), ("curl", _curl(repo_id, endpoint))]
     return found
 
 
-def _peft(repo_id: str, endpoint: str) -> str:
+def _peft(repo_id: str, endpoint: str, folder: str) -> str:
+    where = f', subfolder="{folder}"' if folder else ""
     return (
         f"# HF_ENDPOINT={endpoint}\n"
         "from peft import AutoPeftModelForCausalLM\n\n"
-        f'model = AutoPeftModelForCausalLM.from_pretrained("{repo_id}")'
+        f'model = AutoPeftModelForCausalLM.from_pretrained("{repo_id}"{where})'
     )
 
 

@@ -149,6 +149,14 @@ class RepositoryList(BaseModel):
     next: str | None = Field(description="URL of the next page, null on the last.")
 
 
+class PatchList(BaseModel):
+    """Patches of one repository, in the order of their folders."""
+
+    items: list[dict[str, Any]]
+    total: int
+    next: str | None = Field(description="URL of the next page, null on the last.")
+
+
 class RepositoryView(BaseModel):
     """Everything known of one repository at one commit."""
 
@@ -157,7 +165,8 @@ class RepositoryView(BaseModel):
     id: str
     commit: str
     kind: str
-    patches: list[dict[str, Any]]
+    patches: list[dict[str, Any]] = Field(description="The first 100, or the one that was asked for.")
+    patch_count: int
     files: list[dict[str, Any]]
 
 

@@ -1,15 +1,21 @@
 """One repository of many patches in sub-folders: looked at once, listed, searched, addressed and merged singly."""
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 from sqlmodel import col, select
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Patch
-from adapterhub.hub.services import ingest, repos
+from adapterhub.hub.errors import InvalidRequest, PatchNotFound
+from adapterhub.hub.services import describe, ingest, patch_list, repos, search
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.commits import AddRegular, DeleteFile, Operation, commit
 from adapterhub.hub.services.describe import repo_view
 from adapterhub.hub.services.resolve import resolve_expression
+from adapterhub.merging.native_runtime import write_runtime
 from adapterhub.merging.patch import Facts
 from tests.hub.services.samples import lora, model
 
@@ -80,6 +86,63 @@ def test_a_patch_that_is_gone_is_known_no_more(hub: Hub, ann: Caller, voices: st
     gone = [DeleteFile(f"speaker-03/{name}") for name in ("adapter_config.json", "adapter_model.safetensors")]
     push(hub, ann, voices, *gone)
     assert "speaker-03" not in [one["path"] for one in repo_view(hub, ann, voices)["patches"]]
+
+
+def test_they_are_listed_a_page_at_a_time(hub: Hub, ann: Caller, voices: str) -> None:
+    seen: list[str] = []
+    after = ""
+    while True:
+        page = patch_list.listing(hub, ann, voices, limit=15, after=after)
+        seen += [one["path"] for one in page["items"]]
+        after = page["after"]
+        assert page["total"] == MANY
+        if not after:
+            break
+    assert seen == [f"speaker-{number:02}" for number in range(MANY)]
+
+
+def test_they_are_found_by_words_of_their_folder(hub: Hub, ann: Caller, voices: str) -> None:
+    page = patch_list.listing(hub, ann, voices, query="Speaker 17")
+    assert [one["path"] for one in page["items"]] == ["speaker-17"]
+    assert patch_list.listing(hub, ann, voices, query="%")["total"] == 0
+    assert patch_list.listing(hub, ann, voices, query="speaker", kind="sparse")["total"] == 0
+    with pytest.raises(InvalidRequest, match="at most 200"):
+        patch_list.listing(hub, ann, voices, query="a" * 201)
+
+
+def test_the_catalogue_names_the_folders_that_a_search_means(hub: Hub, ann: Caller, voices: str) -> None:
+    with hub.db.read() as session:
+        (line,) = search.search(session, ann, "speaker-17")["items"]
+        assert (line["id"], line["patch_count"], line["folders"]) == (voices, MANY, ["speaker-17"])
+        (line,) = search.search(session, ann, "voices")["items"]
+        assert line["folders"] == []
+
+
+def test_the_view_of_a_repository_holds_one_hundred_of_them(
+    hub: Hub, ann: Caller, voices: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(describe, "PATCHES", 10)
+    view = repo_view(hub, ann, voices)
+    assert (len(view["patches"]), view["patch_count"], view["problem_count"]) == (10, MANY, 0)
+    (one,) = repo_view(hub, ann, voices, path="speaker-31")["patches"]
+    assert one["path"] == "speaker-31"
+    with pytest.raises(PatchNotFound, match="speaker-99"):
+        repo_view(hub, ann, voices, path="speaker-99")
+
+
+def test_a_folder_that_is_none_names_a_near_one(hub: Hub, ann: Caller, voices: str) -> None:
+    with pytest.raises(InvalidRequest, match="name one of ann/voices/speaker-33"):
+        resolve_expression(hub, ann, f"ann/base + {voices}/spekaer-33")
+
+
+def test_a_native_patch_says_what_it_needs_and_how_it_was_made(hub: Hub, ann: Caller, tmp_path: Path) -> None:
+    vector = np.ones(8, np.float32)
+    said: dict[str, Any] = {"contract": {"invocation_tokens": ["<sad>"]}, "training": {"method": "DPO", "hours": 2}}
+    write_runtime(tmp_path / "mood", "steering", modules={"model.layers.0": {"vector": vector}}, **said)
+    repos.create(hub, ann, "ann/mood")
+    push(hub, ann, "ann/mood", *(AddRegular(file.name, file.read_bytes()) for file in (tmp_path / "mood").iterdir()))
+    (patch,) = repo_view(hub, ann, "ann/mood")["patches"]
+    assert {name: patch[name] for name in said} == said
 
 
 def test_each_is_addressed_by_its_folder(hub: Hub, ann: Caller, voices: str) -> None:

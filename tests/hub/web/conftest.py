@@ -26,7 +26,7 @@ tags: [prose]
 
 @pytest.fixture(scope="session")
 def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
-    """The application, with three repositories; pages change nothing, so that tests share it."""
+    """The application, with four repositories; pages change nothing, so that tests share it."""
     data = tmp_path_factory.mktemp("site")
     settings = Settings(data=data, engine="none", workers=0, admin_token=SecretStr(TOKEN), regular_max_bytes=1024)
     app = create_app(settings)
@@ -38,6 +38,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
         "ann/base": model(),
         "ann/code": [*lora("ann/base"), AddRegular("README.md", CARD), AddRegular("training_args.bin", b"pickled")],
         "ann/secret": lora("ann/base"),
+        "ann/voices": [one for number in range(25) for one in lora("ann/base", folder=f"voices/{number:02} & co/")],
     }
     for repo_id, files in content.items():
         repos.create(hub, ann, repo_id, private=repo_id == "ann/secret")

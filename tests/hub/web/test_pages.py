@@ -6,6 +6,7 @@ from starlette.testclient import TestClient
 from tests.hub.api.conftest import TOKEN
 
 PAGES = ["/", "/patches", "/patches?search=code&kind=lora", "/help", "/login", "/ann", "/ann/base", "/ann/code"]
+PAGES += ["/ann/voices", "/ann/voices?path=voices/03 %26 co", "/ann/voices/patches", "/ann/voices/patches?search=none"]
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -23,6 +24,24 @@ def test_a_patch_page_tells_what_is_inside(site: TestClient) -> None:
     text = site.get("/ann/code").text
     for told in ("lora", "ann/base", "q_proj", "apache-2.0", "adapter_model.safetensors", "peft", "<svg"):
         assert told in text, told
+
+
+def test_a_repository_of_many_patches_lists_some_and_links_to_all(site: TestClient) -> None:
+    text = site.get("/ann/voices").text
+    links = re.findall(r'href="(/ann/voices\?path=[^"]+)"', text)
+    assert len(links) == 20
+    assert "All 25 patches" in text
+    one = site.get(links[3]).text
+    assert "voices/03 &amp; co" in one
+    assert "voices/04" not in one
+    assert "subfolder=&#34;voices/03 &amp; co&#34;" in one
+
+
+def test_patches_of_a_repository_are_searched_by_their_folders(site: TestClient) -> None:
+    found = re.findall(r'href="/ann/voices\?path=([^"]+)"', site.get("/ann/voices/patches?search=voices 1").text)
+    assert found == [f"voices%2F{number}%20%26%20co" for number in ("01", *range(10, 20), "21")]
+    assert "No patch lies in such a folder" in site.get("/ann/voices/patches?search=none").text
+    assert site.get("/ann/voices?path=voices/99").status_code == 404
 
 
 def test_a_pickle_is_marked_unsafe_and_nothing_else(site: TestClient) -> None:
