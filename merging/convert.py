@@ -21,6 +21,7 @@ from adapterhub.merging.native import MANIFEST, WEIGHTS, StoredTerm, write_patch
 from adapterhub.merging.ops.tensors import is_floating
 from adapterhub.merging.patches.lora import SPEC as LORA
 from adapterhub.merging.patches.lora import export, read_with_initial
+from adapterhub.merging.replicas import replicated
 from adapterhub.merging.results import ResultFolder
 from adapterhub.merging.site_deltas import SiteDelta, site_deltas
 from adapterhub.merging.terms import terms
@@ -80,6 +81,7 @@ def to_lora(patch: Patch, out: Path, base: Checkpoint | None, base_name: str) ->
     base_name: what the adapter calls its base. Raises NotRepresentable for other terms, NonFinite, FileExistsError.
     """
     errors: dict[str, float] = {}
+    base = replicated(base, patch.layer_ranges) if base is not None else None
 
     def compare(written: Path) -> Mapping[str, bytes]:
         again = site_deltas(LORA.read(LocalFolder(written), "", base))
@@ -98,6 +100,11 @@ def to_dense(patch: Patch, out: Path, base: Checkpoint) -> Conversion:
     The delta is what the patch does at this base, computed in float64. Raises NotRepresentable for parameters that
     the base does not store, NotFoldable for one stored as no float, FileExistsError.
     """
+    if patch.layer_ranges:
+        raise NotRepresentable(
+            f"{patch.facts.reason}: it repeats layers of its base (layer_replication), and a dense patch adds to the "
+            "parameters that are there; merge it, and use the longer model as a base"
+        )
     sites: dict[str, StoredTerm] = {}
     errors: dict[str, float] = {}
     for site, delta in site_deltas(patch).items():

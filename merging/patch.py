@@ -102,6 +102,8 @@ class Patch:
     facts: Facts
     digest: str
     terms: tuple[SiteTerm, ...]
+    layer_ranges: tuple[tuple[int, int], ...] = ()
+    """Which layers of its base it repeats, as `replicas.py` has them: its sites are those of the longer model."""
 
 
 @dataclass(frozen=True)

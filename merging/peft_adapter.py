@@ -28,6 +28,7 @@ from adapterhub.merging.encodings import as_array
 from adapterhub.merging.errors import InvalidPatch, NotFoldable, ShapeMismatch
 from adapterhub.merging.folders import join, json_digest, read_json
 from adapterhub.merging.patch import Effect, Export, Facts, Patch, PatchKind, SiteTerm, TrainingBase
+from adapterhub.merging.replicas import layer_ranges, replicated
 from adapterhub.merging.sites import Naming, Tie, is_conv1d, is_embedding, layers_of, naming, targets_of, tie_of
 
 CONFIG = "adapter_config.json"
@@ -407,11 +408,13 @@ def read(folder: Folder, path: str, base: Checkpoint | None, tuner: Tuner, kind:
     if tuner.effect == "runtime":
         return Patch(facts, digest, ())
     names = [f"{module}.weight" for module in adapter.modules] + list(adapter.whole)
+    ranges = layer_ranges(adapter.config, join(path, CONFIG))
+    base = replicated(base, ranges) if base is not None else None
     sites = Sites(adapter, base, naming(names, base) if base else None, tie_of(base) if base else None)
     terms = [term for module in adapter.modules.values() for term in _module_terms(adapter, module, sites, tuner)]
     terms += tuner.together(adapter, sites)
     terms += [term for name, handle in adapter.whole.items() for term in _whole_terms(adapter, name, handle, sites)]
-    return Patch(facts, digest, tuple(sorted(terms, key=lambda term: term.site)))
+    return Patch(facts, digest, tuple(sorted(terms, key=lambda term: term.site)), ranges)
 
 
 def checked(folder: Folder, path: str, tuner: Tuner) -> Adapter:

@@ -40,6 +40,7 @@ from adapterhub.merging.recipes.canonical import (
     recipe_digest,
 )
 from adapterhub.merging.recipes.nodes import Delta, Recipe, Ref
+from adapterhub.merging.replicas import replicated
 from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
 from adapterhub.merging.terms import terms
 
@@ -155,6 +156,7 @@ def plan(
     digests = {ref: patch.digest for ref, patch in read.items()}
     normal = normalise(recipe, inputs, digests)
     dtype = None if dtype is None else _float_name(dtype)
+    base = _repeated(base, base_ref, read, inputs)
     sums = _Sums(base, read, inputs, normal, base_quantisation)
     outputs = () if as_kind is not None else tuple(sums.outputs(dtype))
     export = None if as_kind is None else _export(as_kind, normal, read, inputs)
@@ -181,6 +183,19 @@ def _read(one: Input, base: Checkpoint) -> Patch:
     if missing:
         raise BaseMismatch(f"{one.name}: has no parameter {min(missing)}, which the base {base.name!r} has")
     return patch
+
+
+def _repeated(base: Checkpoint, base_ref: Ref, read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input]) -> Checkpoint:
+    """The base with its layers repeated as the patches say. Raises NotFoldable where not all say the same."""
+    ranges = {ref: patch.layer_ranges for ref, patch in read.items() if ref != base_ref}
+    if len(set(ranges.values())) > 1:
+        longer = next(ref for ref, one in ranges.items() if one)
+        other = next(ref for ref, one in ranges.items() if one != ranges[longer])
+        raise NotFoldable(
+            f"{inputs[longer].name}: repeats layers of {base.name!r} (layer_replication), and {inputs[other].name} "
+            "does not repeat the same; merge it alone, and use the longer model that results as a base"
+        )
+    return replicated(base, next(iter(ranges.values()), ()))
 
 
 def _check_predecessors(read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input], base: Checkpoint) -> None:

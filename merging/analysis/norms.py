@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.merging.effects import read
 from adapterhub.merging.registry import AnalysisSpec
+from adapterhub.merging.replicas import replicated
 from adapterhub.merging.site_deltas import SiteDelta, site_deltas
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def layer_norms(patch: Patch, base: Checkpoint | None = None) -> Sequence[Mappin
     Rows: site; norm, None where it depends on a base that is not given; relative, ‖Δ‖/‖W‖ or None. Low-rank, sparse and
     mask deltas are measured without forming them.
     """
+    base = replicated(base, patch.layer_ranges) if base is not None else None
     return [_row(site, base) for site in site_deltas(patch).values()]
 
 

@@ -47,6 +47,7 @@ from adapterhub.merging.peft_adapter import (
     read_config,
     repeated,
 )
+from adapterhub.merging.replicas import layer_ranges
 from adapterhub.merging.terms import terms
 
 _OF_TRAINING = (
@@ -70,11 +71,6 @@ _FIELDS = {
 _NOT_RECOMPUTED = ("pissa_niter", "corda", "lora_ga")
 """Initialisations that took from the base what it alone does not tell: samples, gradients or chance decided."""
 
-_NOT_MERGED: Mapping[str, str] = {
-    "layer_replication": "its layers are replicas of the base's; make a model with those layers first",
-}
-"""Keys of adapter_config.json that make the tensors something else than plain LoRA, and why."""
-
 _OTHER_KINDS = ("lora_nums", "alora_invocation_tokens", "arrow_config")
 """Keys that make a LORA a kind of its own, which runs and does not fold."""
 
@@ -88,6 +84,7 @@ def _check(config: Mapping[str, Any], file: str) -> None:
         raise InvalidPatch(f"{file}: r is {r!r}; a whole number from 1 to 65536 is expected")
     for key in ("rank_pattern", "alpha_pattern"):
         read_pattern(config.get(key) or {}, f"{file}: {key}")
+    layer_ranges(config, file)
     positive(config.get("lora_alpha", 8), f"{file}: lora_alpha")
     whole(config.get("qalora_group_size", 16), f"{file}: qalora_group_size")
     blocks = config.get("use_bdlora") or {}
@@ -116,9 +113,6 @@ def _scaling(adapter: Adapter, path: str, r: int) -> float:
 
 def _why_not(config: Mapping[str, Any]) -> str | None:
     """Why the tensors are no plain LoRA, None where they are."""
-    for key, why in _NOT_MERGED.items():
-        if config.get(key) not in (None, False, [], {}):
-            return f"{key} is set: {why}; it is stored and shown, and not merged"
     if config.get("use_dora") and (config.get("use_bdlora") or config.get("use_qalora")):
         return "use_dora is set together with use_bdlora or use_qalora, and peft has no adapter of both"
     init = str(config.get("init_lora_weights")).lower()
@@ -308,6 +302,12 @@ def export(addends: Sequence[tuple[float, Patch]], base_name: str) -> Export:
     config["fan_in_fan_out"] = any(
         term.options["layer"] == "conv1d" for module_parts in parts.values() for _, term in module_parts
     )
+    replications = {patch.layer_ranges for _, patch in addends}
+    if len(replications) > 1:
+        raise NotRepresentable(
+            "one of the adapters repeats layers of its base (layer_replication) and another does not"
+        )
+    config["layer_replication"] = [list(one) for one in replications.pop()] or None
     task_types = {patch.facts.detail.get("task_type") for _, patch in addends}
     config["task_type"] = task_types.pop() if len(task_types) == 1 else None
     return Export("lora", WEIGHTS, tuple(tensors), {CONFIG: config})
@@ -371,7 +371,7 @@ TUNER = Tuner(
     peft_type="LORA",
     fields=_FIELDS,
     required=(("A", "embedding_A"), ("B", "embedding_B")),
-    shown=("r", "lora_alpha", "use_rslora", "use_dora", "init_lora_weights"),
+    shown=("r", "lora_alpha", "use_rslora", "use_dora", "init_lora_weights", "layer_replication"),
     check=_check,
     contradictions=_contradictions,
     ranks=_ranks,

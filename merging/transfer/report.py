@@ -21,6 +21,7 @@ from adapterhub.merging.effects import read
 from adapterhub.merging.ops.lowrank import Factors, bases
 from adapterhub.merging.ops.subspaces import chance_overlap, left_directions, overlap
 from adapterhub.merging.ops.tensors import as_matrix, is_floating
+from adapterhub.merging.replicas import replicated
 from adapterhub.merging.site_deltas import SiteDelta, site_deltas
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ def portability(patch: Patch, source: Checkpoint | None, target: Checkpoint) -> 
     patch: read with either base. source: None where it is not at hand; then only structure is compared. Bases are read
     once, two tensors at a time.
     """
+    target = replicated(target, patch.layer_ranges)
+    source = replicated(source, patch.layer_ranges) if source is not None else None
     deltas = [one for one in site_deltas(patch).values() if not one.is_created]
     structure = _structure(deltas, source, target)
     if structure.touched:

@@ -54,6 +54,19 @@ def test_rows_of_an_embedding_trained_beside_a_lora_fold(name: str, tmp_path: Pa
     check_logits("lora (token rows)", architecture, base, patch, adapted, tmp_path, oracle="live adapter")
 
 
+REPLICATING = ("bert", "gemma", "llama", "llama-tied", "mistral", "mixtral", "phi3")
+"""Architectures whose layers peft finds; it looks for those of Falcon and GPT-2 where theirs are not."""
+
+
+@pytest.mark.parametrize("name", REPLICATING)
+def test_each_copy_of_a_repeated_layer_takes_its_own_delta(name: str, tmp_path: Path) -> None:
+    """peft's own merge puts the deltas of all copies into the one weight that they share."""
+    architecture = ARCHITECTURES[name]
+    config = LoraConfig(target_modules=list(architecture.linear), layer_replication=[(0, 2), (0, 2), (1, 2)], r=4)
+    base, patch, adapted = prepared(architecture, "float32", config, tmp_path)
+    check_logits("lora (layer_replication)", architecture, base, patch, adapted, tmp_path, oracle="live adapter")
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_block_diagonal_factors_fold_as_peft_merges(name: str, dtype: str, tmp_path: Path) -> None:

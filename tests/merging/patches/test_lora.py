@@ -207,7 +207,6 @@ def edited(folder: Path, **changes: Any) -> LocalFolder:
         ({"init_lora_weights": "loftq"}, "quantised base"),
         ({"init_lora_weights": "pissa", "use_dora": True}, "use_dora"),
         ({"use_qalora": True, "use_dora": True}, "peft has no adapter of both"),
-        ({"layer_replication": [[0, 1]]}, "replicas"),
     ],
 )
 def test_what_is_no_plain_lora_is_recognised_and_not_read(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
