@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.cli.client import repo_and_folder, split_revision
 from adapterhub.cli.errors import Missing, Misused
+from adapterhub.cli.remote import repository
 from adapterhub.merging import finiteness, patches
-from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
+from adapterhub.merging.checkpoint import Checkpoint, Folder, LocalFolder
 from adapterhub.merging.errors import InvalidPatch
 from adapterhub.merging.patch import Facts
 from adapterhub.merging.pickle_names import is_pickle
@@ -18,6 +22,7 @@ from adapterhub.merging.recipes.expression import parse
 from adapterhub.merging.runtime import runtimes
 
 if TYPE_CHECKING:
+    from adapterhub.cli.client import Client
     from adapterhub.merging.engine import Progress, Result
     from adapterhub.merging.extract import Extracted
     from adapterhub.merging.recipes.nodes import Ref
@@ -30,6 +35,28 @@ def inspect(path: Path, *, reads_values: bool = False) -> list[dict[str, Any]]:
     """
     folder = LocalFolder(path if path.is_dir() else path.resolve().parent)
     found = [facts for facts in patches.inspect(folder) if path.is_dir() or path.name in facts.files]
+    return _told(folder, found, reads_values)
+
+
+def inspect_repository(client: Client, name: str, *, reads_values: bool = False) -> list[dict[str, Any]]:
+    """The same of "ns/name[/folder][@revision]" at a hub.
+
+    Headers and configurations alone are fetched, all of it where values are read. Raises Missing, SourceFailed,
+    BrokenContainer.
+    """
+    place, revision = split_revision(name)
+    repo_id, path = repo_and_folder(place)
+    with ExitStack() as stack:
+        if reads_values:
+            whole = stack.enter_context(TemporaryDirectory(prefix="adapterhub-inspect-"))
+            folder: Folder = LocalFolder(client.pull(repo_id, Path(whole), revision))
+        else:
+            folder = stack.enter_context(repository(client, repo_id, revision))
+        found = [one for one in patches.inspect(folder) if not path or f"{one.path}/".startswith(f"{path}/")]
+        return _told(folder, found, reads_values)
+
+
+def _told(folder: Folder, found: Sequence[Facts], reads_values: bool) -> list[dict[str, Any]]:
     if reads_values:
         found = [replace(one, problems=(*one.problems, *finiteness.problems(folder, one.files))) for one in found]
     return [asdict(facts) for facts in found]

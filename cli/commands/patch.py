@@ -115,27 +115,40 @@ def show(
         views.show_repository(view)
 
 
-@patch.command(epilog=examples("patch inspect ./my-lora", "patch inspect adapter_model.safetensors --json"))
+@patch.command(
+    epilog=examples(
+        "patch inspect ./my-lora",
+        "patch inspect adapter_model.safetensors --json",
+        "patch inspect team/voices/speaker-17@v2",
+    )
+)
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A file or folder of this machine.")],
+    ctx: typer.Context,
+    what: Annotated[
+        str, typer.Argument(help="A file or folder of this machine, else a repository, or a folder in one.")
+    ],
     values: Annotated[
         bool, typer.Option("--values", help="Read every number too: NaN and infinity are problems.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what local files are, without a server; exit code 4 where there are problems."""
-    from adapterhub.cli.local import inspect as look
+    """Say what files are, local ones without a server; exit code 4 where there are problems."""
+    from adapterhub.cli import local
 
-    if not path.exists():
-        raise Missing(f"{path}: no such file or folder")
-    found = look(path, reads_values=values)
+    path = Path(what)
+    if path.exists():
+        found = local.inspect(path, reads_values=values)
+    elif _is_path(what):
+        raise Missing(f"{what}: no such file or folder")
+    else:
+        found = local.inspect_repository(connect(ctx), what, reads_values=values)
     if as_json:
         show_json_lines(found)
     elif found:
         for facts in found:
             views.show_facts(facts)
     if not found:
-        raise Declined(f"{path}: no patch and no model that is known lies here; `adapterhub patch kinds` lists them")
+        raise Declined(f"{what}: no patch and no model that is known lies here; `adapterhub patch kinds` lists them")
     if any(facts["problems"] for facts in found):
         raise typer.Exit(REFUSED)
 
@@ -217,6 +230,11 @@ def kinds(as_json: AsJson = False) -> None:
         columns = ("name", "family", "folds", "runs", "writes", "summary")
         headings = ("kind", "of", "folds", "runs", "writes", "what it is")
         show_table(headings, ([_word(row[column]) for column in columns] for row in rows))
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text can only mean a place on this machine, and no repository."""
+    return text.startswith((".", "/", "~")) or "/" not in text
 
 
 def _word(value: object) -> str:

@@ -77,8 +77,9 @@ def read(folder: Folder, path: str = "", *, base: Checkpoint | None = None) -> P
     """
     facts = next(_recognise(folder, path), None)
     if facts is None:
-        known = ", ".join(kinds())
-        raise InvalidPatch(f"{path or 'the root folder'}: no patch of a known kind ({known}) lies here")
+        raise InvalidPatch(
+            f"{path or 'the root folder'}: no patch of a known kind lies here; `adapterhub patch kinds` lists them"
+        )
     if facts.kind not in kinds():
         raise InvalidPatch(facts.problems[0])
     return kinds()[facts.kind].read(folder, path, base)

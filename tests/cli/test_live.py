@@ -41,6 +41,19 @@ def pushed(here: Command, folders: Path) -> Command:
     return here
 
 
+def test_a_repository_is_inspected_where_it_is(pushed: Command, folders: Path) -> None:
+    [here] = map(json.loads, pushed("patch", "inspect", str(folders / "code"), "--json").out.splitlines())
+    ended = pushed("patch", "inspect", "admin/code", "--values", "--json")
+    assert ended.code == 0, ended.err
+    [there] = map(json.loads, ended.out.splitlines())
+    assert there == here
+    assert "lora" in pushed("patch", "inspect", "admin/code@main").out
+    missing = pushed("patch", "inspect", "admin/nothing")
+    assert (missing.code, "admin/nothing: no such repository" in missing.err) == (3, True)
+    assert pushed("patch", "inspect", "admin/code/elsewhere").code == 4
+    assert pushed("patch", "inspect", "./nowhere/at-all").code == 3
+
+
 def test_patches_are_pushed_shown_merged_ported_and_pulled(pushed: Command, folders: Path) -> None:
     shown = pushed("patch", "show", "admin/code")
     for told in ("lora", "admin/base (fits exactly)", "q_proj", "64 (F32)"):
