@@ -113,7 +113,7 @@ def merge(
 def convert(source: Path, out: Path, form: str, *, base: Path | None, initial: Path | None) -> dict[str, Any]:
     """What a conversion of the patch in `source` wrote into `out`, and how exact it is.
 
-    form: lora, dense, safetensors, or native.
+    form: a kind that is written (lora, kohya, diffusers, gguf), dense, safetensors, or native.
     Raises Misused for folders that the form has no use for, or lacks, and what `merging.convert` raises.
     """
     if form == "safetensors":
@@ -130,15 +130,15 @@ def convert(source: Path, out: Path, form: str, *, base: Path | None, initial: P
     from adapterhub.merging import convert as conversions
     from adapterhub.merging.quantised import dequantised
 
-    if form not in conversions.FORMS:
-        known = ", ".join((*conversions.FORMS, "safetensors", "native"))
+    if form not in conversions.forms():
+        known = ", ".join((*conversions.forms(), "safetensors", "native"))
         raise Misused(f"--to {form}: one of {known} is expected")
     if not source.is_dir():
         raise Misused(f"{source}: name the patch's folder; --to safetensors and --to native alone take a file")
     here = None if base is None else dequantised(Checkpoint.open(LocalFolder(base), name=str(base)))
     patch = conversions.read_patch(LocalFolder(source), "", here, LocalFolder(initial) if initial else None)
-    if form == "lora":
-        return conversions.to_lora(patch, out, here, patch.facts.base.name or str(base or "")).as_json()
+    if form != conversions.DENSE:
+        return conversions.to_kind(patch, out, form, here, patch.facts.base.name or str(base or "")).as_json()
     if here is None:
         raise Misused("--to dense: a dense patch says what is added to one base; name it with --base FOLDER")
     return conversions.to_dense(patch, out, here).as_json()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from adapterhub.merging import patches
+
 if TYPE_CHECKING:
     from adapterhub.merging.plan import Plan
 
@@ -19,7 +21,7 @@ def card(plan: Plan) -> str:
     front = {
         "base_model": base,
         "base_model_relation": "adapter" if is_adapter else "merge",
-        "library_name": "peft" if is_adapter else "transformers",
+        "library_name": _library(plan),
         "tags": ["adapterhub", "merge"],
     }
     lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()), "---", ""]
@@ -32,6 +34,14 @@ def card(plan: Plan) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+_LIBRARIES = {"peft": "peft", "diffusion": "diffusers", "llama.cpp": "gguf"}
+"""The Hub's name of what loads a kind, by its family."""
+
+
+def _library(plan: Plan) -> str:
+    return "transformers" if plan.as_kind is None else _LIBRARIES[patches.kinds()[plan.as_kind].family]
 
 
 def _repository(name: str) -> str:

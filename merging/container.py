@@ -157,7 +157,10 @@ def read_folder_header(folder: Folder, name: str, *, limit_bytes: int = FULL_HEA
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each tensor of a file to be written goes. offsets: (start, end) in the file; size_bytes: of the file."""
+    """Where each tensor of a file to be written goes.
+
+    offsets: (start, end) in the file, in its order, zeros between them; size_bytes: of the file.
+    """
 
     header: bytes
     offsets: Mapping[str, tuple[int, int]]
@@ -188,21 +191,16 @@ def layout(tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[s
     )
 
 
-class SafetensorsWriter:
-    """Writes one safetensors file whose layout is known: tensors in any order and from any thread, each once.
+class LayoutWriter:
+    """Writes one file whose layout is known: tensors in any order and from any thread, each once.
 
     The file appears under its path whole and durable at `finish`, or never. As a context manager it aborts unless
     finished. The hash follows the writes; what arrives out of order is read back when its turn comes.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        tensors: Mapping[str, tuple[str, Sequence[int]]],
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, path: Path, layout: Layout) -> None:
         self.path = path
-        self.layout = layout(tensors, metadata)
+        self.layout = layout
         self._unhashed = list(self.layout.offsets)[::-1]
         self._claimed: set[str] = set()
         self._written: set[str] = set()
@@ -210,6 +208,8 @@ class SafetensorsWriter:
         self._partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
         self._fd: int | None = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._hash = hashlib.sha256(self.layout.header)
+        self._hashed = len(self.layout.header)
+        os.truncate(self._fd, self.layout.size_bytes)  # holes are zeros
         _write_at(self._fd, memoryview(self.layout.header), 0)
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
@@ -231,10 +231,13 @@ class SafetensorsWriter:
     def _hash_ready(self, name: str, view: memoryview) -> None:
         while self._unhashed and self._unhashed[-1] in self._written:
             ready = self._unhashed.pop()
+            start, end = self.layout.offsets[ready]
+            self._hash.update(bytes(start - self._hashed))  # what aligns it
             if ready == name:
                 self._hash.update(view)
             else:
-                self._hash_from_file(*self.layout.offsets[ready])
+                self._hash_from_file(start, end)
+            self._hashed = end
 
     def _hash_from_file(self, start: int, end: int) -> None:
         assert self._fd is not None
@@ -251,6 +254,7 @@ class SafetensorsWriter:
         if self._fd is None or self._unhashed:
             missing = self._unhashed[-1] if self._unhashed else "the writer is closed"
             raise InvalidPatch(f"{self.path.name}: not every planned tensor was written: {missing}")
+        self._hash.update(bytes(self.layout.size_bytes - self._hashed))
         os.fsync(self._fd)
         self._close()
         self._partial.replace(self.path)
@@ -273,6 +277,18 @@ class SafetensorsWriter:
 
     def __exit__(self, *exc: object) -> None:
         self.abort()
+
+
+class SafetensorsWriter(LayoutWriter):
+    """Writes one safetensors file, as `LayoutWriter` does. tensors: dtype and shape by name."""
+
+    def __init__(
+        self,
+        path: Path,
+        tensors: Mapping[str, tuple[str, Sequence[int]]],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(path, layout(tensors, metadata))
 
 
 _PIECE_BYTES = 4 * 1024 * 1024

@@ -1,8 +1,9 @@
-"""A patch in another form, on the user's own machine, with the error of each module: plain LoRA, or a dense patch.
+"""A patch in another form, on the user's own machine, with the error of each module: a LoRA, or a dense patch.
 
-`to_lora` writes what has exact low-rank factors as an adapter that peft loads, `to_dense` what folds at all as a native
-patch against one base. Both read back what they wrote, or what they were about to, and compare it with the patch in
-float64. A delta that depends on the base's values is taken at this base, and belongs to it from then on.
+`to_kind` writes what has exact low-rank factors as peft, diffusers, kohya's scripts or llama.cpp load it, `to_dense`
+what folds at all as a native patch against one base. Both read back what they wrote, or what they were about to, and
+compare it with the patch in float64. A delta that depends on the base's values is taken at this base, and belongs to it
+from then on.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from adapterhub.merging.fingerprint import ALGORITHM, parameter_digests
 from adapterhub.merging.folders import LocalFolder, file_digest
 from adapterhub.merging.native import MANIFEST, WEIGHTS, StoredTerm, write_patch
 from adapterhub.merging.ops.tensors import is_floating
-from adapterhub.merging.patches.lora import SPEC as LORA
-from adapterhub.merging.patches.lora import export, read_with_initial
+from adapterhub.merging.patches.lora import read_with_initial
 from adapterhub.merging.replicas import replicated
 from adapterhub.merging.results import ResultFolder
 from adapterhub.merging.site_deltas import SiteDelta, site_deltas
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 EXACT = 2e-6
 """Largest ‖written - read‖/‖read‖ of a module's delta that counts as exact: rounding of sums of float32 numbers."""
 
-FORMS = ("lora", "dense")
+DENSE = "dense"
 
 
 @dataclass(frozen=True)
@@ -75,23 +75,30 @@ def read_patch(folder: Folder, path: str, base: Checkpoint | None, initial: Fold
     return found
 
 
-def to_lora(patch: Patch, out: Path, base: Checkpoint | None, base_name: str) -> Conversion:
-    """Write a patch of exact low-rank terms as a peft LoRA into the folder `out`, which must be empty or not exist.
+def to_kind(patch: Patch, out: Path, kind: str, base: Checkpoint | None, base_name: str) -> Conversion:
+    """Write a patch of exact low-rank terms as one of a kind that is written, into `out`: empty, or not yet there.
 
     base_name: what the adapter calls its base. Raises NotRepresentable for other terms, NonFinite, FileExistsError.
     """
+    spec = patches.kinds()[kind]
+    assert spec.export is not None  # the caller chose among `forms`
     errors: dict[str, float] = {}
     base = replicated(base, patch.layer_ranges) if base is not None else None
 
     def compare(written: Path) -> Mapping[str, bytes]:
-        again = site_deltas(LORA.read(LocalFolder(written), "", base))
+        again = site_deltas(spec.read(LocalFolder(written), "", base))
         for site, delta in site_deltas(patch).items():
             W = _zeros(delta) if base is None else read(base.tensors[delta.stored]).double()
             errors[site] = _error(again[site].dense(W), delta.dense(W))
         return {}
 
-    write_export(export([(1.0, patch)], base_name), out, compare)
-    return Conversion(patch.facts.kind, "lora", errors)
+    write_export(spec.export([(1.0, patch)], base_name, base), out, compare)
+    return Conversion(patch.facts.kind, kind, errors)
+
+
+def forms() -> tuple[str, ...]:
+    """What a patch can be converted to here: the kinds that are written, and a dense patch."""
+    return (*(name for name, kind in patches.kinds().items() if kind.export is not None), DENSE)
 
 
 def to_dense(patch: Patch, out: Path, base: Checkpoint) -> Conversion:

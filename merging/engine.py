@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.merging.card import card
 from adapterhub.merging.checkpoint import DTYPE_BITS, SafetensorsWriter
-from adapterhub.merging.effects import part
+from adapterhub.merging.container import LayoutWriter
+from adapterhub.merging.container import layout as safetensors_layout
+from adapterhub.merging.effects import part, read
 from adapterhub.merging.errors import Cancelled, NonFinite
 from adapterhub.merging.fold import Norms, fold
+from adapterhub.merging.gguf import gguf_layout
 from adapterhub.merging.ops.lowrank import Factors, concatenate
 from adapterhub.merging.ops.tensors import dtype_name, is_finite, to_bytes, torch_dtype
 from adapterhub.merging.results import ResultFile, ResultFolder
@@ -223,12 +226,13 @@ def _write(
 
 def _write_export(export: Export, job: _Job) -> Mapping[str, Any]:
     planned = {tensor.name: (tensor.dtype, tensor.shape) for tensor in export.tensors}
-    total = sum(map(_size_bytes, export.tensors))
-    done = 0
-    with SafetensorsWriter(job.folder.path / export.weights, planned) as writer:
+    target = job.folder.path / export.weights
+    total, done = sum(map(_size_bytes, export.tensors)), 0
+    layout = gguf_layout(planned, export.pairs) if export.pairs else safetensors_layout(planned, export.metadata)
+    with LayoutWriter(target, layout) as writer:
         for tensor in export.tensors:
             job.check()
-            writer.write(tensor.name, to_bytes(_concatenated(tensor)))
+            writer.write(tensor.name, to_bytes(_exported(tensor)))
             done += _size_bytes(tensor)
             job.progress(Progress(done, total, tensor.name))
         job.folder.add(export.weights, *writer.finish())
@@ -237,8 +241,16 @@ def _write_export(export: Export, job: _Job) -> Mapping[str, Any]:
     return {"tensors_touched": len(export.tensors), "tensors_copied": 0}
 
 
+def _exported(tensor: ExportTensor) -> torch.Tensor:
+    """The values of one tensor of a patch, rows in the order asked for. Raises NonFinite."""
+    values = _concatenated(tensor) if tensor.stored is None else read(tensor.stored).reshape(tensor.shape)
+    if not is_finite(values):
+        raise NonFinite(tensor.name, "the patches or their weighted sum")
+    return values[list(tensor.rows)] if tensor.rows else values
+
+
 def _concatenated(tensor: ExportTensor) -> torch.Tensor:
-    """One side of the joint low-rank form of several terms, weights and scales in B, in float32. Raises NonFinite."""
+    """One side of the joint low-rank form of several terms, weights and scales in B, in float32."""
     pieces = []
     for weight, term in tensor.parts:
         spec = terms()[term.term]
@@ -249,10 +261,7 @@ def _concatenated(tensor: ExportTensor) -> torch.Tensor:
         pieces.append(Factors(*spec.factors(part(term, weight), (rows, columns))))
     left, right = concatenate(pieces)
     A, B = (left.T, right.T) if tensor.is_transposed else (right, left)
-    joined = (A if tensor.factor == "A" else B).reshape(tensor.shape).to(torch_dtype(tensor.dtype))
-    if not is_finite(joined):
-        raise NonFinite(tensor.name, "the patches or their weighted sum")
-    return joined.contiguous()
+    return (A if tensor.factor == "A" else B).reshape(tensor.shape).to(torch_dtype(tensor.dtype)).contiguous()
 
 
 def _stem(config: Mapping[str, Any]) -> str:

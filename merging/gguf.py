@@ -1,4 +1,4 @@
-"""GGUF files, read as far as adapters need: key-value pairs and lazy tensors of plain floats.
+"""GGUF files, read and written as far as adapters need: key-value pairs and lazy tensors of plain floats.
 
 Little-endian: magic "GGUF", version 2 or 3, counts of tensors and pairs, the pairs, then each tensor's name, sizes
 (fastest first), type and offset from the aligned start of the data. Never imports torch.
@@ -6,12 +6,13 @@ Source: ggml-org/ggml docs/gguf.md.
 """
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 from adapterhub.merging.checkpoint import DTYPE_BITS, Folder, TensorHandle
+from adapterhub.merging.container import Layout
 from adapterhub.merging.errors import BrokenContainer
 
 MAX_HEADER_BYTES = 16 << 20
@@ -115,3 +116,43 @@ def _entry(reader: _Reader) -> tuple[str, str, tuple[int, ...], int]:
     if kind not in _DTYPES:
         raise BrokenContainer(reader.file, "gguf.tensor", f"{name[:200]}: ggml type {kind}; plain floats are read here")
     return name, _DTYPES[kind], shape, offset
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+_NUMBERS = {dtype: number for number, dtype in _DTYPES.items()}
+_ALIGNMENT = 32
+_MAGIC, _VERSION, _FLOAT = 0x46554747, 3, 6
+
+
+def gguf_layout(tensors: Mapping[str, tuple[str, Sequence[int]]], pairs: Mapping[str, str | float]) -> Layout:
+    """The layout of a file with these pairs and tensors (name -> dtype, shape), both in the order given.
+
+    Texts become strings and numbers float32, each tensor begins at a multiple of 32, zeros fill what is between: the
+    bytes of gguf-py's GGUFWriter.
+    """
+    header = struct.pack("<IIQQ", _MAGIC, _VERSION, len(tensors), len(pairs))
+    for key, value in pairs.items():
+        typed = (
+            struct.pack("<I", _STRING) + _text(value) if isinstance(value, str) else struct.pack("<If", _FLOAT, value)
+        )
+        header += _text(key) + typed
+    position, starts = 0, {}
+    for name, (dtype, shape) in tensors.items():
+        header += _text(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
+        header += struct.pack("<IQ", _NUMBERS[dtype], position)
+        starts[name] = position
+        position += _aligned(prod(shape) * DTYPE_BITS[dtype] // 8)
+    first = _aligned(len(header))
+    sizes = {name: prod(shape) * DTYPE_BITS[dtype] // 8 for name, (dtype, shape) in tensors.items()}
+    offsets = {name: (first + start, first + start + sizes[name]) for name, start in starts.items()}
+    return Layout(header, offsets, first + position)
+
+
+def _text(value: str) -> bytes:
+    raw = value.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _aligned(size_bytes: int) -> int:
+    return -(-size_bytes // _ALIGNMENT) * _ALIGNMENT

@@ -112,7 +112,8 @@ class ExportTensor:
 
     factor: "A" (r, in) or "B" (out, r), reshaped to `shape` once they are joined along the ranks. parts: (weight,
     term); the factor weight times the term's scale goes into B, computed in float32. is_transposed: whether the site
-    stores (in, out).
+    stores (in, out). stored: a tensor whose bytes are written as they are, instead of parts. rows: the order in which
+    its rows are written, () for their own.
     """
 
     name: str
@@ -121,19 +122,28 @@ class ExportTensor:
     factor: Literal["A", "B"]
     parts: tuple[tuple[float, SiteTerm], ...]
     is_transposed: bool
+    stored: TensorHandle | None = None
+    rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Export:
     """A sum of patches as one patch of some kind: what to write, values still to be computed.
 
-    weights: name of the safetensors file. tensors: in it. files: JSON files beside it, by name.
+    weights: name of the file of weights: GGUF where it has `pairs`, texts and floats by key, else safetensors with this
+    metadata. tensors: in it, in GGUF in this order. files: JSON files beside it, by name.
     """
 
     kind: str
     weights: str
     tensors: tuple[ExportTensor, ...]
     files: Mapping[str, Mapping[str, Any]]
+    metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})
+    pairs: Mapping[str, str | float] = field(default_factory=dict)
+
+
+Exporter = Callable[[Sequence[tuple[float, Patch]], str, Checkpoint | None], Export]
+"""What writes a weighted sum of patches as one of a kind; see PatchKind."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +154,9 @@ class PatchKind:
     when it is not of this kind. What contradicts itself is recognised, with the contradiction among its problems.
     read: the patch itself; with a base, sites carry the base's names and every shape is checked. Raises InvalidPatch,
     NotFoldable, UnknownSite or ShapeMismatch. The folder's own path inside the repository is the second argument.
-    export: the weighted sum of patches that were read with one base, as one exact patch of this kind; the last argument
-    is the base's repository. Raises NotRepresentable. None where the kind has no such form.
+    export: the weighted sum of patches that were read with one base, as one exact patch of this kind; the other
+    arguments are the base's repository and the base, which may be None. Raises NotRepresentable, also where the base is
+    needed and not there. None where the kind has no such form.
     rebase: the metadata files of a patch, by path, as they read once it belongs to another base; weights are not among
     them. None where no file of the kind names a base.
     family: whose format it is, for lists: "peft", "native", ... folds: "own" where its terms are computed here, "peft"
@@ -159,7 +170,7 @@ class PatchKind:
     source: str
     recognise: Callable[[Folder, str], Facts | None]
     read: Callable[[Folder, str, Checkpoint | None], Patch]
-    export: Callable[[Sequence[tuple[float, Patch]], str], Export] | None = None
+    export: Exporter | None = None
     rebase: Callable[[Folder, str, TrainingBase], Mapping[str, bytes]] | None = None
     family: str = "native"
     folds: Literal["own", "peft", "no"] = "own"

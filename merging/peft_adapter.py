@@ -27,7 +27,7 @@ from adapterhub.merging.container import PATCH_HEADER_BYTES
 from adapterhub.merging.encodings import as_array
 from adapterhub.merging.errors import InvalidPatch, NotFoldable, ShapeMismatch
 from adapterhub.merging.folders import join, json_digest, read_json
-from adapterhub.merging.patch import Effect, Export, Facts, Patch, PatchKind, SiteTerm, TrainingBase
+from adapterhub.merging.patch import Effect, Exporter, Facts, Patch, PatchKind, SiteTerm, TrainingBase
 from adapterhub.merging.replicas import layer_ranges, replicated
 from adapterhub.merging.sites import Naming, Tie, is_conv1d, is_embedding, layers_of, naming, targets_of, tie_of
 
@@ -152,7 +152,7 @@ def peft_kind(
     title: str,
     summary: str,
     source: str,
-    export: Callable[[Sequence[tuple[float, Patch]], str], Export] | None = None,
+    export: Exporter | None = None,
     folds: Literal["own", "peft"] = "own",
 ) -> PatchKind:
     """The patch kind of a tuner: recognised, checked, read and rebased alike for all of them."""

@@ -22,6 +22,7 @@ from adapterhub.merging.errors import (
 )
 from adapterhub.merging.fingerprint import parameter_digests
 from adapterhub.merging.folders import join
+from adapterhub.merging.gguf import gguf_layout
 from adapterhub.merging.methods import methods
 from adapterhub.merging.patch import Export, Patch, SiteTerm
 from adapterhub.merging.quantised import SIMULATED, dequantised, quantisation_of
@@ -104,8 +105,12 @@ class Plan:
     @cached_property
     def size_bytes(self) -> int:
         """Bytes of the weights in one file; shards add a header each."""
-        tensors = self.outputs if self.export is None else self.export.tensors
-        return layout({one.name: (one.dtype, one.shape) for one in tensors}, self.metadata).size_bytes
+        if self.export is None:
+            return layout({one.name: (one.dtype, one.shape) for one in self.outputs}, self.metadata).size_bytes
+        planned = {one.name: (one.dtype, one.shape) for one in self.export.tensors}
+        if self.export.pairs:
+            return gguf_layout(planned, self.export.pairs).size_bytes
+        return layout(planned, self.export.metadata).size_bytes
 
     @cached_property
     def touched(self) -> frozenset[str]:
@@ -159,7 +164,7 @@ def plan(
     base = _repeated(base, base_ref, read, inputs)
     sums = _Sums(base, read, inputs, normal, base_quantisation)
     outputs = () if as_kind is not None else tuple(sums.outputs(dtype))
-    export = None if as_kind is None else _export(as_kind, normal, read, inputs)
+    export = None if as_kind is None else _export(as_kind, normal, read, inputs, base)
     return Plan(
         recipe=recipe,
         canonical=canonical(recipe, inputs, digests=digests, dtype=dtype, as_kind=as_kind),
@@ -428,7 +433,9 @@ def _is_frozen(term: SiteTerm) -> bool:
 # ---- patches ---------------------------------------------------------------------------------------------------------
 
 
-def _export(kind: str, normal: Normal, read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input]) -> Export:
+def _export(
+    kind: str, normal: Normal, read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input], base: Checkpoint
+) -> Export:
     spec = patches.kinds().get(kind)
     if spec is None or spec.export is None:
         able = ", ".join(name for name, one in patches.kinds().items() if one.export)
@@ -441,7 +448,7 @@ def _export(kind: str, normal: Normal, read: Mapping[Ref, Patch], inputs: Mappin
         addends.append((part.weight, read[part.leaf.ref]))
     if not addends:
         raise NotRepresentable(f"--as {kind}: the recipe adds nothing to its base")
-    return spec.export(addends, inputs[normal.base].name.partition("@")[0])
+    return spec.export(addends, inputs[normal.base].name.partition("@")[0], base)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

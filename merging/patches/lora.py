@@ -14,13 +14,12 @@ Source: arXiv:2106.09685; peft 0.21 `tuners/lora/{config,layer,model,dora}.py`, 
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from adapterhub.merging.checkpoint import Checkpoint, Folder, TensorHandle
-from adapterhub.merging.errors import InvalidPatch, NotFoldable, NotRepresentable
+from adapterhub.merging.errors import InvalidPatch, NotFoldable
 from adapterhub.merging.folders import join, json_digest
 from adapterhub.merging.lora_variants import (
     changes_base,
@@ -30,6 +29,7 @@ from adapterhub.merging.lora_variants import (
     stacked_terms,
     taken_term,
 )
+from adapterhub.merging.lowrank_export import Pair, copied, is_dora, pairs_of, patterns
 from adapterhub.merging.patch import Export, ExportTensor, Patch, SiteTerm
 from adapterhub.merging.patterns import check_modules, matching, positive, read_pattern, whole
 from adapterhub.merging.peft_adapter import (
@@ -48,7 +48,6 @@ from adapterhub.merging.peft_adapter import (
     repeated,
 )
 from adapterhub.merging.replicas import layer_ranges
-from adapterhub.merging.terms import terms
 
 _OF_TRAINING = (
     "velora_embed",
@@ -282,89 +281,43 @@ def read_with_initial(folder: Folder, path: str, initial: Folder, initial_path: 
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def export(addends: Sequence[tuple[float, Patch]], base_name: str) -> Export:
-    """The weighted sum of adapters as one: per module A's stacked and B's side by side, weights in B, scaling 1.
+def export(addends: Sequence[tuple[float, Patch]], base_name: str, base: Checkpoint | None = None) -> Export:
+    """The weighted sum of adapters as one, module by module as `lowrank_export` joins them; a DoRA alone stays one.
 
     Ranks add up and may differ by module (rank_pattern). Raises NotRepresentable for terms without an exact
     low-rank form.
     """
-    parts: dict[str, list[tuple[float, SiteTerm]]] = {}
-    modules: dict[str, str] = {}
-    for weight, patch in addends:
-        for term in patch.terms:
-            module = _exported_module(term)
-            if modules.setdefault(term.site, module) != module:
-                raise NotRepresentable(f"{term.site}: called {module} and {modules[term.site]} by two adapters")
-            parts.setdefault(module, []).append((weight, term))
-    tensors = [one for module in sorted(parts) for one in _exported_pair(module, parts[module])]
-    ranks = {module: sum(_factor_sizes(term)[1] for _, term in parts[module]) for module in sorted(parts)}
-    config = _exported_config(ranks, base_name)
-    config["fan_in_fan_out"] = any(
-        term.options["layer"] == "conv1d" for module_parts in parts.values() for _, term in module_parts
-    )
+    pairs = pairs_of(addends)
+    tensors = [one for pair in pairs for one in _exported(pair)]
     replications = {patch.layer_ranges for _, patch in addends}
     if len(replications) > 1:
-        raise NotRepresentable(
-            "one of the adapters repeats layers of its base (layer_replication) and another does not"
-        )
-    config["layer_replication"] = [list(one) for one in replications.pop()] or None
+        raise NotRepresentable("one adapter repeats layers of its base (layer_replication), another not the same ones")
     task_types = {patch.facts.detail.get("task_type") for _, patch in addends}
-    config["task_type"] = task_types.pop() if len(task_types) == 1 else None
-    return Export("lora", WEIGHTS, tuple(tensors), {CONFIG: config})
-
-
-def _exported_module(term: SiteTerm) -> str:
-    if terms()[term.term].factors is None or "module" not in term.options:
-        raise NotRepresentable(
-            f"{term.site}: a {term.term} term has no exact low-rank form, and a LoRA holds nothing else; make a model "
-            "or a dense patch of it instead"
-        )
-    return str(term.options["module"])
-
-
-def _factor_sizes(term: SiteTerm) -> tuple[int, int, int]:
-    """(out, r, in or in·k·k) of the low-rank form of a term, as peft sees its module."""
-    sizes = terms()[term.term].factor_sizes
-    assert sizes is not None
-    n, r, m = sizes({name: handle.shape for name, handle in term.fields.items()}, term.options)
-    return (m, r, n) if _is_transposed(term.options) else (n, r, m)
-
-
-def _is_transposed(options: Mapping[str, Any]) -> bool:
-    """Whether the site stores (in, out): an embedding has a row for each of its inputs, the tokens."""
-    return bool(options["transpose"]) or options["layer"] == "embedding"
-
-
-def _exported_pair(module: str, parts: Sequence[tuple[float, SiteTerm]]) -> Iterator[ExportTensor]:
-    options = parts[0][1].options
-    sizes = [_factor_sizes(term) for _, term in parts]
-    out, r, fan_in = sizes[0][0], sum(one[1] for one in sizes), sizes[0][2]
-    kind = "lora_embedding_{}" if options["layer"] == "embedding" else "lora_{}.weight"
-    key = PREFIX + module + "." + kind
-    is_transposed = _is_transposed(options)
-    inner = tuple(options["shape"][1:]) if options["layer"] == "conv" else (fan_in,)
-    outer = (1,) * (len(inner) - 1)
-    yield ExportTensor(key.format("A"), "F32", (r, *inner), "A", tuple(parts), is_transposed)
-    yield ExportTensor(key.format("B"), "F32", (out, r, *outer), "B", tuple(parts), is_transposed)
-
-
-def _exported_config(ranks: Mapping[str, int], base_name: str) -> dict[str, Any]:
-    """alpha equals r everywhere, so scaling is 1. The rank most modules have is r, the others are patterns."""
-    common = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
-    others = {module: r for module, r in ranks.items() if r != common}
-    return {
+    config = {
+        **patterns(pairs),
         "peft_type": "LORA",
+        "task_type": task_types.pop() if len(task_types) == 1 else None,
         "base_model_name_or_path": base_name,
-        "r": common,
-        "lora_alpha": common,
-        "rank_pattern": others,
-        "alpha_pattern": others,
-        "target_modules": sorted(ranks),
+        "target_modules": [pair.module for pair in pairs],
+        "fan_in_fan_out": any(pair.layer == "conv1d" for pair in pairs),
+        "use_dora": is_dora(pairs),
+        "layer_replication": [list(one) for one in replications.pop()] or None,
         "bias": "none",
         "lora_dropout": 0.0,
         "init_lora_weights": True,
         "inference_mode": True,
     }
+    return Export("lora", WEIGHTS, tuple(tensors), {CONFIG: config})
+
+
+def _exported(pair: Pair) -> Iterator[ExportTensor]:
+    key = PREFIX + pair.module + "." + ("lora_embedding_{}" if pair.layer == "embedding" else "lora_{}.weight")
+    yield pair.tensor("A", key.format("A"))
+    yield pair.tensor("B", key.format("B"))
+    if pair.mag is not None:
+        is_conv = pair.layer == "conv"
+        shape = (1, pair.mag.numel, *(1 for _ in pair.shapes["A"][2:])) if is_conv else (pair.mag.numel,)
+        yield copied(f"{PREFIX}{pair.module}.lora_magnitude_vector", pair.mag, shape)
 
 
 TUNER = Tuner(

@@ -54,7 +54,7 @@ def test_a_lora_is_written_with_and_without_the_base_alike(kind: str, name: str,
     found = {}
     for how, here in (("with", opened(base)), ("without", None)):
         read = convert.read_patch(LocalFolder(patch), "", here)
-        conversion = convert.to_lora(read, tmp_path / how, here, "tiny/base")
+        conversion = convert.to_kind(read, tmp_path / how, "lora", here, "tiny/base")
         assert conversion.as_json()["is_exact"]
         assert len(conversion.errors) == 4
         found[how] = load_file(tmp_path / how / "adapter_model.safetensors")
@@ -99,7 +99,7 @@ def test_the_adapter_before_training_makes_a_plain_lora_of_pissa(tmp_path: Path)
     with pytest.raises(InvalidPatch, match="name it with --base"):
         convert.read_patch(LocalFolder(patch), "", None)
     read = convert.read_patch(LocalFolder(patch), "", None, LocalFolder(tmp_path / "initial"))
-    assert convert.to_lora(read, tmp_path / "out", None, "tiny/base").as_json()["is_exact"]
+    assert convert.to_kind(read, tmp_path / "out", "lora", None, "tiny/base").as_json()["is_exact"]
     loaded: Any = peft.PeftModel.from_pretrained(architecture.make(), str(tmp_path / "out"))
     found = loaded.double().merge_and_unload().state_dict()
     for key, value in adapted.double().merge_and_unload().state_dict().items():
@@ -111,7 +111,7 @@ def test_what_has_no_such_form_is_refused_and_nothing_written(tmp_path: Path) ->
     base, patch, _ = prepared(architecture, "float32", DEPENDENT["ia3"](["q_proj"]), tmp_path)
     read = convert.read_patch(LocalFolder(patch), "", opened(base))
     with pytest.raises(NotRepresentable, match=r"q_proj\.weight: a scale term has no exact low-rank form"):
-        convert.to_lora(read, tmp_path / "out", opened(base), "tiny/base")
+        convert.to_kind(read, tmp_path / "out", "lora", opened(base), "tiny/base")
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     peft.get_peft_model(architecture.make(), config).save_pretrained(str(tmp_path / "prompt"))
     with pytest.raises(NotFoldable, match="works at run time"):

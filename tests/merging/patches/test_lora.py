@@ -318,7 +318,7 @@ def test_a_sum_of_adapters_is_one_that_peft_loads(llama_folder: Path, tmp_path: 
             deltas[term.site] = deltas.get(term.site, torch.zeros(())) + weight * delta
     export = patches.kinds()["lora"].export
     assert export is not None
-    write_export(export(addends, "tiny/base"), tmp_path / "sum")
+    write_export(export(addends, "tiny/base", base), tmp_path / "sum")
     loaded = PeftModel.from_pretrained(tiny.llama(), tmp_path / "sum").merge_and_unload(safe_merge=True)
     merged = dict(loaded.named_parameters())
     for site, delta in deltas.items():
@@ -334,7 +334,7 @@ def test_only_low_rank_terms_become_a_lora(llama_folder: Path, tmp_path: Path) -
     export = patches.kinds()["lora"].export
     assert export is not None
     with pytest.raises(NotRepresentable, match="norm"):
-        export([(1.0, patch)], "tiny/base")
+        export([(1.0, patch)], "tiny/base", None)
 
 
 def test_half_precision_factors_are_read_as_they_lie(tmp_path: Path) -> None:
