@@ -13,11 +13,14 @@ from dataclasses import dataclass, replace
 
 from adapterhub.merging.checkpoint import Checkpoint, Folder, TensorHandle, open_tensors
 from adapterhub.merging.container import PATCH_HEADER_BYTES
-from adapterhub.merging.errors import InvalidPatch, ShapeMismatch, UnknownSite
+from adapterhub.merging.errors import InvalidPatch, NotRepresentable, ShapeMismatch, UnknownSite
 from adapterhub.merging.folders import json_digest
 from adapterhub.merging.patch import Facts, Patch, SiteTerm
 from adapterhub.merging.peft_adapter import DTYPES
 from adapterhub.merging.sites import layers_of, targets_of
+
+COMPONENTS = ("unet", "transformer", "transformer_2", "prior", *(f"text_encoder{end}" for end in ("", "_2", "_3")))
+"""Sub-folders of a diffusers model whose weights adapters change."""
 
 
 @dataclass(frozen=True)
@@ -149,3 +152,35 @@ def _term(site: str, module: Module, base: Checkpoint | None) -> SiteTerm:
     if "mag" in module.fields:
         return SiteTerm(site, "dora", module.fields, options=options | {"scaling": module.scale})
     return SiteTerm(site, "lowrank", module.fields, module.scale, options)
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+TEXT_MODEL = "text_model."
+"""What files put before the modules of CLIP's text model, and transformers 5 does not."""
+
+
+def component_of(base: Checkpoint | None, form: str) -> str:
+    """How files call the component that the base is: "unet", "transformer", "text_encoder_2", ...
+
+    By the name of its folder, or its class. Raises NotRepresentable for a base of another library, or none.
+    """
+    if base is None:
+        raise NotRepresentable(f"{form}: files name the component (U-Net, text encoder): name it with --base FOLDER")
+    folder = (base.prefix or base.name).rstrip("/").rpartition("/")[2]
+    if folder in COMPONENTS:
+        return folder
+    name = str(base.config.get("_class_name") or next(iter(base.config.get("architectures") or [""]), ""))
+    for part, component in (("UNet", "unet"), ("Transformer", "transformer"), ("CLIPTextModel", "text_encoder")):
+        if name.startswith(part) or (part == "Transformer" and part in name):
+            return component
+    raise NotRepresentable(
+        f"{form}: base {base.name!r} is {name or 'of no class it names'}, no component of a diffusion model; convert "
+        "with --to lora instead"
+    )
+
+
+def file_path(module: str, base: Checkpoint | None) -> str:
+    """How files call a module of the base. The other way round than `_named`."""
+    is_clip = base is not None and str(base.config.get("model_type", "")).startswith("clip_text")
+    return TEXT_MODEL + module if is_clip and not module.startswith(TEXT_MODEL) else module

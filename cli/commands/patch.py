@@ -157,13 +157,14 @@ def inspect(
     epilog=examples(
         "patch convert ./downloaded ./safe --to safetensors",
         "patch convert ./my-loha ./my-lora --to lora --base ./base",
+        "patch convert ./my-lora ./for-llama-cpp --to gguf --base ./base",
         "patch convert ./my-dora ./my-delta --to dense --base ./base",
     )
 )
 def convert(
     source: Annotated[Path, typer.Argument(help="Folder of the patch; of a pickle, the file will do.")],
     out: Annotated[Path, typer.Argument(help="Folder to write: empty, or none yet.")],
-    to: Annotated[str, typer.Option(help="lora, dense; of pickles: safetensors, or native for LT-SFT and BitDelta.")],
+    to: Annotated[str, typer.Option(help="lora, kohya, diffusers, gguf, dense; of pickles: safetensors, native.")],
     base: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="Folder of the patch's base.")] = None,
     initial: Annotated[
         Path | None,

@@ -9,23 +9,34 @@ it a delta is B @ A as it is.
 Source: diffusers 0.42 `loaders/lora_base.py`, `utils/peft_utils.py` (get_peft_kwargs), `utils/state_dict_utils.py`.
 """
 
+import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from adapterhub.merging.checkpoint import Checkpoint, Folder, TensorHandle
-from adapterhub.merging.diffusion import Module, contradictions, safetensors_of, with_modules
+from adapterhub.merging.diffusion import (
+    COMPONENTS,
+    Module,
+    component_of,
+    contradictions,
+    file_path,
+    safetensors_of,
+    with_modules,
+)
 from adapterhub.merging.diffusion import read as read_modules
 from adapterhub.merging.errors import InvalidPatch
 from adapterhub.merging.folders import strict_json
-from adapterhub.merging.patch import Facts, Patch, PatchKind
+from adapterhub.merging.lowrank_export import copied, is_dora, one_layer, pairs_of, patterns
+from adapterhub.merging.patch import Export, Facts, Patch, PatchKind
 from adapterhub.merging.patterns import matching, positive, read_pattern
 
 _METADATA = "lora_adapter_metadata"
-_COMPONENTS = ("unet", "transformer", "transformer_2", "prior", *(f"text_encoder{end}" for end in ("", "_2", "_3")))
+_WEIGHTS = "pytorch_lora_weights.safetensors"
 _NAME = re.compile(
-    rf"(?P<component>{'|'.join(_COMPONENTS)})\.(?P<path>.+?)"
+    rf"(?P<component>{'|'.join(COMPONENTS)})\.(?P<path>.+?)"
     r"(?:\.lora_(?P<peft>[AB])\.weight|(?:\.lora|\.lora_linear_layer|_lora)\.(?P<old>down|up)\.weight"
     r"|\.lora_magnitude_vector(?:\.weight)?(?P<mag>))"
 )
@@ -68,7 +79,7 @@ def _modules(
     for name, handle in sorted(tensors.items()):
         matched = _NAME.fullmatch(name)
         if matched is None:
-            problems.append(f"{file}: tensor {name[:200]} is no part of a LoRA of {', '.join(_COMPONENTS)}")
+            problems.append(f"{file}: tensor {name[:200]} is no part of a LoRA of {', '.join(COMPONENTS)}")
             continue
         # Before it used peft diffusers hung the factors on the attention's processor.
         path = _OLD.sub(lambda old: f".{old[1]}.0" if old[1] == "to_out" else f".{old[1]}", matched["path"])
@@ -115,6 +126,34 @@ def read(folder: Folder, path: str, base: Checkpoint | None) -> Patch:
     return read_modules(recognise(folder, path), folder, found[1] if found else [], base, _finder)
 
 
+def export(addends: Sequence[tuple[float, Patch]], base_name: str, base: Checkpoint | None) -> Export:
+    """The weighted sum of adapters as one of the base's component, alphas in the metadata that diffusers gives peft.
+
+    Raises NotRepresentable for terms without a low-rank form, for embeddings, and for a base of another library.
+    """
+    component = component_of(base, "diffusers")
+    pairs = [
+        replace(one, module=file_path(one.module, base))
+        for one in one_layer(pairs_of(addends), "a diffusers file", "linear", "conv")
+    ]
+    tensors = []
+    for pair in pairs:
+        name = f"{component}.{pair.module}."
+        tensors += [pair.tensor("A", name + "lora_A.weight"), pair.tensor("B", name + "lora_B.weight")]
+        if pair.mag is not None:
+            shape = (1, pair.mag.numel, 1, 1) if pair.layer == "conv" else (pair.mag.numel,)
+            tensors.append(copied(name + "lora_magnitude_vector.weight", pair.mag, shape))
+    config = {
+        **patterns(pairs),
+        "target_modules": [pair.module for pair in pairs],
+        "use_dora": is_dora(pairs),
+        "bias": "none",
+        "lora_dropout": 0.0,
+    }
+    told = json.dumps({f"{component}.{key}": value for key, value in config.items()}, sort_keys=True)
+    return Export("diffusers", _WEIGHTS, tuple(tensors), {}, {"format": "pt", _METADATA: told})
+
+
 SPEC = PatchKind(
     name="diffusers",
     title="diffusers LoRA",
@@ -122,5 +161,6 @@ SPEC = PatchKind(
     source="diffusers save_lora_weights",
     recognise=recognise,
     read=read,
+    export=export,
     family="diffusion",
 )

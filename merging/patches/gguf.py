@@ -1,7 +1,7 @@
 """gguf: LoRA as llama.cpp's convert_lora_to_gguf.py writes it, on the architectures whose names are known here.
 
 One .gguf file with general.type "adapter" and adapter.type "lora"; tensors `blk.N.<name>.weight.lora_a` (r, in) and
-`.lora_b` (out, r), the delta being adapter.lora.alpha / r · B @ A. Of architecture "llama" the rows of q and k are in
+`.lora_b` (out, r), or `output.weight.…`, the delta being adapter.lora.alpha / r · B @ A. Of architecture "llama" the rows of q and k are in
 llama.cpp's rotary order, which the base's numbers of heads undo: so it is read with its base.
 
 Source: ggml-org/llama.cpp convert_lora_to_gguf.py, convert_hf_to_gguf.py (LlamaModel.permute); gguf-py constants.py.
@@ -10,16 +10,17 @@ Source: ggml-org/llama.cpp convert_lora_to_gguf.py, convert_hf_to_gguf.py (Llama
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from adapterhub.merging.checkpoint import Checkpoint, Folder, TensorHandle
 from adapterhub.merging.encodings import as_floats
-from adapterhub.merging.errors import BrokenContainer, InvalidPatch, NotFoldable, ShapeMismatch
+from adapterhub.merging.errors import BrokenContainer, InvalidPatch, NotFoldable, NotRepresentable, ShapeMismatch
 from adapterhub.merging.folders import json_digest
 from adapterhub.merging.gguf import Gguf, open_gguf
-from adapterhub.merging.patch import Facts, Patch, PatchKind, SiteTerm, TrainingBase
+from adapterhub.merging.lowrank_export import Pair, pairs_of
+from adapterhub.merging.patch import Export, Facts, Patch, PatchKind, SiteTerm, TrainingBase
 from adapterhub.merging.peft_adapter import floats
 from adapterhub.merging.sites import layers_of, naming, targets_of
 
@@ -35,7 +36,18 @@ _MODULES: Mapping[str, str] = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_NAME = re.compile(r"blk\.(\d{1,5})\.(\w+)\.weight\.lora_([ab])")
+_NAME = re.compile(r"(?:blk\.(?P<layer>\d{1,5})\.(?P<name>\w+)|output)\.weight\.lora_(?P<factor>[ab])")
+_OUTPUT = "lm_head"
+_MODULE = re.compile(r"(?:.*\.)?layers\.(?P<layer>\d{1,5})\.(?P<name>\w+\.\w+)")
+
+_MODEL_TYPES: Mapping[str, str] = {
+    "mistral": "llama",
+    "gemma3_text": "gemma3",
+    **{name: name for name in _ARCHITECTURES if name != "gemma3"},
+}
+"""llama.cpp's architecture by the base's model_type."""
+
+_WEIGHTS = "adapter.gguf"
 
 
 def _open(folder: Folder, path: str) -> tuple[str, Gguf] | None:
@@ -64,11 +76,12 @@ def _modules(file: str, found: Gguf) -> tuple[dict[str, dict[str, TensorHandle]]
     modules: dict[str, dict[str, TensorHandle]] = {}
     for name, handle in found.tensors.items():
         matched = _NAME.fullmatch(name)
-        if matched is None or matched[2] not in _MODULES:
+        if matched is None or (matched["name"] is not None and matched["name"] not in _MODULES):
             problems.append(f"{file}: tensor {name[:200]} is no factor of {', '.join(_MODULES)}")
             continue
-        module = f"model.layers.{matched[1]}.{_MODULES[matched[2]]}"
-        modules.setdefault(module, {})[matched[3].upper()] = handle
+        is_output = matched["name"] is None
+        module = _OUTPUT if is_output else f"model.layers.{matched['layer']}.{_MODULES[matched['name']]}"
+        modules.setdefault(module, {})[matched["factor"].upper()] = handle
     for module, fields in modules.items():
         A, B = fields.get("A"), fields.get("B")
         if A is None or B is None or len(A.shape) != 2 or len(B.shape) != 2 or A.shape[0] != B.shape[1]:
@@ -154,6 +167,57 @@ def _heads(base: Checkpoint, module: str, rows: int) -> int:
     return heads
 
 
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def export(addends: Sequence[tuple[float, Patch]], base_name: str, base: Checkpoint | None) -> Export:
+    """The weighted sum of adapters as one, rows of q and k in the order that llama.cpp has for the base's architecture.
+
+    The file has one alpha: the most common; what other modules scale by goes into their B, in float32. Raises
+    NotRepresentable for terms without a low-rank form, DoRA, modules that have no name there, tied embeddings and
+    architectures other than those that are read.
+    """
+    if base is None:
+        raise NotRepresentable("gguf: the order of rows depends on the base's heads: name it with --base FOLDER")
+    architecture = _MODEL_TYPES.get(str(base.config.get("model_type")))
+    if architecture is None:
+        known = ", ".join(_MODEL_TYPES)
+        raise NotRepresentable(f"gguf: base {base.name!r} is {base.config.get('model_type')!r}; {known} are written")
+    named = sorted(((_tensor_name(pair, base), pair) for pair in pairs_of(addends)), key=lambda one: one[0])
+    alphas = [pair.alpha for _, pair in named]
+    alpha = max(alphas, key=alphas.count)
+    tensors = []
+    for (layer, place), pair in named:
+        name = f"blk.{layer}.{list(_MODULES)[place]}.weight" if place < len(_MODULES) else "output.weight"
+        is_rotated = _ARCHITECTURES[architecture] and pair.module.endswith(("q_proj", "k_proj"))
+        rows = _permuted(pair.shapes["B"][0], _heads(base, pair.module, pair.shapes["B"][0])) if is_rotated else ()
+        tensors.append(pair.tensor("A", f"{name}.lora_a"))
+        tensors.append(pair.tensor("B", f"{name}.lora_b", unit=alpha / pair.r, rows=rows))
+    told = {"general.architecture": architecture, "general.type": "adapter", "adapter.type": "lora"}
+    return Export("gguf", _WEIGHTS, tuple(tensors), {}, pairs={**told, "adapter.lora.alpha": float(alpha)})
+
+
+def _tensor_name(pair: Pair, base: Checkpoint) -> tuple[int, int]:
+    """The layer and the place among _MODULES of a module, past them all for the output. Raises NotRepresentable."""
+    if pair.mag is not None:
+        raise NotRepresentable(f"{pair.module}: is a DoRA, and GGUF has no magnitudes; convert it to dense instead")
+    if pair.module == _OUTPUT:
+        if f"{_OUTPUT}.weight" not in base.tensors:
+            raise NotRepresentable(f"{_OUTPUT}: base {base.name!r} ties it to its input embedding, as llama.cpp does")
+        return 1 << 20, len(_MODULES)
+    matched = _MODULE.fullmatch(pair.module)
+    names = list(_MODULES.values())
+    if matched is None or matched["name"] not in names or pair.layer != "linear":
+        raise NotRepresentable(f"{pair.module}: no tensor of a GGUF adapter; {', '.join(names)} and {_OUTPUT} are")
+    return int(matched["layer"]), names.index(matched["name"])
+
+
+def _permuted(rows: int, heads: int) -> list[int]:
+    """Which row of transformers stands at each row of llama.cpp. Source: convert_hf_to_gguf.py, LlamaModel.permute."""
+    order: list[int] = np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1).tolist()
+    return order
+
+
 SPEC = PatchKind(
     name="gguf",
     title="GGUF LoRA",
@@ -161,5 +225,6 @@ SPEC = PatchKind(
     source="llama.cpp convert_lora_to_gguf.py",
     recognise=recognise,
     read=read,
+    export=export,
     family="llama.cpp",
 )

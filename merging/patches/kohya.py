@@ -9,14 +9,24 @@ Source: kohya-ss/sd-scripts `networks/lora.py`; diffusers 0.42 `loaders/lora_con
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 from adapterhub.merging.checkpoint import Checkpoint, Folder, TensorHandle
-from adapterhub.merging.diffusion import Module, contradictions, safetensors_of, with_modules
+from adapterhub.merging.diffusion import (
+    Module,
+    component_of,
+    contradictions,
+    file_path,
+    safetensors_of,
+    with_modules,
+)
 from adapterhub.merging.diffusion import read as read_modules
 from adapterhub.merging.encodings import as_floats
-from adapterhub.merging.errors import InvalidPatch
-from adapterhub.merging.patch import Facts, Patch, PatchKind
+from adapterhub.merging.errors import InvalidPatch, NotRepresentable
+from adapterhub.merging.lowrank_export import copied, one_layer, pairs_of
+from adapterhub.merging.patch import Export, Facts, Patch, PatchKind
 
 _COMPONENTS: Mapping[str, str] = {
     "lora_unet_": "unet",
@@ -99,6 +109,33 @@ def read(folder: Folder, path: str, base: Checkpoint | None) -> Patch:
     return read_modules(recognise(folder, path), folder, found[1] if found else [], base, _finder)
 
 
+_WEIGHTS = "pytorch_lora_weights.safetensors"
+"""Where diffusers looks for a file whose name it is not told."""
+
+
+def export(addends: Sequence[tuple[float, Patch]], base_name: str, base: Checkpoint | None) -> Export:
+    """The weighted sum of adapters as one of the base's component, alpha beside the factors of each module.
+
+    Raises NotRepresentable for terms without a low-rank form, for embeddings, for a base of another library, and for a
+    component that such files do not name.
+    """
+    component = component_of(base, "kohya")
+    prefix = next((one for one, name in _COMPONENTS.items() if name == component), None)
+    if prefix is None:
+        known = ", ".join(dict.fromkeys(_COMPONENTS.values()))
+        raise NotRepresentable(f"kohya: no file names the component {component}; {known} are: convert to diffusers")
+    tensors = []
+    for pair in one_layer(pairs_of(addends), "a kohya file", "linear", "conv"):
+        name = prefix + file_path(pair.module, base).replace(".", "_")
+        tensors += [pair.tensor("A", f"{name}.lora_down.weight"), pair.tensor("B", f"{name}.lora_up.weight")]
+        alpha = np.array(pair.alpha, "<f4")
+        tensors.append(copied(f"{name}.alpha", TensorHandle.of_bytes(f"{name}.alpha", "F32", (), alpha.tobytes())))
+        if pair.mag is not None:
+            shape = (pair.mag.numel, *(1 for _ in pair.shapes["A"][1:]))
+            tensors.append(copied(f"{name}.dora_scale", pair.mag, shape))
+    return Export("kohya", _WEIGHTS, tuple(tensors), {})
+
+
 SPEC = PatchKind(
     name="kohya",
     title="kohya LoRA",
@@ -106,5 +143,6 @@ SPEC = PatchKind(
     source="kohya-ss/sd-scripts",
     recognise=recognise,
     read=read,
+    export=export,
     family="diffusion",
 )

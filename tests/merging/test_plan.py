@@ -154,7 +154,7 @@ def test_loras_become_one_lora(inputs: dict[Ref, Input], tmp_path: Path) -> None
         ("tiny/base + tiny/a", {"dtype": "int8"}, InvalidParameter, "dtype is 'int8'"),
         ("tiny/base + tiny/a", {"memory_bytes": 100}, PlanTooLarge, "self_attn"),
         ("tiny/base + tiny/s", {"as_kind": "lora"}, NotRepresentable, "sparse term"),
-        ("tiny/base + tiny/a", {"as_kind": "mask"}, NotRepresentable, "can be written as lora"),
+        ("tiny/base + tiny/a", {"as_kind": "mask"}, NotRepresentable, "can be written as diffusers, gguf, kohya, lora"),
         ("tiny/base", {"as_kind": "lora"}, NotRepresentable, "adds nothing"),
         ("tiny/base + ties(tiny/a, tiny/b)", {"as_kind": "lora"}, NotRepresentable, "ties is no weighted sum"),
     ],

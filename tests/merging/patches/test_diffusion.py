@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.training_utils import _collate_lora_metadata
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from adapterhub.merging import patches
+from adapterhub.merging import convert, patches
 from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
-from adapterhub.merging.errors import InvalidPatch, ShapeMismatch, UnknownSite
+from adapterhub.merging.errors import InvalidPatch, NotRepresentable, ShapeMismatch, UnknownSite
 from tests.merging.build import random
 from tests.merging.exactness.compare import DTYPES, fold, record, roundings
 
@@ -239,3 +240,72 @@ def test_a_kohya_file_becomes_a_lora_that_peft_loads(alpha: float | None, tmp_pa
     error = roundings(found, by_formula(base, file), torch.float32)
     record("kohya", "unet", "float32", "float64 formula, loaded by peft", error, "as a LoRA")
     assert error <= 1.0
+
+
+def converted(source: Path, out: Path, kind: str, base: Path) -> Path:
+    here = Checkpoint.open(LocalFolder(base), name=str(base))
+    conversion = convert.to_kind(convert.read_patch(LocalFolder(source), "", here), out, kind, here, "tiny/unet")
+    assert conversion.as_json()["is_exact"]
+    return out
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("by", [("diffusers", "kohya"), ("lora", "kohya"), ("diffusers", "lora", "kohya")], ids=str)
+def test_a_kohya_file_comes_back_bit_for_bit(by: tuple[str, ...], dora: bool, tmp_path: Path) -> None:
+    """With an alpha of its own on each module; of what it had none for, alpha is the rank."""
+    unet().save_pretrained(tmp_path / "unet")
+    none = {f"lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_{end}.weight": None for end in ("down", "up")}
+    before = load_file(kohya(tmp_path / "first" / WEIGHTS, dora=dora, **none))
+    folder = tmp_path / "first"
+    for kind in by:
+        folder = converted(folder, tmp_path / f"{kind}-{len(by)}", kind, tmp_path / "unet")
+    after = load_file(folder / WEIGHTS)
+    assert after.pop("lora_unet_" + OUT.replace(".", "_") + ".alpha") == 3
+    assert after.keys() == before.keys()
+    assert all(after[key].shape == before[key].shape and torch.equal(after[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize("config", [{"use_rslora": True}, {"use_dora": True}, {"alpha_pattern": {CONV: 9}}], ids=str)
+@pytest.mark.parametrize("kind", ["kohya", "diffusers"])
+def test_a_lora_of_peft_is_written_so_that_it_fuses_alike(kind: str, config: dict[str, Any], tmp_path: Path) -> None:
+    lora = LoraConfig(r=3, lora_alpha=6, target_modules=MODULES, init_lora_weights=False, **config)
+    adapted: Any = get_peft_model(unet(), lora)
+    adapted.save_pretrained(str(tmp_path / "peft"))
+    unet().save_pretrained(tmp_path / "unet")
+    written = converted(tmp_path / "peft", tmp_path / kind, kind, tmp_path / "unet")
+    is_ours = kind == "kohya"  # whose DoRA and differing alphas diffusers 0.42 reads wrong or not at all
+    found = by_formula(tmp_path / "unet", written / WEIGHTS) if is_ours else fused(tmp_path / "unet", written)
+    error = roundings(found, adapted.double().merge_and_unload().state_dict(), torch.float32)
+    oracle = "sd-scripts' formula and peft, float64" if is_ours else "diffusers fuse_lora and peft, float64"
+    record(kind + (" (dora)" if "use_dora" in config else ""), "unet", "float32", oracle, error, "written")
+    assert error <= 1.0
+
+
+@pytest.mark.parametrize("kind", ["kohya", "diffusers"])
+def test_a_text_encoders_lora_has_the_names_that_diffusers_reads(kind: str, tmp_path: Path) -> None:
+    text_encoder().save_pretrained(tmp_path / "model" / "text_encoder")
+    kohya(tmp_path / "patch" / "a.safetensors")
+    written = converted(tmp_path / "patch", tmp_path / "out", kind, tmp_path / "model" / "text_encoder")
+    layer = "text_model.encoder.layers.0.self_attn.q_proj"
+    name = "lora_te_" + layer.replace(".", "_") if kind == "kohya" else f"text_encoder.{layer}"
+    assert {key for key in load_file(written / WEIGHTS) if key.startswith(name + ".")} == set(
+        load_file(written / WEIGHTS)
+    )
+
+
+def test_what_such_files_cannot_say_is_refused(tmp_path: Path) -> None:
+    unet().save_pretrained(tmp_path / "unet")
+    kohya(tmp_path / "patch" / WEIGHTS)
+    found = patches.read(LocalFolder(tmp_path / "patch"))
+    for kind in ("kohya", "diffusers"):
+        with pytest.raises(NotRepresentable, match="name it with --base"):
+            convert.to_kind(found, tmp_path / "out", kind, None, "")
+    base = Checkpoint.open(LocalFolder(tmp_path / "unet"), name="base")
+    patch = patches.read(LocalFolder(tmp_path / "patch"), base=base)
+    other = replace(base, config={**base.config, "_class_name": "AutoencoderKL"})
+    with pytest.raises(NotRepresentable, match="is AutoencoderKL, no component of a diffusion model"):
+        convert.to_kind(patch, tmp_path / "out", "kohya", other, "")
+    prior = replace(base, name="model/prior")
+    with pytest.raises(NotRepresentable, match="no file names the component prior"):
+        convert.to_kind(patch, tmp_path / "out", "kohya", prior, "")
+    assert not (tmp_path / "out").exists()

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig
+from safetensors.torch import load_file
 
-from adapterhub.merging import patches
-from adapterhub.merging.checkpoint import LocalFolder, MappedFile, MappedFolder
-from adapterhub.merging.errors import BrokenContainer, NotFoldable
+from adapterhub.merging import convert, patches
+from adapterhub.merging.checkpoint import Checkpoint, LocalFolder, MappedFile, MappedFolder
+from adapterhub.merging.errors import BrokenContainer, NotFoldable, NotRepresentable
 from adapterhub.merging.gguf import open_gguf
 from tests.merging import tiny
 from tests.merging.build import random
 from tests.merging.exactness.architectures import ARCHITECTURES
-from tests.merging.exactness.compare import DTYPES, fold, record, roundings
+from tests.merging.exactness.compare import DTYPES, fold, prepared, record, roundings
 
 FILE = Path(__file__).parent / "files" / "adapter.gguf"
 """LoRA of rank 3 and alpha 4.5 on every projection of the tiny Llama, q and k permuted as llama.cpp does."""
@@ -75,3 +80,62 @@ def test_another_magic_or_version_is_refused(tmp_path: Path) -> None:
         (tmp_path / "a.gguf").write_bytes(start + FILE.read_bytes()[len(start) :])
         with pytest.raises(BrokenContainer, match="GGUF 2 or 3 is expected"):
             open_gguf(LocalFolder(tmp_path), "a.gguf")
+
+
+def converted(source: Path, out: Path, kind: str, base: Path) -> Path:
+    here = Checkpoint.open(LocalFolder(base), name=str(base))
+    conversion = convert.to_kind(convert.read_patch(LocalFolder(source), "", here), out, kind, here, "tiny/base")
+    assert conversion.as_json()["is_exact"]
+    return out
+
+
+def test_what_gguf_py_wrote_is_written_again_byte_by_byte(patch: Path, tmp_path: Path) -> None:
+    """By way of a peft LoRA, whose q and k have the other order of rows."""
+    base = tiny.saved(ARCHITECTURES["llama"].make(), tmp_path / "base")
+    lora = converted(patch, tmp_path / "lora", "lora", base)
+    again = converted(lora, tmp_path / "again", "gguf", base)
+    assert (again / "adapter.gguf").read_bytes() == FILE.read_bytes()
+    assert (converted(patch, tmp_path / "straight", "gguf", base) / "adapter.gguf").read_bytes() == FILE.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma"])
+@pytest.mark.parametrize("config", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}], ids=str)
+def test_it_is_written_so_that_it_folds_as_peft_merges(config: dict[str, Any], name: str, tmp_path: Path) -> None:
+    architecture = ARCHITECTURES[name]
+    lora = LoraConfig(target_modules=["q_proj", "k_proj", "o_proj", "down_proj"], r=3, lora_alpha=5, **config)
+    base, patch, adapted = prepared(architecture, "float32", lora, tmp_path)
+    written = converted(patch, tmp_path / "gguf", "gguf", base)
+    merged = architecture.loader.from_pretrained(fold(base, written, tmp_path / "out")).state_dict()
+    error = roundings(merged, adapted.double().merge_and_unload().state_dict(), torch.float32)
+    record("gguf", name, "float32", "peft merge_and_unload, float64", error, "written")
+    assert error <= 1.0
+
+
+def test_a_lora_comes_back_bit_for_bit_and_so_does_its_alpha(tmp_path: Path) -> None:
+    lora = LoraConfig(target_modules=["q_proj", "lm_head"], r=3, lora_alpha=5)
+    base, patch, _ = prepared(ARCHITECTURES["llama"], "float32", lora, tmp_path)
+    again = converted(converted(patch, tmp_path / "gguf", "gguf", base), tmp_path / "again", "lora", base)
+    before, after = (load_file(one / "adapter_model.safetensors") for one in (patch, again))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert json.loads((again / "adapter_config.json").read_text())["lora_alpha"] == 5
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize(
+    ("name", "config", "says"),
+    [
+        ("llama-tied", {"target_modules": ["lm_head"]}, "lm_head: base .* ties it to its input"),
+        ("llama", {"target_modules": ["embed_tokens"]}, "embed_tokens: no tensor of a GGUF adapter"),
+        ("llama", {"target_modules": ["q_proj"], "use_dora": True}, "q_proj: is a DoRA"),
+        ("opt", {"target_modules": ["q_proj"]}, "is 'opt'; mistral, gemma3_text, llama"),
+    ],
+)
+def test_what_the_file_cannot_say_is_refused(name: str, config: dict[str, Any], says: str, tmp_path: Path) -> None:
+    base, patch, _ = prepared(ARCHITECTURES[name], "float32", LoraConfig(r=2, **config), tmp_path)
+    with pytest.raises(NotRepresentable, match=says):
+        converted(patch, tmp_path / "gguf", "gguf", base)
+    assert not (tmp_path / "gguf").exists()
+    found = patches.read(LocalFolder(patch))
+    with pytest.raises(NotRepresentable, match="name it with --base"):
+        convert.to_kind(found, tmp_path / "gguf", "gguf", None, "tiny/base")
