@@ -133,10 +133,7 @@ def gguf_layout(tensors: Mapping[str, tuple[str, Sequence[int]]], pairs: Mapping
     """
     header = struct.pack("<IIQQ", _MAGIC, _VERSION, len(tensors), len(pairs))
     for key, value in pairs.items():
-        typed = (
-            struct.pack("<I", _STRING) + _text(value) if isinstance(value, str) else struct.pack("<If", _FLOAT, value)
-        )
-        header += _text(key) + typed
+        header += _text(key) + _value(value)
     position, starts = 0, {}
     for name, (dtype, shape) in tensors.items():
         header += _text(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
@@ -147,6 +144,10 @@ def gguf_layout(tensors: Mapping[str, tuple[str, Sequence[int]]], pairs: Mapping
     sizes = {name: prod(shape) * DTYPE_BITS[dtype] // 8 for name, (dtype, shape) in tensors.items()}
     offsets = {name: (first + start, first + start + sizes[name]) for name, start in starts.items()}
     return Layout(header, offsets, first + position)
+
+
+def _value(value: str | float) -> bytes:
+    return struct.pack("<I", _STRING) + _text(value) if isinstance(value, str) else struct.pack("<If", _FLOAT, value)
 
 
 def _text(value: str) -> bytes:

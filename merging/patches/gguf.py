@@ -1,8 +1,9 @@
 """gguf: LoRA as llama.cpp's convert_lora_to_gguf.py writes it, on the architectures whose names are known here.
 
 One .gguf file with general.type "adapter" and adapter.type "lora"; tensors `blk.N.<name>.weight.lora_a` (r, in) and
-`.lora_b` (out, r), or `output.weight.…`, the delta being adapter.lora.alpha / r · B @ A. Of architecture "llama" the rows of q and k are in
-llama.cpp's rotary order, which the base's numbers of heads undo: so it is read with its base.
+`.lora_b` (out, r), or `output.weight.…`, the delta being adapter.lora.alpha / r · B @ A. Of architecture "llama" the
+rows of q and k are in llama.cpp's rotary order, which the base's numbers of heads undo: so it is read and written with
+its base.
 
 Source: ggml-org/llama.cpp convert_lora_to_gguf.py, convert_hf_to_gguf.py (LlamaModel.permute); gguf-py constants.py.
 """
