@@ -110,12 +110,16 @@ def merge(
     return engine.run(found, out, progress=progress)
 
 
-def convert(source: Path, out: Path, form: str, *, base: Path | None, initial: Path | None) -> dict[str, Any]:
+def convert(
+    source: Path, out: Path, form: str, *, base: Path | None, initial: Path | None, layout: str | None = None
+) -> dict[str, Any]:
     """What a conversion of the patch in `source` wrote into `out`, and how exact it is.
 
     form: a kind that is written (lora, kohya, diffusers, gguf), dense, safetensors, or native.
     Raises Misused for folders that the form has no use for, or lacks, and what `merging.convert` raises.
     """
+    if layout is not None:
+        return _convert_layout(source, out, form, layout, base, initial)
     if form == "safetensors":
         from adapterhub.merging.pickles import to_safetensors
 
@@ -142,6 +146,22 @@ def convert(source: Path, out: Path, form: str, *, base: Path | None, initial: P
     if here is None:
         raise Misused("--to dense: a dense patch says what is added to one base; name it with --base FOLDER")
     return conversions.to_dense(patch, out, here).as_json()
+
+
+def _convert_layout(
+    source: Path, out: Path, form: str, layout: str, base: Path | None, initial: Path | None
+) -> dict[str, Any]:
+    """What became of a LoRA whose projections were fused or split."""
+    from adapterhub.merging import convert as conversions
+    from adapterhub.merging.fused import LAYOUTS, relaid
+
+    if layout not in LAYOUTS or form != "lora" or initial is not None:
+        raise Misused(f"--layout {layout}: one of {' or '.join(LAYOUTS)}, with --to lora and --base alone")
+    if base is None:
+        raise Misused("--layout: how fused rows lie is told by the base that has them; name it with --base FOLDER")
+    patch = conversions.read_patch(LocalFolder(source), "", None)
+    found = relaid(patch, "fused" if layout == "fused" else "split", Checkpoint.open(LocalFolder(base), name=str(base)))
+    return conversions.to_kind(found, out, form, None, patch.facts.base.name or str(base)).as_json()
 
 
 def _convert_pickled_delta(source: Path, out: Path, *, takes_no: Path | None) -> dict[str, Any]:

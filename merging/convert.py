@@ -88,7 +88,7 @@ def to_kind(patch: Patch, out: Path, kind: str, base: Checkpoint | None, base_na
     def compare(written: Path) -> Mapping[str, bytes]:
         again = site_deltas(spec.read(LocalFolder(written), "", base))
         for site, delta in site_deltas(patch).items():
-            W = _zeros(delta) if base is None else read(base.tensors[delta.stored]).double()
+            W = _stand_in(delta) if base is None else read(base.tensors[delta.stored]).double()
             errors[site] = _error(again[site].dense(W), delta.dense(W))
         return {}
 
@@ -163,15 +163,15 @@ def _wide(base: Checkpoint, site: str) -> torch.Tensor:
     return read(base.tensors[site]).double()
 
 
-def _zeros(delta: SiteDelta) -> torch.Tensor:
-    """Zeros of the shape that low-rank terms have, for sites whose base is not at hand."""
+def _stand_in(delta: SiteDelta) -> torch.Tensor:
+    """Ones of the shape of a site whose base is not at hand: additive terms have none of them in their delta."""
     import torch
 
     term = delta.terms[0]
-    sizes = terms()[term.term].factor_sizes
+    sizes = terms()["lowrank" if term.term == "dora" else term.term].factor_sizes
     assert sizes is not None  # else it would not have been exported
     n, _, m = sizes({name: handle.shape for name, handle in term.fields.items()}, term.options)
-    return torch.zeros(tuple(term.options.get("shape", (n, m))), dtype=torch.float64)
+    return torch.ones(tuple(term.options.get("shape", (n, m))), dtype=torch.float64)
 
 
 def _error(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -158,6 +158,7 @@ def inspect(
         "patch convert ./downloaded ./safe --to safetensors",
         "patch convert ./my-loha ./my-lora --to lora --base ./base",
         "patch convert ./my-lora ./for-llama-cpp --to gguf --base ./base",
+        "patch convert ./llama-style ./phi3-style --to lora --layout fused --base ./phi3",
         "patch convert ./my-dora ./my-delta --to dense --base ./base",
     )
 )
@@ -172,6 +173,10 @@ def convert(
             exists=True, file_okay=False, help="The adapter before training, where training changed its base."
         ),
     ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="fused or split: q, k and v (gate and up) in one parameter, as --base has them, or apart."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a patch in another form on this machine, and say how exact it is."""
@@ -180,7 +185,7 @@ def convert(
     if not source.exists():
         raise Missing(f"{source}: no such file or folder")
     try:
-        found = convert_here(source, out, to, base=base, initial=initial)
+        found = convert_here(source, out, to, base=base, initial=initial, layout=layout)
     except FileExistsError as error:
         raise Declined(str(error)) from error
     if as_json:

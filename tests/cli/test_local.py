@@ -157,3 +157,13 @@ def test_inspect_tells_what_a_patch_needs_and_its_parts(command: Command, tmp_pa
     )
     shown = command("patch", "inspect", str(tmp_path)).out
     assert all(word in shown for word in ("needs", "16000", "made by", "DPO", "adapter"))
+
+
+def test_convert_takes_a_layout_only_with_what_it_needs(command: Command, folders: Path) -> None:
+    source, out, base = (str(folders / name) for name in ("code", "out", "base"))
+    for more in (["--to", "dense", "--layout", "split", "--base", base], ["--to", "lora", "--layout", "odd"]):
+        assert command("patch", "convert", source, out, *more).code == 2
+    assert command("patch", "convert", source, out, "--to", "lora", "--layout", "split").code == 2
+    ended = command("patch", "convert", source, out, "--to", "lora", "--layout", "split", "--base", base)
+    assert ended.code == 4  # this base fuses nothing
+    assert "are not fused" in ended.err
