@@ -15,6 +15,7 @@ from adapterhub.cli.remote import repository
 from adapterhub.merging import finiteness, patches
 from adapterhub.merging.checkpoint import Checkpoint, Folder, LocalFolder
 from adapterhub.merging.errors import InvalidPatch
+from adapterhub.merging.forms import DENSE, forms, forms_of
 from adapterhub.merging.patch import Facts
 from adapterhub.merging.pickle_names import is_pickle
 from adapterhub.merging.recipes.canonical import Input
@@ -63,7 +64,7 @@ def _told(folder: Folder, found: Sequence[Facts], reads_values: bool) -> list[di
 
 
 def kinds() -> list[dict[str, Any]]:
-    """What is known of each kind of patch: what it is, who folds it, whether it runs live and can be written."""
+    """What is known of each kind of patch: what it is, who folds it, whether it runs live, what it converts to."""
     return [
         {
             "name": name,
@@ -74,6 +75,7 @@ def kinds() -> list[dict[str, Any]]:
             "folds": kind.folds,
             "runs": name in runtimes(),
             "writes": kind.export is not None,
+            "converts": list(forms_of(kind)),
         }
         for name, kind in patches.kinds().items()
     ]
@@ -134,14 +136,15 @@ def convert(
     from adapterhub.merging import convert as conversions
     from adapterhub.merging.quantised import dequantised
 
-    if form not in conversions.forms():
-        known = ", ".join((*conversions.forms(), "safetensors", "native"))
+    if form not in forms():
+        known = ", ".join((*forms(), "safetensors", "native"))
         raise Misused(f"--to {form}: one of {known} is expected")
     if not source.is_dir():
         raise Misused(f"{source}: name the patch's folder; --to safetensors and --to native alone take a file")
     here = None if base is None else dequantised(Checkpoint.open(LocalFolder(base), name=str(base)))
     patch = conversions.read_patch(LocalFolder(source), "", here, LocalFolder(initial) if initial else None)
-    if form != conversions.DENSE:
+    conversions.check_form(patch, form)
+    if form != DENSE:
         return conversions.to_kind(patch, out, form, here, patch.facts.base.name or str(base or "")).as_json()
     if here is None:
         raise Misused("--to dense: a dense patch says what is added to one base; name it with --base FOLDER")

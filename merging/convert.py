@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.merging import patches
-from adapterhub.merging.effects import read
+from adapterhub.merging.effects import effects, read
 from adapterhub.merging.engine import write_export
 from adapterhub.merging.errors import InvalidPatch, NotFoldable, NotRepresentable
 from adapterhub.merging.fingerprint import ALGORITHM, parameter_digests
 from adapterhub.merging.folders import LocalFolder, file_digest
+from adapterhub.merging.forms import forms_of
 from adapterhub.merging.native import MANIFEST, WEIGHTS, StoredTerm, write_patch
-from adapterhub.merging.ops.tensors import is_floating
+from adapterhub.merging.ops.tensors import as_matrix, is_floating
 from adapterhub.merging.patches.lora import read_with_initial
 from adapterhub.merging.replicas import replicated
 from adapterhub.merging.results import ResultFolder
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 EXACT = 2e-6
 """Largest ‖written - read‖/‖read‖ of a module's delta that counts as exact: rounding of sums of float32 numbers."""
-
-DENSE = "dense"
 
 
 @dataclass(frozen=True)
@@ -75,13 +74,20 @@ def read_patch(folder: Folder, path: str, base: Checkpoint | None, initial: Fold
     return found
 
 
+def check_form(patch: Patch, form: str) -> None:
+    """Raises NotRepresentable where patches of this kind have no such form, with those that they have."""
+    found = forms_of(patches.kinds()[patch.facts.kind])
+    if form not in found:
+        raise NotRepresentable(f"a {patch.facts.kind} has no exact form as {form}; it converts to {', '.join(found)}")
+
+
 def to_kind(patch: Patch, out: Path, kind: str, base: Checkpoint | None, base_name: str) -> Conversion:
     """Write a patch of exact low-rank terms as one of a kind that is written, into `out`: empty, or not yet there.
 
     base_name: what the adapter calls its base. Raises NotRepresentable for other terms, NonFinite, FileExistsError.
     """
     spec = patches.kinds()[kind]
-    assert spec.export is not None  # the caller chose among `forms`
+    assert spec.export is not None  # one of `forms.written`
     errors: dict[str, float] = {}
     base = replicated(base, patch.layer_ranges) if base is not None else None
 
@@ -94,11 +100,6 @@ def to_kind(patch: Patch, out: Path, kind: str, base: Checkpoint | None, base_na
 
     write_export(spec.export([(1.0, patch)], base_name, base), out, compare)
     return Conversion(patch.facts.kind, kind, errors)
-
-
-def forms() -> tuple[str, ...]:
-    """What a patch can be converted to here: the kinds that are written, and a dense patch."""
-    return (*(name for name, kind in patches.kinds().items() if kind.export is not None), DENSE)
 
 
 def to_dense(patch: Patch, out: Path, base: Checkpoint) -> Conversion:
@@ -116,7 +117,7 @@ def to_dense(patch: Patch, out: Path, base: Checkpoint) -> Conversion:
     errors: dict[str, float] = {}
     for site, delta in site_deltas(patch).items():
         _check_stored(delta, base)
-        exact = delta.dense(_wide(base, site))
+        exact = _change(delta, base)
         rounded = exact.float().contiguous()
         errors[site] = _error(rounded, exact)
         fro = float(exact.norm())
@@ -155,6 +156,18 @@ def _check_stored(delta: SiteDelta, base: Checkpoint) -> None:
         raise NotRepresentable(
             f"{delta.site}: the patch parts it from {tied}, to which the base ties it; merge instead"
         )
+
+
+def _change(delta: SiteDelta, base: Checkpoint) -> torch.Tensor:
+    """The delta at the base's values, in float64; of what stands for stored bits, the difference of the numbers."""
+    W = _wide(base, delta.site)
+    if not any(terms()[term.term].is_exact for term in delta.terms):
+        return delta.dense(W)
+    before = read(base.tensors[delta.site])
+    after = before.clone()
+    rows = as_matrix(after)
+    effects([(1.0, term) for term in delta.terms], before).act(rows, 0, len(rows))
+    return rows.reshape(after.shape).double() - W
 
 
 def _wide(base: Checkpoint, site: str) -> torch.Tensor:

@@ -7,13 +7,14 @@ others A's are stacked and B's side by side, weights and scales in B, so that al
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from adapterhub.merging.checkpoint import TensorHandle
+from adapterhub.merging.checkpoint import Checkpoint, TensorHandle
 from adapterhub.merging.errors import NotRepresentable
 from adapterhub.merging.patch import ExportTensor, Patch, SiteTerm
 from adapterhub.merging.peft_adapter import reshaped
+from adapterhub.merging.sites import is_conv1d, is_input_embedding
 from adapterhub.merging.terms import terms
 
 Parts = Sequence[tuple[float, SiteTerm]]
@@ -51,12 +52,16 @@ class Pair:
         return ExportTensor(name, "F32", self.shapes[factor], factor, parts, is_transposed, None, tuple(rows))
 
 
-def pairs_of(addends: Sequence[tuple[float, Patch]]) -> list[Pair]:
-    """The weighted sum of patches by module, sorted. Raises NotRepresentable for terms without a low-rank form."""
+def pairs_of(addends: Sequence[tuple[float, Patch]], base: Checkpoint | None) -> list[Pair]:
+    """The weighted sum of patches by module, sorted. Raises NotRepresentable for terms without a low-rank form.
+
+    base: what tells which module a native term's parameter belongs to; other terms say it themselves.
+    """
     parts: dict[str, list[tuple[float, SiteTerm]]] = {}
     modules: dict[str, str] = {}
     for weight, patch in addends:
-        for term in patch.terms:
+        for found in patch.terms:
+            term = _with_module(found, base)
             module = _module(term, is_alone=len(addends) == 1 and weight == 1.0)
             if modules.setdefault(term.site, module) != module:
                 raise NotRepresentable(f"{term.site}: called {module} and {modules[term.site]} by two adapters")
@@ -97,8 +102,24 @@ def _whole(value: float) -> float:
     return int(value) if value == int(value) else value
 
 
+def _with_module(term: SiteTerm, base: Checkpoint | None) -> SiteTerm:
+    """The term with the module and layer that native files leave to the base."""
+    module, _, field = term.site.rpartition(".")
+    if "module" in term.options or base is None or field != "weight" or term.site not in base.tensors:
+        return term
+    shape = base.tensors[term.site].shape
+    layer = "conv" if len(shape) > 2 else "conv1d" if is_conv1d(module, base) else "linear"
+    layer = "embedding" if is_input_embedding(term.site) else layer
+    known = {"transpose": bool(term.options.get("transpose")), "shape": list(shape)}
+    return replace(term, options={**term.options, **known, "module": module, "layer": layer})
+
+
 def _module(term: SiteTerm, *, is_alone: bool) -> str:
     is_kept = is_alone and term.term == "dora"
+    if terms()[term.term].factors is not None and "module" not in term.options and term.site.endswith(".weight"):
+        raise NotRepresentable(
+            f"{term.site}: which module it belongs to is the base's to say: name it with --base FOLDER"
+        )
     if (terms()[term.term].factors is None and not is_kept) or "module" not in term.options:
         raise NotRepresentable(
             f"{term.site}: a {term.term} term has no exact low-rank form, and a LoRA holds nothing else; make a model "
@@ -125,10 +146,10 @@ def _pair(module: str, parts: Parts) -> Pair:
 
 
 def _is_plain(parts: Parts) -> bool:
+    """Whether the parts are one LoRA or DoRA with the factors that a file has, in its orientation."""
     weight, term = parts[0]
-    return (
-        len(parts) == 1 and weight == 1.0 and term.term in ("lowrank", "dora") and not term.fields.keys() & {"b", "d"}
-    )
+    is_whole = len(parts) == 1 and weight == 1.0 and bool(term.options["transpose"]) == _is_transposed(term.options)
+    return is_whole and term.term in ("lowrank", "dora") and not term.fields.keys() & {"b", "d"}
 
 
 def _alpha(scaling: float, r: int) -> float:
@@ -148,7 +169,7 @@ def _sizes(term: SiteTerm) -> tuple[int, int, int]:
 
 def _is_transposed(options: Mapping[str, Any]) -> bool:
     """Whether the site stores (in, out): an embedding has a row for each of its inputs, the tokens."""
-    return bool(options["transpose"]) or options["layer"] == "embedding"
+    return bool(options["transpose"]) or options["layer"] in ("embedding", "conv1d")
 
 
 def one_layer(pairs: Sequence[Pair], form: str, *layers: str) -> Iterator[Pair]:

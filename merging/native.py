@@ -382,7 +382,7 @@ def read_manifest(folder: Folder, path: str = "") -> dict[str, Any]:
     return manifest
 
 
-def native_kind(name: str, *, title: str, summary: str, source: str) -> PatchKind:
+def native_kind(name: str, *, title: str, summary: str, source: str, has_factors: bool = False) -> PatchKind:
     """The patch kind of manifests of this kind: recognised, checked, read and rebased alike for all of them."""
     return PatchKind(
         name=name,
@@ -392,6 +392,7 @@ def native_kind(name: str, *, title: str, summary: str, source: str) -> PatchKin
         recognise=lambda folder, path: recognise(folder, path, name),
         read=lambda folder, path, base: read_patch(folder, path, base, kind=name),
         rebase=rebase,
+        has_factors=has_factors,
     )
 
 

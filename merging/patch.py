@@ -161,7 +161,8 @@ class PatchKind:
     them. None where no file of the kind names a base.
     family: whose format it is, for lists: "peft", "native", ... folds: "own" where its terms are computed here, "peft"
     where peft itself folds it on a skeleton of the touched sites, "no" where it cannot become weights; such a patch has
-    no terms and the effect "runtime", or `read` raises NotFoldable with the reason.
+    no terms and the effect "runtime", or `read` raises NotFoldable with the reason. has_factors: whether its terms have
+    exact low-rank factors, bias and whole modules aside, so that it converts to what holds such.
     """
 
     name: str
@@ -174,3 +175,4 @@ class PatchKind:
     rebase: Callable[[Folder, str, TrainingBase], Mapping[str, bytes]] | None = None
     family: str = "native"
     folds: Literal["own", "peft", "no"] = "own"
+    has_factors: bool = False

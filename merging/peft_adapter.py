@@ -154,6 +154,7 @@ def peft_kind(
     source: str,
     export: Exporter | None = None,
     folds: Literal["own", "peft"] = "own",
+    has_factors: bool = False,
 ) -> PatchKind:
     """The patch kind of a tuner: recognised, checked, read and rebased alike for all of them."""
     return PatchKind(
@@ -167,6 +168,7 @@ def peft_kind(
         rebase=rebase,
         family="peft",
         folds="no" if tuner.effect == "runtime" else folds,
+        has_factors=has_factors,
     )
 
 

@@ -136,6 +136,11 @@ def tie_of(base: Checkpoint) -> Tie | None:
     return Tie(stored[0], "lm_head.weight")
 
 
+def is_input_embedding(name: str) -> bool:
+    """Whether a parameter's name is that of an input embedding, which has a row a token."""
+    return name.endswith(_EMBEDDINGS)
+
+
 def is_embedding(name: str) -> bool:
     """Whether a parameter's name is that of an input or output embedding."""
     return name.endswith(_EMBEDDINGS + _OUTPUTS)

@@ -233,8 +233,8 @@ def kinds(as_json: AsJson = False) -> None:
     if as_json:
         show_json_lines(rows)
     else:
-        columns = ("name", "family", "folds", "runs", "writes", "summary")
-        headings = ("kind", "of", "folds", "runs", "writes", "what it is")
+        columns = ("name", "family", "folds", "runs", "writes", "converts", "summary")
+        headings = ("kind", "of", "folds", "runs", "writes", "converts to", "what it is")
         show_table(headings, ([_word(row[column]) for column in columns] for row in rows))
 
 
@@ -244,4 +244,6 @@ def _is_path(text: str) -> bool:
 
 
 def _word(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(value) or "-"
     return {True: "yes", False: "-"}[value] if isinstance(value, bool) else str(value)

@@ -80,4 +80,5 @@ SPEC = peft_kind(
     title="AdaLoRA",
     summary="Low-rank factors with singular values, the rank chosen module by module",
     source="arXiv:2303.10512, as peft saves it",
+    has_factors=True,
 )

@@ -67,4 +67,5 @@ SPEC = peft_kind(
     title="DeLoRA",
     summary="Low-rank factors of unit length under one strength a module",
     source="arXiv:2503.18225, as peft saves it",
+    has_factors=True,
 )

@@ -134,7 +134,7 @@ def export(addends: Sequence[tuple[float, Patch]], base_name: str, base: Checkpo
     component = component_of(base, "diffusers")
     pairs = [
         replace(one, module=file_path(one.module, base))
-        for one in one_layer(pairs_of(addends), "a diffusers file", "linear", "conv")
+        for one in one_layer(pairs_of(addends, base), "a diffusers file", "linear", "conv")
     ]
     tensors = []
     for pair in pairs:
@@ -163,4 +163,5 @@ SPEC = PatchKind(
     read=read,
     export=export,
     family="diffusion",
+    has_factors=True,
 )

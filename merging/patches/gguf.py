@@ -184,7 +184,7 @@ def export(addends: Sequence[tuple[float, Patch]], base_name: str, base: Checkpo
     if architecture is None:
         known = ", ".join(_MODEL_TYPES)
         raise NotRepresentable(f"gguf: base {base.name!r} is {base.config.get('model_type')!r}; {known} are written")
-    named = sorted(((_tensor_name(pair, base), pair) for pair in pairs_of(addends)), key=lambda one: one[0])
+    named = sorted(((_tensor_name(pair, base), pair) for pair in pairs_of(addends, base)), key=lambda one: one[0])
     alphas = [pair.alpha for _, pair in named]
     alpha = max(alphas, key=alphas.count)
     tensors = []
@@ -228,4 +228,5 @@ SPEC = PatchKind(
     read=read,
     export=export,
     family="llama.cpp",
+    has_factors=True,
 )

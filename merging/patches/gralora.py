@@ -101,4 +101,5 @@ SPEC = peft_kind(
     title="GraLoRA",
     summary="Low-rank factors for each block of a module's weight",
     source="arXiv:2505.20355, as peft saves it",
+    has_factors=True,
 )

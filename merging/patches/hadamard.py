@@ -11,4 +11,5 @@ SPEC = native_kind(
     title="Hadamard delta",
     summary="Entrywise products of low-rank matrices, in the native format",
     source="arXiv:2108.06098 (FedPara, LoHa)",
+    has_factors=True,
 )

@@ -125,7 +125,7 @@ def export(addends: Sequence[tuple[float, Patch]], base_name: str, base: Checkpo
         known = ", ".join(dict.fromkeys(_COMPONENTS.values()))
         raise NotRepresentable(f"kohya: no file names the component {component}; {known} are: convert to diffusers")
     tensors = []
-    for pair in one_layer(pairs_of(addends), "a kohya file", "linear", "conv"):
+    for pair in one_layer(pairs_of(addends, base), "a kohya file", "linear", "conv"):
         name = prefix + file_path(pair.module, base).replace(".", "_")
         tensors += [pair.tensor("A", f"{name}.lora_down.weight"), pair.tensor("B", f"{name}.lora_up.weight")]
         alpha = np.array(pair.alpha, "<f4")
@@ -145,4 +145,5 @@ SPEC = PatchKind(
     read=read,
     export=export,
     family="diffusion",
+    has_factors=True,
 )

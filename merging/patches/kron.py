@@ -11,4 +11,5 @@ SPEC = native_kind(
     title="Kronecker delta",
     summary="Kronecker products on some parameters, in the native format",
     source="arXiv:2309.14859 (LoKr)",
+    has_factors=True,
 )

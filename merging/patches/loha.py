@@ -75,4 +75,5 @@ SPEC = peft_kind(
     title="LoHa",
     summary="The entrywise product of two low-rank matrices on some modules",
     source="arXiv:2108.06098, as peft saves it",
+    has_factors=True,
 )

@@ -99,4 +99,5 @@ SPEC = peft_kind(
     title="LoKr",
     summary="The Kronecker product of two small matrices on some modules",
     source="arXiv:2309.14859, as peft saves it",
+    has_factors=True,
 )

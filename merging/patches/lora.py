@@ -287,7 +287,7 @@ def export(addends: Sequence[tuple[float, Patch]], base_name: str, base: Checkpo
     Ranks add up and may differ by module (rank_pattern). Raises NotRepresentable for terms without an exact
     low-rank form.
     """
-    pairs = pairs_of(addends)
+    pairs = pairs_of(addends, base)
     tensors = [one for pair in pairs for one in _exported(pair)]
     replications = {patch.layer_ranges for _, patch in addends}
     if len(replications) > 1:
@@ -341,4 +341,5 @@ SPEC = peft_kind(
     summary="Low-rank factors A and B on some modules",
     source="arXiv:2106.09685, as peft saves it",
     export=export,
+    has_factors=True,
 )

@@ -12,4 +12,5 @@ SPEC = native_kind(
     title="Low-rank delta",
     summary="Low-rank factors A and B on some parameters, in the native format",
     source="arXiv:2106.09685 (LoRA)",
+    has_factors=True,
 )

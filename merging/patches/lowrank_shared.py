@@ -12,4 +12,5 @@ SPEC = native_kind(
     title="Low-rank delta, shared banks",
     summary="Coefficients of each parameter over factors A and B that all share",
     source="arXiv:2309.11756 (S2-LoRA), arXiv:2310.11454 (VeRA)",
+    has_factors=True,
 )

@@ -101,4 +101,5 @@ SPEC = peft_kind(
     title="MiSS",
     summary="One thin matrix repeated along a module's inputs, or blocks that act on its weight",
     source="arXiv:2409.15371, as peft saves it",
+    has_factors=True,
 )

@@ -194,4 +194,5 @@ SPEC = PatchKind(
     recognise=recognise,
     read=read,
     family="mlx",
+    has_factors=True,
 )

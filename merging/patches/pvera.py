@@ -38,4 +38,5 @@ SPEC = peft_kind(
     title="PVeRA",
     summary="VeRA with a distribution for its inner vector, of which the mean counts",
     source="arXiv:2512.07703, as peft saves it",
+    has_factors=True,
 )

@@ -140,4 +140,5 @@ SPEC = peft_kind(
     title="VB-LoRA",
     summary="Low-rank factors mixed from a bank of vectors that all modules share",
     source="arXiv:2405.15179, as peft saves it",
+    has_factors=True,
 )

@@ -27,4 +27,5 @@ SPEC = peft_kind(
     title="VeRA",
     summary="Two trained vectors a module around random factors that all share",
     source="arXiv:2310.11454, as peft saves it",
+    has_factors=True,
 )

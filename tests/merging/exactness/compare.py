@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from adapterhub.merging import patches
+from adapterhub.merging import convert, patches
 from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
 from adapterhub.merging.engine import run
 from adapterhub.merging.patch import Patch
@@ -25,6 +26,9 @@ from tests.merging import tiny
 from tests.merging.exactness.architectures import Architecture, output
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+DENSE_ON = ("llama", "opt")
+"""Where what folds is converted to a dense patch besides: one architecture without biases, one with."""
 
 LOGITS = 2e-5
 """Largest relative difference of float32 logits that counts as the same function: a dozen matrix products of noise."""
@@ -82,6 +86,22 @@ def check_weights(
     oracle = adapted.double().merge_and_unload().state_dict()
     error = roundings(merged.state_dict(), oracle, DTYPES[dtype])
     record(kind, architecture.name, dtype, "peft merge_and_unload, float64", error)
+    assert error <= 1.0
+    if dtype == "float32" and architecture.name in DENSE_ON:
+        check_dense(kind, architecture.name, base, patch, oracle, tmp_path)
+
+
+def check_dense(
+    kind: str, name: str, base: Path, patch: Path, expected: Mapping[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Convert `patch` to a dense one and fold that into the float32 base; `expected`: the oracle's weights, float64."""
+    here = Checkpoint.open(LocalFolder(base), name="base")
+    told = convert.to_dense(convert.read_patch(LocalFolder(patch), "", here), tmp_path / "dense", here).as_json()
+    assert told["is_exact"]
+    folded = fold(base, tmp_path / "dense", tmp_path / "dense-out")
+    found = {key: value for file in folded.glob("*.safetensors") for key, value in load_file(file).items()}
+    error = roundings(found, {key: expected[key] for key in found}, torch.float32)
+    record(kind, name, "float32", "the kind's own oracle, float64", error, "as a dense patch")
     assert error <= 1.0
 
 

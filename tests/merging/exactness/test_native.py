@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from adapterhub.merging import native
 from tests.merging import tiny
 from tests.merging.exactness.architectures import ARCHITECTURES
-from tests.merging.exactness.compare import DTYPES, fold, record, roundings
+from tests.merging.exactness.compare import DENSE_ON, DTYPES, check_dense, fold, record, roundings
 from tests.merging.native_terms import MAKERS, SHARED
 
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
@@ -35,6 +35,8 @@ def test_native_patches_fold_to_their_formula(kind: str, name: str, dtype: str, 
     error = roundings(weights(fold(base, tmp_path / "patch", tmp_path / "out")), expected, DTYPES[dtype])
     record(kind, name, dtype, "formula, float64", error)
     assert error <= 1.0
+    if dtype == "float32" and name in DENSE_ON:
+        check_dense(kind, name, base, tmp_path / "patch", expected, tmp_path)
 
 
 @every_dtype
@@ -53,6 +55,8 @@ def test_a_sum_folds_to_its_formula(name: str, dtype: str, tmp_path: Path) -> No
     error = roundings(weights(fold(base, tmp_path / "patch", tmp_path / "out")), expected, DTYPES[dtype])
     record("sum", name, dtype, "formula, float64", error)
     assert error <= 1.0
+    if dtype == "float32" and name in DENSE_ON:
+        check_dense("sum", name, base, tmp_path / "patch", expected, tmp_path)
 
 
 @every_dtype
@@ -69,3 +73,5 @@ def test_a_full_model_stands_for_its_difference_from_the_base(name: str, dtype: 
     error = roundings(found, expected, DTYPES[dtype])
     record("model", name, dtype, "formula, float64", error)
     assert error <= 1.0
+    if dtype == "float32" and name in DENSE_ON:
+        check_dense("model", name, base, tuned, {site: W.double() for site, W in there.items()}, tmp_path)
