@@ -64,6 +64,7 @@ def test_a_lora_is_written_with_and_without_the_base_alike(kind: str, name: str,
     merged = loaded.double().merge_and_unload().state_dict()
     error = roundings(merged, adapted.double().merge_and_unload().state_dict(), torch.float32)
     record(kind, name, "float32", "peft merge_and_unload, float64", error, "as a LoRA")
+    record("lora", name, "float32", "peft merge_and_unload, float64", error, "written")
     assert error <= 1.0
 
 

@@ -105,6 +105,19 @@ def check_dense(
     assert error <= 1.0
 
 
+def check_lora(
+    kind: str, architecture: Architecture, base: Path, patch: Path, expected: Mapping[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Convert `patch` to a LoRA, which peft loads on the float32 base; `expected`: the oracle's weights, float64."""
+    here = Checkpoint.open(LocalFolder(base), name="base")
+    found = convert.read_patch(LocalFolder(patch), "", here)
+    assert convert.to_kind(found, tmp_path / "as-lora", "lora", here, "tiny/base").as_json()["is_exact"]
+    loaded: Any = PeftModel.from_pretrained(architecture.loader.from_pretrained(base), str(tmp_path / "as-lora"))
+    error = roundings(loaded.double().merge_and_unload().state_dict(), expected, torch.float32)
+    record(kind, architecture.name, "float32", "the kind's own oracle, float64, loaded by peft", error, "as a LoRA")
+    assert error <= 1.0
+
+
 def check_logits(
     kind: str, architecture: Architecture, base: Path, patch: Path, adapted: Any, tmp_path: Path, *, oracle: str
 ) -> None:

@@ -1,8 +1,8 @@
 """Makes docs/kinds.md of what the tests of exactness wrote down: `make kinds`.
 
-Given --check it writes nothing, and fails where the page's list of kinds is behind, a measurement is not exact, or a
-kind that becomes weights or runs was measured nowhere. Errors, whose last digits differ between machines, are not
-compared.
+Given --check it writes nothing, and fails where the page's list of kinds is behind, a measurement is not exact, or what
+it says of a kind (folds, runs, writes, converts) was measured nowhere. Errors, whose last digits differ between
+machines, are not compared.
 """
 
 import argparse
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.merging import patches
+from adapterhub.merging.forms import DENSE, forms_of
+from adapterhub.merging.patch import PatchKind
 from adapterhub.merging.runtime import runtimes
 from tests.merging.exactness.architectures import ARCHITECTURES
 from tests.merging.exactness.compare import DTYPES
@@ -31,6 +33,7 @@ architectures, in float32 and bfloat16.
 
 **folds**: *own*: its weights are computed here; *peft*: peft itself computes them, in a confined process, on a skeleton
 of the touched parameters; *no*: it works on a live model alone. **writes**: a merge can be stored as this kind.
+**converts**: what `adapterhub patch convert --to` makes of it, exactly. Every one of these claims was measured below.
 """
 MEASURED = """
 ## Exactness
@@ -80,11 +83,12 @@ def kind_of(variant: str) -> str:
 
 
 def capabilities() -> list[str]:
-    rows = ["| kind | what it is | of | folds | runs | writes |", "|---|---|---|---|---|---|"]
+    rows = ["| kind | what it is | of | folds | runs | writes | converts |", "|---|---|---|---|---|---|---|"]
     for name, kind in patches.kinds().items():
         runs = "yes" if name in runtimes() else "-"
         writes = "yes" if kind.export is not None else "-"
-        rows.append(f"| {name} | {kind.summary} | {kind.family} | {kind.folds} | {runs} | {writes} |")
+        converts = ", ".join(forms_of(kind)) or "-"
+        rows.append(f"| {name} | {kind.summary} | {kind.family} | {kind.folds} | {runs} | {writes} | {converts} |")
     return rows
 
 
@@ -124,17 +128,37 @@ def _ceiling(error: float) -> float:
 
 
 def unmeasured(measured: Measured, refused: Mapping[tuple[str, str], str]) -> list[str]:
-    ran = {kind_of(variant) for variant, _, _ in measured}
     rows = ["| kind | on | reason |", "|---|---|---|"]
     for (variant, architecture), reason in sorted(refused.items()):
         rows.append(f"| {variant} | {architecture} | {reason.replace('|', '/')} |")
-    rows += [f"| {name} | everything | **not run** |" for name in _missing(ran)]
+    rows += [f"| {name} | everything | **not run**: {claim} |" for name, claim in unproved(measured)]
     return rows
 
 
-def _missing(ran: set[str]) -> list[str]:
-    acting = {name for name, kind in patches.kinds().items() if kind.folds != "no" or name in runtimes()}
-    return sorted(acting - ran)
+def unproved(measured: Measured) -> list[tuple[str, str]]:
+    """What `adapterhub patch kinds` says of a kind and no test did: (kind, claim)."""
+    did: dict[str, set[str]] = {}
+    for variant, _, what in measured:
+        did.setdefault(kind_of(variant), set()).add(what)
+    return [
+        (name, claim)
+        for name, kind in patches.kinds().items()
+        for claim, proofs in _claims(name, kind).items()
+        if not proofs & did.get(name, set())
+    ]
+
+
+def _claims(name: str, kind: PatchKind) -> dict[str, set[str]]:
+    """The measurements of which one proves each claim, by claim."""
+    to = forms_of(kind)
+    claims = {
+        "folds": {"weights", "logits"} if kind.folds != "no" else None,
+        "runs": {"logits", "generate"} if name in runtimes() else None,
+        "writes": {"written"} if kind.export is not None else None,
+        "converts to dense": {"as a dense patch"} if DENSE in to else None,
+        "converts to lora": {"as a LoRA"} if "lora" in to else None,
+    }
+    return {claim: proofs for claim, proofs in claims.items() if proofs}
 
 
 def page(measured: Measured, refused: Mapping[tuple[str, str], str]) -> str:
@@ -156,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for (variant, oracle, what), row in measured.items()
         if what != "logits" and max(row.errors.values()) > ROUNDING
     ]
-    wrong += [f"{name} was measured nowhere" for name in _missing({kind_of(variant) for variant, _, _ in measured})]
+    wrong += [f"{name}: {claim}, says the table, and no test did it" for name, claim in unproved(measured)]
     wrong += behind()
     sys.stderr.writelines(line + "\n" for line in wrong)
     return 1 if wrong else 0

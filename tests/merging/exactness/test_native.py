@@ -6,10 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adapterhub.merging import native
+from adapterhub.merging import convert, native, patches
+from adapterhub.merging.checkpoint import LocalFolder
+from adapterhub.merging.errors import NotRepresentable
 from tests.merging import tiny
 from tests.merging.exactness.architectures import ARCHITECTURES
-from tests.merging.exactness.compare import DENSE_ON, DTYPES, check_dense, fold, record, roundings
+from tests.merging.exactness.compare import DENSE_ON, DTYPES, check_dense, check_lora, fold, record, roundings
 from tests.merging.native_terms import MAKERS, SHARED
 
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
@@ -37,6 +39,27 @@ def test_native_patches_fold_to_their_formula(kind: str, name: str, dtype: str, 
     assert error <= 1.0
     if dtype == "float32" and name in DENSE_ON:
         check_dense(kind, name, base, tmp_path / "patch", expected, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MAKERS if patches.kinds()[kind].has_factors])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to")
+def test_native_patches_of_low_rank_become_loras(kind: str, name: str, tmp_path: Path) -> None:
+    """On embeddings too, and on gpt2's Conv1D, where the native format has rows as they are stored."""
+    architecture = ARCHITECTURES[name]
+    base = tiny.saved(architecture.make(), tmp_path / "base")
+    before = weights(base)
+    expected = {site: W.double() for site, W in architecture.make().state_dict().items()}
+    sites: dict[str, native.StoredTerm] = {}
+    for number, site in enumerate(
+        one for one in before if before[one].dim() == 2 and (name == "llama" or ".h." in one)
+    ):
+        sites[site], expected[site] = MAKERS[kind](before[site], 10 * number)
+    shared = SHARED if kind == "lowrank_shared" else {}
+    native.write_patch(tmp_path / "patch", sites=sites, base={"repo_id": "tiny/base"}, shared=shared)
+    check_lora(kind, architecture, base, tmp_path / "patch", expected, tmp_path)
+    with pytest.raises(NotRepresentable, match=r"is the base's to say: name it with --base"):
+        convert.to_kind(patches.read(LocalFolder(tmp_path / "patch")), tmp_path / "no", "lora", None, "")
 
 
 @every_dtype

@@ -20,7 +20,7 @@ from adapterhub.merging import convert, patches
 from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
 from adapterhub.merging.errors import InvalidPatch, NotRepresentable, ShapeMismatch, UnknownSite
 from tests.merging.build import random
-from tests.merging.exactness.compare import DTYPES, fold, record, roundings
+from tests.merging.exactness.compare import DTYPES, check_dense, fold, record, roundings
 
 Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0"
@@ -114,6 +114,13 @@ def check(kind: str, patch: Path, dtype: str, tmp_path: Path, *, formula: bool =
     error = roundings(found, expected, DTYPES[dtype])
     record(kind, "unet", dtype, "sd-scripts' formula, float64" if formula else "diffusers fuse_lora, float64", error)
     assert error <= 1.0
+    if dtype == "float32":
+        check_dense(kind, "unet", base, patch, expected, tmp_path)
+        lora = converted(patch, tmp_path / "lora", "lora", base)
+        loaded: Any = PeftModel.from_pretrained(UNet2DConditionModel.from_pretrained(base), str(lora))
+        error = roundings(loaded.double().merge_and_unload().state_dict(), expected, torch.float32)
+        record(kind, "unet", dtype, "the kind's own oracle, float64, loaded by peft", error, "as a LoRA")
+        assert error <= 1.0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

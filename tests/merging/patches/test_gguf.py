@@ -22,7 +22,7 @@ from adapterhub.merging.gguf import open_gguf
 from tests.merging import tiny
 from tests.merging.build import random
 from tests.merging.exactness.architectures import ARCHITECTURES
-from tests.merging.exactness.compare import DTYPES, fold, prepared, record, roundings
+from tests.merging.exactness.compare import DTYPES, check_dense, check_lora, fold, prepared, record, roundings
 
 FILE = Path(__file__).parent / "files" / "adapter.gguf"
 """LoRA of rank 3 and alpha 4.5 on every projection of the tiny Llama, q and k permuted as llama.cpp does."""
@@ -51,6 +51,9 @@ def test_it_folds_by_the_formula_with_rows_in_the_order_of_transformers(
     error = roundings(merged.state_dict(), expected, DTYPES[dtype])
     record("gguf", "llama", dtype, "float64 formula (file of gguf-py)", error)
     assert error <= 1.0
+    if dtype == "float32":
+        check_dense("gguf", "llama", base, patch, expected, tmp_path)
+        check_lora("gguf", architecture, base, patch, expected, tmp_path)
 
 
 def test_it_is_told_from_the_header_and_read_with_its_base_alone(patch: Path) -> None:

@@ -14,7 +14,7 @@ from adapterhub.merging.errors import InvalidPatch, ShapeMismatch
 from tests.merging import tiny
 from tests.merging.build import random
 from tests.merging.exactness.architectures import ARCHITECTURES
-from tests.merging.exactness.compare import DTYPES, fold, record, roundings
+from tests.merging.exactness.compare import DTYPES, check_dense, check_lora, fold, record, roundings
 
 PARAMETERS = {"rank": 3, "scale": 20.0, "dropout": 0.0}
 Q, DOWN, TOKENS = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj", "model.embed_tokens"
@@ -62,6 +62,9 @@ def test_it_folds_as_mlx_fuses(kind: str, modules: tuple[str, ...], dtype: str, 
     error = roundings(found, expected, DTYPES[dtype])
     record("mlx" if kind == "lora" else "mlx (dora)", "llama", dtype, "mlx-lm's fuse, float64", error)
     assert error <= 1.0
+    if dtype == "float32":
+        check_dense("mlx", "llama", base, patch, expected, tmp_path)
+        check_lora("mlx", ARCHITECTURES["llama"], base, patch, expected, tmp_path)
 
 
 def test_the_null_metadata_that_mlx_writes_is_none(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from adapterhub.merging.errors import InvalidPatch
 from tests.merging import tiny
 from tests.merging.build import random
 from tests.merging.exactness.architectures import ARCHITECTURES
-from tests.merging.exactness.compare import DTYPES, fold, record, roundings
+from tests.merging.exactness.compare import DENSE_ON, DTYPES, check_dense, fold, record, roundings
 
 NAMES = ("llama", "bert", "opt", "whisper")
 
@@ -57,6 +57,8 @@ def test_unsorted_and_repeated_positions_fold_by_the_formula(name: str, dtype: s
     error = roundings(merged.state_dict(), expected, DTYPES[dtype])
     record("spiel", name, dtype, "float64 formula (SparseDelta)", error)
     assert error <= 1.0
+    if dtype == "float32" and name in DENSE_ON:
+        check_dense("spiel", name, base, patch, expected, tmp_path)
 
 
 def test_it_is_told_by_its_type_and_what_does_not_fit_by_its_name(tmp_path: Path) -> None:
