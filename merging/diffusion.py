@@ -10,13 +10,15 @@ Source: diffusers 0.42 `loaders/lora_conversion_utils.py`, `utils/peft_utils.py`
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 from adapterhub.merging.checkpoint import Checkpoint, Folder, TensorHandle, open_tensors
 from adapterhub.merging.container import PATCH_HEADER_BYTES
 from adapterhub.merging.errors import InvalidPatch, NotRepresentable, ShapeMismatch, UnknownSite
 from adapterhub.merging.folders import json_digest
+from adapterhub.merging.lycoris import Shaped
 from adapterhub.merging.patch import Facts, Patch, SiteTerm
-from adapterhub.merging.peft_adapter import DTYPES
+from adapterhub.merging.peft_adapter import DTYPES, reshaped
 from adapterhub.merging.sites import layers_of, targets_of
 
 COMPONENTS = ("unet", "transformer", "transformer_2", "prior", *(f"text_encoder{end}" for end in ("", "_2", "_3")))
@@ -25,12 +27,16 @@ COMPONENTS = ("unet", "transformer", "transformer_2", "prior", *(f"text_encoder{
 
 @dataclass(frozen=True)
 class Module:
-    """The adapter of one module. fields: A (r, in, ...) and B (out, r, ...), mag (out,) of a DoRA. scale: on B·A."""
+    """The adapter of one module. fields: A (r, in, ...) and B (out, r, ...), mag (out,) of a DoRA. scale: on B·A.
+
+    other: what another term's fields come to, None for a LoRA.
+    """
 
     component: str
     path: str
     fields: Mapping[str, TensorHandle]
     scale: float
+    other: Shaped | None = None
 
 
 def safetensors_of(folder: Folder, path: str) -> Iterator[tuple[str, Mapping[str, TensorHandle], Mapping[str, str]]]:
@@ -44,7 +50,9 @@ def contradictions(file: str, module: Module) -> Iterator[str]:
     """What is wrong with the tensors of one module, each as a sentence."""
     where = f"{file}: {module.component}: {module.path}"
     A, B, mag = (module.fields.get(name) for name in ("A", "B", "mag"))
-    if A is None or B is None:
+    if module.other is not None:
+        pass  # `shaped` found no contradiction
+    elif A is None or B is None:
         yield f"{where}: has only {', '.join(sorted(module.fields))}; A and B (down, up) are needed"
     elif len(A.shape) not in (2, 4) or len(A.shape) != len(B.shape) or 0 in A.shape + B.shape:
         yield f"{where}: down is {A.shape} and up {B.shape}; both of two or both of four dimensions are expected"
@@ -133,13 +141,22 @@ def _named(path: str, find: Callable[[str], str | None]) -> str | None:
 
 
 def _delta(module: Module) -> tuple[int, ...]:
+    if module.other is not None:
+        return module.other.rows, module.other.columns
     return (module.fields["B"].shape[0], *module.fields["A"].shape[1:])
 
 
 def _fits(site: str, module: Module, base: Checkpoint) -> bool:
     """Whether the delta has the weight's shape, a kernel of 1 x 1 aside, which some trainers keep and some drop."""
     weight, delta = base.tensors[site].shape, _delta(module)
+    if module.other is not None:
+        return len(weight) >= 2 and (weight[0], prod(weight[1:])) == delta
     return weight == delta or (weight[:2] == delta[:2] and not set(weight[2:] + delta[2:]) - {1})
+
+
+def _as_stored(module: Module, shape: tuple[int, ...]) -> Mapping[str, TensorHandle]:
+    """The fields, a whole delta in its weight's shape."""
+    return {name: reshaped(one, shape) if name == "delta" else one for name, one in module.fields.items()}
 
 
 def _term(site: str, module: Module, base: Checkpoint | None) -> SiteTerm:
@@ -149,6 +166,8 @@ def _term(site: str, module: Module, base: Checkpoint | None) -> SiteTerm:
     name = module.path if base is None else site.removesuffix(".weight")
     layer = {"layer": "conv", "shape": list(shape)} if len(shape) > 2 else {"layer": "linear"}
     options = {"module": name, "transpose": False} | layer
+    if module.other is not None:
+        return SiteTerm(site, module.other.term, _as_stored(module, shape), module.scale, options)
     if "mag" in module.fields:
         return SiteTerm(site, "dora", module.fields, options=options | {"scaling": module.scale})
     return SiteTerm(site, "lowrank", module.fields, module.scale, options)

@@ -52,6 +52,15 @@ def test_the_page_of_kinds_lists_those_that_are_there() -> None:
     assert table.behind() == []
 
 
+def test_each_claim_of_the_page_of_kinds_needs_its_measurement() -> None:
+    """`make kinds` and .ci/run fail where a test that proved a claim is gone."""
+    claims = {f"{name} {claim}" for name, claim in table.unproved({})}
+    assert {"lora folds", "lora writes", "gguf converts to lora", "oft converts to dense", "alora runs"} <= claims
+    told = '{"kind": "gguf", "architecture": "x", "dtype": "float32", "oracle": "y", "error": 0, "what": "as a LoRA"}'
+    left = {f"{name} {claim}" for name, claim in table.unproved(table.read([told])[0])}
+    assert claims - left == {"gguf converts to lora"}
+
+
 def test_every_expression_in_the_docs_parses() -> None:
     block = re.search(r"```\n(.*?)```", (DOCS / "expressions.md").read_text(), re.S)
     assert block is not None

@@ -1,9 +1,10 @@
-"""kohya: LoRA and DoRA of diffusion models as kohya's sd-scripts saves them, convolutions included.
+"""kohya: LoRA and DoRA of diffusion models as kohya's sd-scripts saves them, and LyCORIS's LoHa, LoKr and full deltas.
 
 One safetensors file; a module is `<prefix>_<path with _ for .>` with lora_down.weight (r, in[, k, k]), lora_up.weight
 (out, r[, 1, 1]) and alpha, a scalar: its delta is alpha / r · up @ down, and without alpha that of alpha = r. DoRA adds
-dora_scale, one magnitude an output. The prefix names the component. An underscore in a path may be a dot, which the
-base's own list of modules decides; SDXL's paths are often those of the original release, which no diffusers folder has.
+dora_scale, one magnitude an output; what LyCORIS adds is told in `lycoris.py`. The prefix names the component. An
+underscore in a path may be a dot, which the base's own list of modules decides; SDXL's paths are often those of the
+original release, which no diffusers folder has.
 
 Source: kohya-ss/sd-scripts `networks/lora.py`; diffusers 0.42 `loaders/lora_conversion_utils.py`.
 """
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from adapterhub.merging import lycoris
 from adapterhub.merging.checkpoint import Checkpoint, Folder, TensorHandle
 from adapterhub.merging.diffusion import (
     Module,
@@ -37,8 +39,8 @@ _COMPONENTS: Mapping[str, str] = {
     "lora_transformer_": "transformer",
 }
 _FIELDS = {"lora_down.weight": "A", "lora_up.weight": "B", "dora_scale": "mag"}
-_OTHERS = ("hada_", "lokr_", "lora_mid", "oft_", "diff")
-"""Beginnings of the fields that LyCORIS adds and that are shown, and not merged."""
+_OTHERS = ("hada_", "lokr_", "lora_mid", "oft_", "diff", "boft_", "w_norm", "b_norm")
+"""Beginnings of the fields that LyCORIS adds; those that `lycoris.py` does not know are shown, and not merged."""
 
 
 def _modules(file: str, tensors: Mapping[str, TensorHandle]) -> tuple[list[Module], tuple[str, ...]]:
@@ -55,6 +57,8 @@ def _modules(file: str, tensors: Mapping[str, TensorHandle]) -> tuple[list[Modul
                 problems.append(f"{file}: {name[:200]} is {alpha} {handle.shape}; one number above 0 is expected")
         elif field in _FIELDS and _component(module):
             fields.setdefault(module, {})[_FIELDS[field]] = handle
+        elif field in lycoris.FIELDS and _component(module):
+            fields.setdefault(module, {})[field] = handle
         else:
             why = "of LyCORIS, which is shown and not merged" if field.startswith(_OTHERS) else "no part of a LoRA"
             problems.append(f"{file}: tensor {name[:200]} is {why}; {', '.join(_FIELDS)} and alpha are expected")
@@ -62,11 +66,28 @@ def _modules(file: str, tensors: Mapping[str, TensorHandle]) -> tuple[list[Modul
     modules = []
     for name, found in fields.items():
         prefix = _component(name)
-        rank = found["A"].shape[0] if "A" in found and found["A"].shape else 0
+        try:
+            fields_here, other = _as_terms(found)
+        except ValueError as error:
+            problems.append(f"{file}: {name[:200]}: {error}")
+            continue
+        rank = fields_here["A"].shape[0] if "A" in fields_here and fields_here["A"].shape else 0
+        rank = rank if other is None else other.r or 0
         scale = alphas.get(name, rank) / rank if rank else 1.0
-        modules.append(Module(_COMPONENTS[prefix], name.removeprefix(prefix), found, scale))
+        modules.append(Module(_COMPONENTS[prefix], name.removeprefix(prefix), fields_here, scale, other))
         problems += contradictions(file, modules[-1])
     return modules, tuple(problems)
+
+
+def _as_terms(found: Mapping[str, TensorHandle]) -> tuple[Mapping[str, TensorHandle], lycoris.Shaped | None]:
+    """The fields of a module's term, and what LyCORIS makes of them, None for a LoRA. Raises ValueError."""
+    if lycoris.MID in found and {"A", "B"} <= found.keys():
+        joined = {"A": lycoris.with_core(found["A"], found[lycoris.MID])}
+        return {name: one for name, one in found.items() if name != lycoris.MID} | joined, None
+    if found.keys() <= {"A", "B", "mag"}:
+        return found, None
+    other, fields = lycoris.shaped(found)
+    return fields, other
 
 
 def _component(module: str) -> str:
@@ -139,7 +160,7 @@ def export(addends: Sequence[tuple[float, Patch]], base_name: str, base: Checkpo
 SPEC = PatchKind(
     name="kohya",
     title="kohya LoRA",
-    summary="LoRA or DoRA of a diffusion model, as kohya's sd-scripts save it",
+    summary="LoRA, DoRA, LoHa, LoKr or whole deltas of a diffusion model, as kohya's sd-scripts and LyCORIS save them",
     source="kohya-ss/sd-scripts",
     recognise=recognise,
     read=read,

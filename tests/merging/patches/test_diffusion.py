@@ -199,7 +199,15 @@ NAME = "lora_unet_" + Q.replace(".", "_")
         ({f"{NAME}.alpha": torch.tensor(-1.0)}, "one number above 0"),
         ({f"{NAME}.alpha": torch.ones(2)}, "one number above 0"),
         ({f"{NAME}.dora_scale": torch.ones(3)}, "normed over outputs"),
-        ({f"{NAME}.lora_mid.weight": torch.ones(3, 3)}, "of LyCORIS"),
+        ({f"{NAME}.lora_mid.weight": torch.ones(3, 3)}, "lora_mid is (3, 3)"),
+        ({f"{NAME}.oft_blocks": torch.ones(3, 3)}, "of LyCORIS, which is shown"),
+        ({f"{NAME}.hada_w1_a": torch.ones(16, 3)}, "of no one of LoHa, LoKr"),
+        ({"lora_unet_x.hada_w1_a": torch.ones(16, 3)}, "and no w1b, w2a, w2b"),
+        ({"lora_unet_x.lokr_w1": torch.ones(2, 2)}, "one form is expected"),
+        (
+            {f"lora_unet_x.hada_w{n}": torch.ones(2, 3) for n in ("1_a", "1_b", "2_a", "2_b")},
+            "their ranks differ",
+        ),
         ({"lora_unet_x.alpha": torch.tensor(1.0)}, "an alpha and no factors"),
         ({"stray": torch.ones(3)}, "no part of a LoRA"),
     ],
@@ -234,6 +242,72 @@ def test_facts_tell_rank_and_components(tmp_path: Path) -> None:
     (facts,) = patches.inspect(LocalFolder(kohya(tmp_path / "p" / "a.safetensors").parent))
     assert (facts.kind, facts.rank_min, facts.rank_max, facts.problems) == ("kohya", 3, 3, ())
     assert facts.detail["components"] == ["text_encoder", "unet"]
+
+
+def lycoris_modules() -> dict[str, tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    """By module of the U-Net: LyCORIS's tensors and its delta in float64. Source: LyCORIS `functional/*.py`."""
+
+    def c(*shape: int, seed: int) -> torch.Tensor:
+        return random(*shape, seed=seed) * 0.3
+
+    made: dict[str, Any] = {}
+    loha = {"w1_a": c(16, 3, seed=1), "w1_b": c(3, 16, seed=2), "w2_a": c(16, 3, seed=3), "w2_b": c(3, 16, seed=4)}
+    w = {name: one.double() for name, one in loha.items()}
+    delta = (w["w1_a"] @ w["w1_b"]) * (w["w2_a"] @ w["w2_b"])
+    made[Q] = {f"hada_{k}": v for k, v in loha.items()} | {"alpha": torch.tensor(1.5)}, delta * 1.5 / 3
+    lokr = {"w1": c(4, 2, seed=5), "w2_a": c(4, 2, seed=6), "w2_b": c(2, 8, seed=7)}
+    w = {name: one.double() for name, one in lokr.items()}
+    delta = torch.kron(w["w1"], w["w2_a"] @ w["w2_b"])
+    made[OUT] = {f"lokr_{k}": v for k, v in lokr.items()} | {"alpha": torch.tensor(5.0)}, delta * 5 / 2
+    cores = {f"t{n}": c(2, 2, 3, 3, seed=n) for n in (8, 9)}
+    tucker = {"w1_a": c(2, 8, seed=10), "w1_b": c(2, 8, seed=11), "w2_a": c(2, 8, seed=12), "w2_b": c(2, 8, seed=13)}
+    w = {name: one.double() for name, one in (tucker | cores).items()}
+    first, second = (torch.einsum("ijkl,jr,ip->prkl", w[f"t{n + 7}"], w[f"w{n}_b"], w[f"w{n}_a"]) for n in (1, 2))
+    named = {f"hada_{k}": v for k, v in tucker.items()} | {"hada_t1": cores["t8"], "hada_t2": cores["t9"]}
+    made[CONV] = named | {"alpha": torch.tensor(2.0)}, first * second
+    diff = c(16, 16, 1, 1, seed=14)
+    made[PROJ] = {"diff": diff}, diff.double()
+    return made
+
+
+KEY = Q.replace("to_q", "to_k")
+LOCON, WHOLE = "down_blocks.0.resnets.0.conv2", "down_blocks.1.resnets.0.conv2"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_lycoris_saves_folds_by_its_formulas(dtype: str, tmp_path: Path) -> None:
+    made: dict[str, Any] = lycoris_modules()
+    up, mid, down = random(8, 2, 1, 1) * 0.3, random(2, 2, 3, 3, seed=1), random(2, 8, 1, 1, seed=2) * 0.3
+    delta = torch.einsum("oa,abkl,bi->oikl", up[:, :, 0, 0].double(), mid.double(), down[:, :, 0, 0].double())
+    fields = {"lora_up.weight": up, "lora_mid.weight": mid, "lora_down.weight": down, "alpha": torch.tensor(1.0)}
+    made[LOCON] = fields, delta / 2
+    w1, w2 = random(4, 4, seed=3) * 0.3, random(4, 4, 3, 3, seed=4) * 0.3
+    kron = torch.kron(w1.double()[:, :, None, None], w2.double())
+    factors = {"w1_a": (2, 1), "w1_b": (1, 2), "w2_a": (8, 1), "w2_b": (1, 8)}
+    some = {f"lokr_{name}": random(*shape, seed=20) for name, shape in factors.items()}
+    one, two, three, four = (one.double() for one in some.values())
+    made[KEY] = some | {"alpha": torch.tensor(0.5)}, 0.5 * torch.kron(one @ two, three @ four)
+    made[WHOLE] = {"lokr_w1": w1, "lokr_w2": w2, "alpha": torch.tensor(7.0)}, kron  # alpha counts for factors alone
+    tensors = {
+        f"lora_unet_{module.replace('.', '_')}.{field}": one.contiguous()
+        for module, (fields, _) in made.items()
+        for field, one in fields.items()
+    }
+    (tmp_path / "patch").mkdir()
+    save_file(tensors, tmp_path / "patch" / "loha.safetensors")
+    unet(DTYPES[dtype]).save_pretrained(tmp_path / "unet")
+    weights = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    expected = {name: W.double() for name, W in weights.items()}
+    for module, (_, delta) in made.items():
+        W = expected[f"{module}.weight"]
+        expected[f"{module}.weight"] = W + delta.reshape(W.shape)
+    (facts,) = patches.inspect(LocalFolder(tmp_path / "patch"))
+    assert (facts.kind, facts.problems) == ("kohya", ())
+    merged = fold(tmp_path / "unet", tmp_path / "patch", tmp_path / "out")
+    found = dict(UNet2DConditionModel.from_pretrained(merged).state_dict())
+    error = roundings(found, expected, DTYPES[dtype])
+    record("kohya (lycoris)", "unet", dtype, "LyCORIS's formulas, float64", error)
+    assert error <= 1.0
 
 
 @pytest.mark.parametrize("alpha", [None, 1.0])
