@@ -83,9 +83,36 @@ def dense(theta: Array, numel: int, stream: Stream, distribution: str) -> Array:
     return result
 
 
+def fastfood_transposed(gradient: Array, count: int, stream: Stream, distribution: str) -> Array:
+    """Pᵀ·g of `fastfood`'s P for a gradient g (numel,) of any float dtype; float64 (count,)."""
+    size = padded(count)
+    total = np.zeros(size)
+    for number, start in enumerate(range(0, gradient.size, size)):
+        piece = np.zeros(size)
+        piece[: min(size, gradient.size - start)] = gradient[start : start + size]
+        block = fastfood_block(stream, number, size, distribution)
+        z = np.empty(size)
+        z[block.permutation] = block.G * hadamard_transform(piece)
+        total += block.B * hadamard_transform(z) / size
+    return total[:count]
+
+
+def dense_transposed(gradient: Array, count: int, stream: Stream, distribution: str) -> Array:
+    """Pᵀ·g of `dense`'s P for a gradient g (numel,) of any float dtype; float64 (count,)."""
+    draw = _draw(stream, distribution)
+    wide = gradient.astype(np.float64)
+    return np.array([draw(0, wide.size, column) @ wide for column in range(count)])
+
+
 _PIECE = 1 << 20
 
 PROJECTIONS: Mapping[str, Callable[[Array, int, Stream, str], Array]] = {"fastfood": fastfood, "dense": dense}
 """By name: `(theta float64 (d,), numel, stream, distribution)` gives float32 (numel,)."""
+
+TRANSPOSED: Mapping[str, Callable[[Array, int, Stream, str], Array]] = {
+    "fastfood": fastfood_transposed,
+    "dense": dense_transposed,
+}
+"""The same matrices the other way round: `(gradient (numel,), d, stream, distribution)` gives float64 (d,)."""
 
 DISTRIBUTIONS = ("rademacher", "uniform")
