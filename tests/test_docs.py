@@ -76,6 +76,14 @@ def test_the_example_of_the_patch_format_runs(tmp_path: Path) -> None:
     assert (found.kind, found.problems) == ("sparse", ())
 
 
+def test_the_examples_of_training_run_one_after_the_other(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "training.md").read_text(), re.S)
+    subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, check=True, timeout=120)
+    found = {one.path: one.kind for one in patches.inspect(LocalFolder(tmp_path)) if one.kind != "model"}
+    helpers = ["sparse", "dense", "mask", "seeded", "trajectory"]
+    assert sorted(found.values()) == sorted(helpers)
+
+
 @pytest.mark.parametrize("name", ["ARCHITECTURE.md", "STYLE.md", "CONTRIBUTING.md", "README.md"])
 def test_files_that_a_text_names_exist(name: str) -> None:
     text = (ROOT / name).read_text()
