@@ -148,6 +148,11 @@ def _base_entry(patch: Patch, base: Checkpoint, sites: Mapping[str, StoredTerm])
 
 def _check_stored(delta: SiteDelta, base: Checkpoint) -> None:
     """Raises NotRepresentable where a delta on the base's own tensor cannot say what the patch does."""
+    if delta.is_reinitialised:
+        raise NotRepresentable(
+            f"{delta.site}: was drawn anew before training, so its difference to the base means nothing; keep the "
+            "patch as it is, which replaces the value"
+        )
     if delta.site not in base.tensors:
         what = "is an output embedding that the base ties to its input" if delta.stored != delta.site else "is new"
         raise NotRepresentable(f"{delta.site}: {what}, and a dense patch changes only what the base stores")

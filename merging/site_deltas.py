@@ -35,6 +35,16 @@ class SiteDelta:
         return all(term.options.get("create") for term in self.terms)
 
     @property
+    def is_reinitialised(self) -> bool:
+        """Whether the parameter was drawn anew before training, so that a difference to its base means nothing."""
+        return any(term.options.get("reinitialised") for term in self.terms)
+
+    @property
+    def replaces(self) -> bool:
+        """Whether the patch puts a stored value in the base's place, and does nothing else."""
+        return all(term.term == "replace" for term in self.terms)
+
+    @property
     def needs_base(self) -> bool:
         """Whether the delta cannot be told without the base's values."""
         return not all(terms()[term.term].is_additive for term in self.terms)

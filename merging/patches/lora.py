@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from adapterhub.merging.checkpoint import Checkpoint, Folder, TensorHandle
-from adapterhub.merging.errors import InvalidPatch, NotFoldable
+from adapterhub.merging.errors import InvalidPatch, NotFoldable, NotRepresentable
 from adapterhub.merging.folders import join, json_digest
 from adapterhub.merging.lora_variants import (
     changes_base,

@@ -104,10 +104,15 @@ def portability(patch: Patch, source: Checkpoint | None, target: Checkpoint) -> 
     """
     target = replicated(target, patch.layer_ranges)
     source = replicated(source, patch.layer_ranges) if source is not None else None
-    deltas = [one for one in site_deltas(patch).values() if not one.is_created]
-    structure = _structure(deltas, source, target)
+    found = [one for one in site_deltas(patch).values() if not one.is_created]
+    whole = [one for one in found if _is_kept_whole(one, source)]
+    deltas = [one for one in found if one not in whole]
+    structure = _structure(deltas, whole, source, target)
     if structure.touched:
         return _refusal(structure, structure.touched)
+    kept = _kept_whole(whole)
+    if whole and not deltas:
+        return Report("doubtful", f"Doubtful: {kept[0]}; nothing could be measured.", tuple(kept), structure)
     if source is None:
         reason = "the base that the patch was trained on is not at hand, so nothing could be measured"
         sentence = f"Doubtful: every site is there in its shape, but {reason}."
@@ -116,24 +121,45 @@ def portability(patch: Patch, source: Checkpoint | None, target: Checkpoint) -> 
     if all(one.error == 0.0 for one in measured) and _is_same(source, target):
         sentence = "Identical: every parameter of the two bases is equal; the port is exact."
         return Report("identical", sentence, (), structure, tuple(one.row() for one in measured), 0.0, 0.0)
-    return _judge(structure, measured)
+    return _judge(structure, measured, kept)
+
+
+def _is_kept_whole(one: SiteDelta, source: Checkpoint | None) -> bool:
+    """Whether a site's value did not start from the base's: drawn anew, or new beside the base it was trained on."""
+    return one.is_reinitialised or (one.replaces and source is not None and one.stored not in source.tensors)
+
+
+def _kept_whole(whole: Sequence[SiteDelta]) -> list[str]:
+    if not whole:
+        return []
+    return [
+        f"{len(whole)} parameters, {whole[0].site} first, were drawn anew before training and replace the new base's"
+    ]
 
 
 # ---- structure -------------------------------------------------------------------------------------------------------
 
 
-def _structure(deltas: Sequence[SiteDelta], source: Checkpoint | None, target: Checkpoint) -> Structure:
+def _structure(
+    deltas: Sequence[SiteDelta], whole: Sequence[SiteDelta], source: Checkpoint | None, target: Checkpoint
+) -> Structure:
     after = target.tensors
     before = source.tensors if source is not None else after
     common = before.keys() & after.keys()
+    obstacles = [_obstacle(one, before, after) for one in deltas]
+    obstacles += [_obstacle(one, {one.stored: _value(one)}, after) for one in whole]
     reshaped = sorted(name for name in common if before[name].shape != after[name].shape)
     return Structure(
         missing=tuple(sorted(before.keys() - after.keys())),
         added=tuple(sorted(after.keys() - before.keys())),
         reshaped=tuple(f"{name}: {before[name].shape} to {after[name].shape}" for name in reshaped),
         recast=sum(before[name].dtype != after[name].dtype for name in common),
-        touched=tuple(filter(None, (_obstacle(one, before, after) for one in deltas))),
+        touched=tuple(filter(None, obstacles)),
     )
+
+
+def _value(one: SiteDelta) -> TensorHandle:
+    return next(term.fields["value"] for term in one.terms if term.term == "replace")
 
 
 def _obstacle(one: SiteDelta, before: Mapping[str, TensorHandle], after: Mapping[str, TensorHandle]) -> str:
@@ -239,7 +265,7 @@ def _refusal(structure: Structure, reasons: Sequence[str]) -> Report:
     return Report("refused", sentence, tuple(reasons), structure)
 
 
-def _judge(structure: Structure, measured: Sequence[_Measured]) -> Report:
+def _judge(structure: Structure, measured: Sequence[_Measured], kept: Sequence[str]) -> Report:
     rows = tuple(one.row() for one in measured)
     weight, error, delta = (
         math.hypot(*(getattr(one, name) for one in measured)) for name in ("weight", "error", "delta")
@@ -249,7 +275,7 @@ def _judge(structure: Structure, measured: Sequence[_Measured]) -> Report:
     structured = _mean([row.structured_drift for row in rows])
     cosine = sum(one.inner for one in measured) / (error * delta) if error and delta else 0.0
     verdict, reasons = _verdict(drift, structured, cosine, all(one.is_recast or not one.error for one in measured))
-    reasons += _notes(structure, measured)
+    reasons += [*kept, *_notes(structure, measured)]
     sentence = f"{verdict.capitalize()}: {'; '.join(reasons)}."
     above = _mean([row.overlap_above_chance for row in rows])
     return Report(verdict, sentence, tuple(reasons), structure, rows, drift, to_patch, above, structured)

@@ -7,11 +7,13 @@ import torch
 from peft import PeftModel
 
 from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
-from adapterhub.merging.errors import BaseMismatch, InvalidParameter
-from adapterhub.merging.native import select, sparse, write_patch
+from adapterhub.merging.convert import to_dense
+from adapterhub.merging.errors import BaseMismatch, InvalidParameter, NotRepresentable
+from adapterhub.merging.native import select, sparse, term, write_patch
 from adapterhub.merging.patch import TrainingBase
 from adapterhub.merging.patches import read
 from adapterhub.merging.porting import PortResult, port
+from adapterhub.merging.site_deltas import site_deltas
 from adapterhub.merging.transfer import strategies
 from tests.merging import tiny
 from tests.merging.build import checkpoint, random
@@ -111,3 +113,19 @@ def test_a_folder_that_holds_files_is_not_written_to(tmp_path: Path) -> None:
     source = write_native(tmp_path / "patch", "sparse")
     with pytest.raises(FileExistsError, match="name a folder that is empty"):
         ported(source, source)
+
+
+def test_values_drawn_anew_port_whole_and_never_as_a_delta(tmp_path: Path) -> None:
+    value = random(8, 6, seed=1)
+    top = term("replace", (8, 6), options={"reinitialised": True}, value=value.numpy())
+    write_patch(tmp_path / "patch", sites={"w": top}, base={"repo_id": "demo/base"})
+    target = base(scale=3.0)
+    result = ported(tmp_path / "patch", tmp_path / "out", target=target)
+    assert "drawn anew" in result.report.sentence
+    again = read(LocalFolder(tmp_path / "out"), "", base=target)
+    assert [(one.term, one.options["reinitialised"]) for one in again.terms] == [("replace", True)]
+    W = torch.frombuffer(bytearray(target.tensors["w"].read()), dtype=torch.float32).view(8, 6)
+    [delta] = site_deltas(again).values()
+    torch.testing.assert_close(W.double() + delta.dense(W.double()), value.double())
+    with pytest.raises(NotRepresentable, match="drawn anew"):
+        to_dense(again, tmp_path / "dense", target)

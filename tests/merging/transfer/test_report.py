@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from adapterhub.merging.checkpoint import Checkpoint
-from adapterhub.merging.patch import Patch
+from adapterhub.merging.patch import Patch, SiteTerm
 from adapterhub.merging.transfer.report import Report, portability
-from tests.merging.build import checkpoint, patch, random, site_term
+from tests.merging.build import checkpoint, handle, patch, random, site_term
 
 N = 64
 
@@ -147,3 +147,35 @@ def test_sites_of_any_shape_are_measured(shape: tuple[int, ...]) -> None:
     made = patch(site_term("a", "dense", delta=random(*shape, seed=3)))
     before, after = checkpoint(a=random(*shape)), checkpoint(a=random(*shape) * 1.01)
     json.dumps(portability(made, before, after).as_json(), allow_nan=False)
+
+
+def reinitialised_head() -> SiteTerm:
+    return SiteTerm("head", "replace", {"value": handle(random(N, 10, seed=8))}, options={"reinitialised": True})
+
+
+def test_a_head_that_was_drawn_anew_is_kept_whole_and_not_measured() -> None:
+    both = patch(*lora().terms, reinitialised_head())
+    found = portability(both, base(), base(head=random(N, 10, seed=9)))
+    assert [row.site for row in found.sites] == ["a", "b"]
+    assert found.verdict == "likely"
+    assert "1 parameters, head first, were drawn anew" in found.sentence
+
+
+def test_a_patch_of_nothing_but_drawn_values_is_doubtful() -> None:
+    found = portability(patch(reinitialised_head()), base(), base(head=random(N, 10, seed=9)))
+    assert (found.verdict, found.sites) == ("doubtful", ())
+
+
+def test_a_drawn_head_that_the_new_base_has_in_another_shape_is_refused() -> None:
+    found = portability(patch(reinitialised_head()), base(), base(head=random(N, 3)))
+    assert found.verdict == "refused"
+    assert "head is (64, 3) in the new base, (64, 10) in the old one" in found.sentence
+
+
+def test_a_new_head_beside_the_old_base_replaces_the_one_that_the_new_base_has() -> None:
+    """peft's modules_to_save of a classifier, on a base whose checkpoint came without one."""
+    head = SiteTerm("head", "replace", {"value": handle(random(N, 10, seed=8))})
+    without = checkpoint(a=random(N, N), b=random(N, N, seed=1))
+    found = portability(patch(*lora().terms, head), without, base())
+    assert found.verdict == "likely"
+    assert [row.site for row in found.sites] == ["a", "b"]
