@@ -6,12 +6,13 @@ E4M3 has NaN alone, all bits but the sign set).
 """
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from adapterhub.merging.checkpoint import Folder, TensorHandle, open_tensors
 
-PIECE_BYTES = 1 << 22
+PIECE_BYTES = 1 << 20
 
 _EXPONENTS = {
     "F64": ("<u8", 0x7FF0_0000_0000_0000),
@@ -24,18 +25,27 @@ _EXPONENTS = {
 """By dtype: the unsigned integer of its width, and the bits that are all set where a number is not finite."""
 
 
-def first_non_finite(handle: TensorHandle) -> int | None:
-    """Row-major position of the tensor's first NaN or infinity; None where all are finite or no floats."""
+class NonFinite(NamedTuple):
+    """Where a tensor's first NaN or infinity is, row-major, and how many there are."""
+
+    first: int
+    total: int
+
+
+def non_finite(handle: TensorHandle) -> NonFinite | None:
+    """The tensor's NaN and infinity; None where all are finite or no floats."""
     if handle.dtype not in _EXPONENTS:
         return None
     name, ones = _EXPONENTS[handle.dtype]
     bits = np.frombuffer(handle.read(), name)
     step, mask = PIECE_BYTES // bits.itemsize, bits.dtype.type(ones)
+    first, count = -1, 0
     for start in range(0, bits.size, step):
         is_bad = (bits[start : start + step] & mask) == mask
         if is_bad.any():
-            return start + int(is_bad.argmax())
-    return None
+            first = start + int(is_bad.argmax()) if first < 0 else first
+            count += int(np.count_nonzero(is_bad))
+    return NonFinite(first, count) if count else None
 
 
 def problems(folder: Folder, files: Iterable[str]) -> Iterator[str]:
@@ -47,10 +57,11 @@ def problems(folder: Folder, files: Iterable[str]) -> Iterator[str]:
         if not file.endswith(".safetensors"):
             continue
         for name, handle in open_tensors(folder, file)[0].items():
-            found = first_non_finite(handle)
+            found = non_finite(handle)
             if found is not None:
-                position = tuple(int(one) for one in np.unravel_index(found, handle.shape)) if handle.shape else ()
+                places = np.unravel_index(found.first, handle.shape) if handle.shape else ()
+                position = tuple(int(one) for one in places)
                 yield (
-                    f"{file}: tensor {name} holds NaN or infinity, first at {position}; its training went wrong: "
-                    "use an earlier checkpoint"
+                    f"{file}: tensor {name} holds NaN or infinity, first at {position}, {found.total} of "
+                    f"{handle.numel} numbers; its training went wrong: use an earlier checkpoint"
                 )
