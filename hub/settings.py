@@ -73,6 +73,11 @@ class Settings(BaseSettings):
         description="Whether a commit may add pickles (.bin, .pt, ...), which run code when they are loaded: kept "
         "unopened, or refused.",
     )
+    unfit_patches: Literal["refuse", "flag"] = Field(
+        default="refuse",
+        description="What a commit does with a patch that holds NaN or infinity or does not fit its base: refused, or "
+        "kept with its problems shown; owners may choose otherwise for what is theirs.",
+    )
     file_max_bytes: int = Field(default=1 << 40, ge=1, description="Largest file accepted, in bytes.")
     git_max_bytes: int = Field(
         default=8 << 30, ge=1 << 20, description="Largest pack that one `git clone` or fetch is sent, in bytes."

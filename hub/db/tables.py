@@ -64,6 +64,7 @@ class Account(SQLModel, table=True):
     is_admin: bool = False
     created_at: datetime = _time()
     disabled_at: datetime | None = _optional_time()
+    unfit_patches: str | None = Field(default=None, description="refuse or flag; null as the service's setting says")
 
 
 class Membership(SQLModel, table=True):

@@ -107,6 +107,7 @@ RULES: Mapping[str, Rule] = {
     "write webhooks": Rule("make and change webhooks", _ADMINS, frozenset({"user.webhooks.write"})),
     "choose members": Rule("choose the members of an organisation", _ADMINS, frozenset({"org.write"})),
     "keep mirror tokens": Rule("set the organisation's token for a mirrored hub", _ADMINS, frozenset({"org.write"})),
+    "configure": Rule("change the settings of an account", _ADMINS, frozenset({"org.write"})),
     "run jobs": Rule("merge and port", None, frozenset({"repo.write"})),
 }
 """Every deed and who may do it; what stands in no rule is refused. An administrator of the service may do all."""
@@ -267,6 +268,11 @@ def require_webhooks(session: Session, caller: Caller, owner: Account, *, change
 def require_membership(session: Session, caller: Caller, organisation: Account) -> None:
     """Pass when `caller` may choose the members of that organisation. Raises NotAuthenticated or Forbidden."""
     _require(session, caller, "choose members", organisation.id, f"choose the members of {organisation.name}")
+
+
+def require_settings(session: Session, caller: Caller, owner: Account) -> None:
+    """Pass when `caller` may change the settings of that account. Raises NotAuthenticated or Forbidden."""
+    _require(session, caller, "configure", owner.id, f"change the settings of {owner.name}")
 
 
 def require_mirror_token(session: Session, caller: Caller, organisation: Account) -> None:

@@ -63,6 +63,15 @@ def test_an_organisation_is_made_and_its_members_chosen(here: Command) -> None:
     assert here("org", "member", "remove", "team", "admin", "--yes").code == 4
 
 
+def test_an_account_chooses_what_becomes_of_unfit_patches(here: Command) -> None:
+    assert "refuse, as the server is set" in here("account", "show", "admin").out
+    assert here("account", "set", "admin", "--unfit-patches", "flag").code == 0
+    assert json.loads(here("account", "show", "admin", "--json").out)["unfit_patches"] == "flag"
+    assert here("account", "set", "admin", "--unfit-patches", "maybe").code == 4
+    assert here("account", "set", "admin", "--unfit-patches", "default").code == 0
+    assert "refuse, as the server is set" in here("account", "show", "admin").out
+
+
 def test_a_repository_is_closed_and_opened_again(here: Command) -> None:
     from huggingface_hub import HfApi
 

@@ -11,7 +11,7 @@ from sqlmodel import select
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import RevisionFacts
-from adapterhub.hub.services import blobs, describe, recipes, refs, repos, search, trees
+from adapterhub.hub.services import blobs, describe, fitness, recipes, refs, repos, search, trees
 from adapterhub.hub.services.access import ANONYMOUS, Caller, authenticate
 from adapterhub.hub.services.commits import AddRegular, commit
 from adapterhub.hub.services.wiring import open_hub
@@ -77,3 +77,11 @@ def test_work_goes_on(kept: Hub, ann: Caller) -> None:
 def test_who_made_a_repository_is_known_from_the_audit_log(kept: Hub, ann: Caller) -> None:
     with kept.db.read() as session:
         assert repos.find(session, ann, "ann/code").creator_id == ann.account_id
+
+
+def test_accounts_follow_the_service_until_their_owners_choose(kept: Hub, ann: Caller) -> None:
+    with kept.db.read() as session:
+        before = fitness.choice(session, kept, ann, "ann")
+    assert (before.chosen, before.effective) == (None, "refuse")
+    after = kept.db.transact(lambda session: fitness.choose(session, kept, ann, "ann", "flag"))
+    assert (after.chosen, after.effective) == ("flag", "flag")

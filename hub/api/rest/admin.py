@@ -6,6 +6,7 @@ from sqlmodel import Session
 from adapterhub.hub.api import threads
 from adapterhub.hub.api.deps import CallerDep, HubDep
 from adapterhub.hub.api.rest.schemas import (
+    AccountSettings,
     CreatedUser,
     Disabling,
     MemberList,
@@ -16,11 +17,12 @@ from adapterhub.hub.api.rest.schemas import (
     NewRole,
     NewUser,
     OrganisationView,
+    UnfitPatches,
     UserList,
     UserView,
 )
 from adapterhub.hub.context import Hub
-from adapterhub.hub.services import accounts, repos
+from adapterhub.hub.services import accounts, fitness, repos
 from adapterhub.hub.services.access import Caller, require_member
 
 router = APIRouter(prefix="/api", tags=["administration"])
@@ -84,6 +86,31 @@ async def set_member(organisation: str, user: str, new: NewRole, hub: HubDep, ca
     await threads.run(
         hub.db.transact, lambda session: accounts.set_member(session, caller, organisation, user, new.role)
     )
+
+
+@router.get("/accounts/{account}/settings")
+async def account_settings(account: str, hub: HubDep, caller: CallerDep) -> AccountSettings:
+    """What a user or organisation has chosen for its repositories. For its members."""
+    return await threads.run(_settings, hub, caller, account)
+
+
+@router.put("/accounts/{account}/settings")
+async def choose_account_settings(account: str, new: UnfitPatches, hub: HubDep, caller: CallerDep) -> AccountSettings:
+    """Choose what becomes of unfit patches in the repositories of a user or organisation. For its administrators."""
+
+    def work(session: Session) -> AccountSettings:
+        return _chosen(fitness.choose(session, hub, caller, account, new.unfit_patches))
+
+    return await threads.run(hub.db.transact, work)
+
+
+def _settings(hub: Hub, caller: Caller, account: str) -> AccountSettings:
+    with hub.db.read() as session:
+        return _chosen(fitness.choice(session, hub, caller, account))
+
+
+def _chosen(choice: fitness.Choice) -> AccountSettings:
+    return AccountSettings(account=choice.account, unfit_patches=choice.chosen, effective=choice.effective)
 
 
 def _organisations(hub: Hub, caller: Caller) -> MyOrganisationList:

@@ -225,6 +225,20 @@ class OrganisationView(BaseModel):
     fullname: str
 
 
+class UnfitPatches(Strict):
+    """What becomes of patches with NaN or infinity, or that do not fit their base; null as the service's setting."""
+
+    unfit_patches: Literal["refuse", "flag"] | None
+
+
+class AccountSettings(BaseModel):
+    """What an account chose, null for nothing, and what therefore happens."""
+
+    account: str
+    unfit_patches: str | None
+    effective: str
+
+
 class MemberView(BaseModel):
     """A user of an organisation; `role` is admin, write, contributor or read."""
 
