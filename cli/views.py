@@ -145,7 +145,11 @@ def show_facts(facts: Json) -> None:
         ("parts", plain(facts.get("parts") or [])),
     ]
     told = {value for _, value in known}
-    details = [(name.replace("_", " "), plain(value)) for name, value in facts["detail"].items()]
+    details = [
+        (name.replace("_", " "), plain(value))
+        for name, value in facts["detail"].items()
+        if name != "non_finite"  # it is among the problems
+    ]
     show_fields([*known, *(pair for pair in details if pair[1] not in told)])
     show_fields(("problem", problem) for problem in facts["problems"])
 

@@ -1,14 +1,14 @@
-"""The job that reads a full model's weights once and keeps who it is."""
+"""The job that reads a full model's weights and keeps who it is, and which of them are NaN or infinity."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 
 from adapterhub.hub.context import Hub
-from adapterhub.hub.db.tables import Job, Repository, RevisionFacts
+from adapterhub.hub.db.tables import Job, Patch, Repository, RevisionFacts
 from adapterhub.hub.jobs.runner import Report
-from adapterhub.hub.services import mirror_reading
+from adapterhub.hub.services import fitness, mirror_reading
 from adapterhub.hub.services.mirror_inputs import Wanted
 from adapterhub.merging.checkpoint import Checkpoint
 from adapterhub.merging.fingerprint import fingerprint
@@ -27,8 +27,22 @@ def run(hub: Hub, job: Job, report: Report) -> Mapping[str, Any]:
     with hub.db.read() as session:
         repo = session.get_one(Repository, repository_id)
         folder = mirror_reading.folder(session, hub, repo, commit)
-    root = of(hub, repository_id, commit, Checkpoint.open(folder, name=repo.full_name))
-    return {"fingerprint": root}
+    checkpoint = Checkpoint.open(folder, name=repo.full_name)
+    root = of(hub, repository_id, commit, checkpoint)
+    found = {file: told for file in checkpoint.files if (told := fitness.non_finite(folder, file))}
+    if found:
+        hub.db.transact(lambda session: _flag(session, repository_id, commit, found))
+    return {"fingerprint": root, fitness.NON_FINITE: sum(map(len, found.values()))}
+
+
+def _flag(session: Session, repository_id: str, commit: str, found: Mapping[str, list[str]]) -> None:
+    """Keep with the model, in the root of that commit, which of its tensors hold NaN or infinity."""
+    at = col(Patch.repository_id) == repository_id, col(Patch.commit_oid) == commit, col(Patch.path) == ""
+    row = session.scalars(select(Patch).where(*at)).one()
+    told = [problem for problems in found.values() for problem in problems]
+    row.problems = [*(one for one in row.problems if one not in told), *told]
+    row.detail = {**row.detail, fitness.NON_FINITE: dict(found)}
+    session.add(row)
 
 
 def of(hub: Hub, repository_id: str, commit: str, checkpoint: Checkpoint) -> str:

@@ -15,12 +15,23 @@ from sqlmodel import Session, col, delete, select
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.queries import insert_missing
 from adapterhub.hub.db.tables import Evaluation, Patch, Repository, RevisionFacts
-from adapterhub.hub.errors import NotFound, Refused, TooLarge, Unavailable, UnfitPatch
+from adapterhub.hub.errors import NotFound, Refused, TooLarge, Unavailable
 from adapterhub.hub.jobs.queue import JobQueue
-from adapterhub.hub.services import bases, cards, lineage, mirror_reading, recipe_inputs, search_index, tags, trees
+from adapterhub.hub.services import (
+    bases,
+    cards,
+    fitness,
+    lineage,
+    mirror_reading,
+    recipe_inputs,
+    search_index,
+    tags,
+    trees,
+)
 from adapterhub.hub.services.access import Caller, readable
 from adapterhub.hub.services.bases import BaseRevision
 from adapterhub.hub.services.cards import Card
+from adapterhub.hub.services.fitness import Judge
 from adapterhub.hub.services.folders import RepositoryFolder
 from adapterhub.hub.services.lineage import Parent
 from adapterhub.hub.services.names import is_storable
@@ -63,23 +74,33 @@ class Learnt:
 
 
 def examine(
-    hub: Hub, caller: Caller, repo: Repository, head: str, before: Mapping[str, Entry], after: Mapping[str, Entry]
+    hub: Hub,
+    caller: Caller,
+    repo: Repository,
+    head: str,
+    before: Mapping[str, Entry],
+    after: Mapping[str, Entry],
+    *,
+    reads_values: bool = True,
 ) -> Learnt:
     """What the files `after` a commit are. head, before: the commit it is laid onto, and the files there.
 
-    Raises InvalidCard; BrokenContainer for a changed safetensors file that is no sound one; UnfitPatch for a patch that
-    does not fit its base, when that is on this hub. A patch that is merely incomplete is kept with its problems,
-    since clients push a patch file by file.
+    reads_values: whether the numbers of patches are searched for NaN and infinity; False where the bytes are not here.
+    Raises InvalidCard; BrokenContainer for a changed safetensors file that is no sound one; UnfitPatch for a patch with
+    NaN or infinity, or that does not fit its base, when that is on this hub, unless the owner wants those flagged. A
+    patch that is merely incomplete is kept with its problems, since clients push a patch file by file.
     """
     folder = RepositoryFolder(hub.store, after.values())
-    for path in folder.names():
-        if path.endswith(".safetensors") and before.get(path) != after[path]:
+    changed = {path for path in folder.names() if before.get(path) != after[path]}
+    for path in sorted(changed):
+        if path.endswith(".safetensors"):
             _check_container(folder, path)
     card = cards.parse(folder.read(cards.FILE, 0, cards.READ_BYTES)) if cards.FILE in after else Card()
     known = _known(hub, caller, repo, head, _unchanged(before, after))
     new = [_with_storable_base(one) for one in patches.inspect(folder, leave_out={one.facts.path for one in known})]
     opened = _Bases(hub)
-    looked = [_look(hub, caller, folder, one, card.texts("base_model"), opened) for one in new]
+    judge = fitness.judge(hub, repo, head, changed, reads_values=reads_values)
+    looked = [_look(hub, caller, folder, one, card.texts("base_model"), opened, judge) for one in new]
     seen = tuple(sorted([*known, *looked], key=lambda one: one.facts.path))
     whole = _whole(folder, card, [one.facts for one in seen])
     made_of = recipe_inputs.of(_json(folder, recipe_inputs.FILE))
@@ -227,8 +248,15 @@ class _Bases:
         return self._opened[key]
 
 
-def _look(hub: Hub, caller: Caller, folder: Folder, facts: Facts, declared: Sequence[str], opened: _Bases) -> Seen:
-    """The patch with its base found and its shapes checked against it. Raises UnfitPatch."""
+def _look(
+    hub: Hub, caller: Caller, folder: Folder, facts: Facts, declared: Sequence[str], opened: _Bases, judge: Judge
+) -> Seen:
+    """The patch with its base found, its shapes checked against it and its values read. Raises UnfitPatch."""
+    non_finite = judge.non_finite(folder, facts)
+    if non_finite:
+        told = [problem for problems in non_finite.values() for problem in problems]
+        detail = {**facts.detail, fitness.NON_FINITE: non_finite}
+        facts = replace(facts, detail=detail, problems=(*facts.problems, *told))
     if facts.kind == "model":
         return Seen(facts, None, None, facts.problems)
     with hub.db.read() as session:
@@ -241,7 +269,7 @@ def _look(hub: Hub, caller: Caller, folder: Folder, facts: Facts, declared: Sequ
         weights = opened.open(base) if base else None
         digest = patches.read(folder, facts.path, base=weights).digest
     except (ShapeMismatch, UnknownSite) as error:
-        raise UnfitPatch(str(error)) from error
+        problems = (*problems, judge.flag(str(error)))
     except MergingError as error:
         problems = (*problems, *({str(error)} - set(problems)))
     return Seen(facts, base, digest, problems)

@@ -445,7 +445,7 @@ def _learn(hub: Hub, upstream: Upstream, repo: Repository, commit: str, files: d
     there = {entry.digest: entry for entry in files.values() if entry.is_lfs}
     reading = replace(hub, store=HeadersThere(hub.store, upstream, commit, there))
     try:
-        return ingest.examine(reading, ANONYMOUS, repo, commit, {}, files)
+        return ingest.examine(reading, ANONYMOUS, repo, commit, {}, files, reads_values=False)
     except AdapterHubError as error:
         if isinstance(error, Unavailable) and not isinstance(error, NotFetched):
             raise

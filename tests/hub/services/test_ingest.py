@@ -5,13 +5,15 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load, save
 from sqlmodel import Session, col, select
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Job, Patch, RevisionFacts
-from adapterhub.hub.errors import InvalidCard, PickleRefused, UnfitPatch
-from adapterhub.hub.services import refs, repos, trees
+from adapterhub.hub.errors import Forbidden, InvalidCard, InvalidRequest, PickleRefused, UnfitPatch
+from adapterhub.hub.services import fingerprints, fitness, refs, repos, trees
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.cards import READ_BYTES
 from adapterhub.hub.services.commits import AddRegular, DeleteFile, Operation, commit
@@ -306,3 +308,91 @@ def test_a_patch_on_a_quantised_base_fits_and_says_how_it_is_stored(hub: Hub, an
     known = repo_view(hub, ann, patch)["patches"][0]
     assert known["problems"] == []
     assert known["base"]["quantisation"] == "int8"
+
+
+def with_nan(base: str, *, folder: str = "") -> list[AddRegular]:
+    config, weights = lora(base, folder=folder)
+    tensors = load(weights.content)
+    name = next(one for one in tensors if "lora_B" in one)
+    tensors[name] = tensors[name].copy()
+    tensors[name][3, 1] = np.nan
+    tensors[name][4, 0] = np.inf
+    return [config, replace(weights, content=save(tensors))]
+
+
+def choose(hub: Hub, caller: Caller, account: str, wish: str | None) -> None:
+    hub.db.transact(lambda session: fitness.choose(session, hub, caller, account, wish))
+
+
+def problems(hub: Hub, caller: Caller, repo_id: str) -> list[str]:
+    return [str(one) for patch in repo_view(hub, caller, repo_id)["patches"] for one in patch["problems"]]
+
+
+def test_a_patch_with_nan_is_refused_by_name_place_and_count(hub: Hub, ann: Caller, base: str, patch: str) -> None:
+    with pytest.raises(UnfitPatch) as refused:
+        push(hub, ann, patch, *with_nan("ann/base"))
+    for told in ("adapter_model.safetensors", "lora_B", "first at (3, 1), 2 of 16 numbers", "account set ann"):
+        assert told in str(refused.value)
+    assert files(hub, ann, patch) == [".gitattributes"]
+
+
+def test_an_owner_may_have_unfit_patches_kept_with_a_flag(hub: Hub, ann: Caller, base: str, patch: str) -> None:
+    choose(hub, ann, "ann", "flag")
+    push(hub, ann, patch, *with_nan("ann/base"), *lora("ann/base", hidden=16, folder="wide/"))
+    wide, nan = sorted(problems(hub, ann, patch), key=lambda one: "NaN" in one)
+    assert "q_proj" in wide
+    assert "lora_B" in nan
+    choose(hub, ann, "ann", None)
+    with pytest.raises(UnfitPatch):
+        push(hub, ann, patch, *with_nan("ann/base", folder="more/"))
+
+
+def test_the_flag_stays_until_the_values_change(hub: Hub, ann: Caller, base: str, patch: str) -> None:
+    choose(hub, ann, "ann", "flag")
+    push(hub, ann, patch, *with_nan("ann/base"))
+    [flagged] = problems(hub, ann, patch)
+    choose(hub, ann, "ann", "refuse")
+    push(hub, ann, patch, card("# Read me\n"))
+    assert problems(hub, ann, patch) == [flagged]
+    push(hub, ann, patch, *lora("ann/base"))
+    assert problems(hub, ann, patch) == []
+
+
+def test_values_that_do_not_change_are_read_once(
+    hub: Hub, ann: Caller, base: str, patch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(hub, ann, patch, *lora("ann/base"))
+    monkeypatch.setattr(fitness, "non_finite", None)
+    push(hub, ann, patch, card("# Read me\n"))
+    assert problems(hub, ann, patch) == []
+
+
+def test_a_patch_that_came_file_by_file_is_read_when_it_is_whole(hub: Hub, ann: Caller, base: str, patch: str) -> None:
+    config, weights = with_nan("ann/base")
+    push(hub, ann, patch, weights)
+    with pytest.raises(UnfitPatch, match="lora_B"):
+        push(hub, ann, patch, config)
+
+
+def test_a_full_model_with_nan_is_kept_and_flagged_by_the_job_that_reads_it(hub: Hub, ann: Caller) -> None:
+    repos.create(hub, ann, "ann/broken")
+    config, weights = model()
+    tensors = {name: one.copy() for name, one in load(weights.content).items()}
+    tensors[min(tensors)][0, 0] = np.nan
+    push(hub, ann, "ann/broken", config, replace(weights, content=save(tensors)))
+    assert problems(hub, ann, "ann/broken") == []
+    with hub.db.read() as session:
+        job = session.exec(select(Job)).one()
+    fingerprints.run(hub, job, lambda *_: None)
+    [flagged] = problems(hub, ann, "ann/broken")
+    assert f"tensor {min(tensors)} holds NaN" in flagged
+    push(hub, ann, "ann/broken", card("# Read me\n"))
+    assert problems(hub, ann, "ann/broken") == [flagged]
+
+
+def test_only_who_administers_an_account_chooses_for_it(hub: Hub, ann: Caller, user: MakeUser) -> None:
+    stranger = user("stranger")
+    with pytest.raises(Forbidden):
+        choose(hub, stranger, "ann", "flag")
+    with pytest.raises(InvalidRequest, match="refuse, flag"):
+        choose(hub, ann, "ann", "maybe")
