@@ -17,5 +17,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Forget it."""
-    with op.batch_alter_table("account") as table:
-        table.drop_column("unfit_patches")
+    op.drop_column("account", "unfit_patches")
