@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.cli.client import repo_and_folder, split_revision
 from adapterhub.cli.errors import Missing, Misused
 from adapterhub.cli.remote import repository
-from adapterhub.merging import finiteness, patches
+from adapterhub.merging import doubts, finiteness, patches
 from adapterhub.merging.checkpoint import Checkpoint, Folder, LocalFolder
-from adapterhub.merging.errors import InvalidPatch
+from adapterhub.merging.errors import InvalidPatch, MergingError
 from adapterhub.merging.forms import DENSE, forms, forms_of
 from adapterhub.merging.patch import Facts
 from adapterhub.merging.pickle_names import is_pickle
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def inspect(path: Path, *, reads_values: bool = False) -> list[dict[str, Any]]:
     """Facts of every patch and model at `path`; of a file, those that it belongs to. Raises BrokenContainer.
 
-    reads_values: whether tensors are searched for NaN and infinity, which are problems then.
+    reads_values: whether tensors are searched for NaN and infinity, which are problems then, and for other doubts.
     """
     folder = LocalFolder(path if path.is_dir() else path.resolve().parent)
     found = [facts for facts in patches.inspect(folder) if path.is_dir() or path.name in facts.files]
@@ -59,8 +59,25 @@ def inspect_repository(client: Client, name: str, *, reads_values: bool = False)
 
 def _told(folder: Folder, found: Sequence[Facts], reads_values: bool) -> list[dict[str, Any]]:
     if reads_values:
-        found = [replace(one, problems=(*one.problems, *finiteness.problems(folder, one.files))) for one in found]
+        found = [_with_values(folder, one) for one in found]
     return [asdict(facts) for facts in found]
+
+
+def _with_values(folder: Folder, facts: Facts) -> Facts:
+    wrong = (*facts.problems, *finiteness.problems(folder, facts.files))
+    return replace(facts, problems=wrong, warnings=(*facts.warnings, *_doubts(folder, facts)))
+
+
+def _doubts(folder: Folder, facts: Facts) -> Iterator[str]:
+    """Warnings from a patch's values; none where it cannot be read, which is among its problems, or needs its base."""
+    if facts.kind == "model" or facts.problems:
+        return
+    try:
+        found = patches.read(folder, facts.path).terms
+    except MergingError:
+        return
+    yield from doubts.of_values(found)
+    yield from doubts.of_files(folder, facts.files)
 
 
 def kinds() -> list[dict[str, Any]]:

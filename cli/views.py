@@ -152,6 +152,7 @@ def show_facts(facts: Json) -> None:
     ]
     show_fields([*known, *(pair for pair in details if pair[1] not in told)])
     show_fields(("problem", problem) for problem in facts["problems"])
+    show_fields(("warning", warning) for warning in facts["warnings"])
 
 
 def job_row(job: Json) -> Sequence[object]:

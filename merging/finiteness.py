@@ -14,7 +14,7 @@ from adapterhub.merging.checkpoint import Folder, TensorHandle, open_tensors
 
 PIECE_BYTES = 1 << 20
 
-_EXPONENTS = {
+EXPONENTS = {
     "F64": ("<u8", 0x7FF0_0000_0000_0000),
     "F32": ("<u4", 0x7F80_0000),
     "F16": ("<u2", 0x7C00),
@@ -34,9 +34,9 @@ class NonFinite(NamedTuple):
 
 def non_finite(handle: TensorHandle) -> NonFinite | None:
     """The tensor's NaN and infinity; None where all are finite or no floats."""
-    if handle.dtype not in _EXPONENTS:
+    if handle.dtype not in EXPONENTS:
         return None
-    name, ones = _EXPONENTS[handle.dtype]
+    name, ones = EXPONENTS[handle.dtype]
     bits = np.frombuffer(handle.read(), name)
     step, mask = PIECE_BYTES // bits.itemsize, bits.dtype.type(ones)
     first, count = -1, 0

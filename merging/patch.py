@@ -68,7 +68,8 @@ class Facts:
     parameter_count: numbers stored; dtypes: numbers stored by safetensors dtype; size_bytes: of the weight files.
     contract: what it needs to work besides its base: chat template, pattern, tokens, label map, ... training: how it
     was made: method, data, cost, energy. parts: names of what can be had alone, for `native.read_patch`.
-    problems: sentences, each naming file, tensor and cure; a patch with problems is not fit to merge.
+    problems: sentences, each naming file, tensor and cure; a patch with problems is not fit to merge. warnings: what
+    looks like a mistake and keeps nothing from being merged.
     """
 
     kind: str
@@ -90,6 +91,7 @@ class Facts:
     training: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """Patch kinds: the file formats in which people store patches, one file each; found by scanning this folder."""
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 
 from adapterhub.merging.checkpoint import Checkpoint, Folder
+from adapterhub.merging.doubts import of_headers
 from adapterhub.merging.errors import InvalidPatch
 from adapterhub.merging.folders import Remembering, join, read_json
 from adapterhub.merging.patch import Facts, Patch, PatchKind
@@ -38,9 +40,14 @@ def inspect(folder: Folder, leave_out: Collection[str] = ()) -> list[Facts]:
 def _recognise(folder: Folder, path: str) -> Iterator[Facts]:
     """Facts by every kind, in the order of names, that recognises what lies in `path`; else why none does."""
     recognised = (kind.recognise(folder, path) for kind in kinds().values())
-    found = [facts for facts in recognised if facts is not None]
+    found = [_with_warnings(facts) for facts in recognised if facts is not None]
     unknown = None if found else _unknown(folder, path)
     return iter(found if unknown is None else [unknown])
+
+
+def _with_warnings(facts: Facts) -> Facts:
+    # Not `replace`: the file of that kind has its name in this package.
+    return dataclasses.replace(facts, warnings=tuple(of_headers(facts)))
 
 
 def _unknown(folder: Folder, path: str) -> Facts | None:

@@ -167,3 +167,12 @@ def test_convert_takes_a_layout_only_with_what_it_needs(command: Command, folder
     ended = command("patch", "convert", source, out, "--to", "lora", "--layout", "split", "--base", base)
     assert ended.code == 4  # this base fuses nothing
     assert "are not fused" in ended.err
+
+
+def test_inspect_warns_without_an_exit_code(command: Command, tmp_path: Path) -> None:
+    delta = {"A": np.ones((1, 2), np.float32), "B": np.zeros((2, 1), np.float32)}
+    native.write_patch(tmp_path, sites={"w": native.term("lowrank", (2, 2), **delta)}, base={})
+    assert json.loads(command("patch", "inspect", str(tmp_path), "--json").out)["warnings"] == []
+    ended = command("patch", "inspect", str(tmp_path), "--values")
+    assert ended.code == 0
+    assert "w of 1 sites: B is all zeros" in ended.out
