@@ -265,6 +265,7 @@ class Patch(SQLModel, table=True):
     training: dict[str, Any] = _json(dict)
     parts: list[str] = _json(list)
     problems: list[str] = _json(list)
+    warnings: list[str] = _json(list)
     created_at: datetime = _time()
     __table_args__ = (
         ForeignKeyConstraint(["repository_id", "commit_oid"], ["commit.repository_id", "commit.oid"]),

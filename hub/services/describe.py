@@ -193,6 +193,7 @@ def _patch_json(patch: Patch, base: Mapping[str, Any] | None) -> dict[str, Any]:
         "training": patch.training,
         "parts": patch.parts,
         "problems": patch.problems,
+        "warnings": patch.warnings,
     }
 
 

@@ -4,7 +4,7 @@ The owner of the repository says which, else the service's own setting. A file o
 commit that brings it; what is kept stands in the patch's detail, so that later commits need not read it again.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from sqlmodel import Session, col, select
@@ -14,9 +14,9 @@ from adapterhub.hub.db.tables import Account, Patch, Repository
 from adapterhub.hub.errors import InvalidRequest, UnfitPatch
 from adapterhub.hub.services import accounts, audit
 from adapterhub.hub.services.access import Caller, require_member, require_settings
-from adapterhub.merging import finiteness
+from adapterhub.merging import doubts, finiteness
 from adapterhub.merging.checkpoint import Folder
-from adapterhub.merging.patch import Facts
+from adapterhub.merging.patch import Facts, SiteTerm
 
 WISHES = ("refuse", "flag")
 
@@ -92,11 +92,26 @@ class Judge:
         if not self.reads_values or facts.kind == "model":
             return found
         for file in facts.files:
-            is_read = before is not None and before.kind == facts.kind and file not in self.changed
-            told = [] if is_read else [self.flag(problem) for problem in non_finite(folder, file)]
+            told = [] if self._is_read(facts, file) else [self.flag(problem) for problem in non_finite(folder, file)]
             if told:
                 found[file] = told
         return found
+
+    def warnings(self, folder: Folder, facts: Facts, terms: Iterable[SiteTerm]) -> list[str]:
+        """Warnings of the patch, those from its values among them; what was found before, where no file changed.
+
+        Values are not looked at further where some are not finite.
+        """
+        if facts.files and all(self._is_read(facts, file) for file in facts.files):
+            return list(self.known[facts.path].warnings)
+        if not self.reads_values or NON_FINITE in facts.detail:
+            return list(facts.warnings)
+        return [*facts.warnings, *doubts.of_values(terms), *doubts.of_files(folder, facts.files)]
+
+    def _is_read(self, facts: Facts, file: str) -> bool:
+        """Whether the commit before had the file as part of the same patch, so that its values are known."""
+        before = self.known.get(facts.path)
+        return before is not None and before.kind == facts.kind and file not in self.changed
 
 
 def judge(hub: Hub, repo: Repository, head: str, changed: Collection[str], *, reads_values: bool) -> Judge:

@@ -222,6 +222,7 @@ def _again(session: Session, row: Patch, base: Repository) -> Seen:
         base=trained_on,
         targets=tuple(row.targets),
         parts=tuple(row.parts),
+        warnings=tuple(row.warnings),
         **{name: getattr(row, name) for name in ("detail", "contract", "training")},
     )
     evidence = "fingerprint" if row.base_fingerprint else "declared"
@@ -267,7 +268,9 @@ def _look(
     digest = None
     try:
         weights = opened.open(base) if base else None
-        digest = patches.read(folder, facts.path, base=weights).digest
+        patch = patches.read(folder, facts.path, base=weights)
+        digest = patch.digest
+        facts = replace(facts, warnings=tuple(judge.warnings(folder, facts, patch.terms)))
     except (ShapeMismatch, UnknownSite) as error:
         problems = (*problems, judge.flag(str(error)))
     except MergingError as error:
@@ -392,6 +395,7 @@ def _patch_row(repo: Repository, commit: str, learnt: Learnt, seen: Seen) -> Pat
         tasks=[learnt.whole["pipeline_tag"]] if learnt.whole["pipeline_tag"] else [],
         languages=card.texts("language"),
         problems=list(seen.problems),
+        warnings=list(facts.warnings),
     )
 
 

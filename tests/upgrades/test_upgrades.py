@@ -85,3 +85,7 @@ def test_accounts_follow_the_service_until_their_owners_choose(kept: Hub, ann: C
     assert (before.chosen, before.effective) == (None, "refuse")
     after = kept.db.transact(lambda session: fitness.choose(session, kept, ann, "ann", "flag"))
     assert (after.chosen, after.effective) == ("flag", "flag")
+
+
+def test_nothing_is_warned_of_where_nobody_looked(kept: Hub, ann: Caller) -> None:
+    assert [one["warnings"] for one in describe.repo_view(kept, ann, "ann/code")["patches"]] == [[]]

@@ -396,3 +396,20 @@ def test_only_who_administers_an_account_chooses_for_it(hub: Hub, ann: Caller, u
         choose(hub, stranger, "ann", "flag")
     with pytest.raises(InvalidRequest, match="refuse, flag"):
         choose(hub, ann, "ann", "maybe")
+
+
+def warnings(hub: Hub, caller: Caller, repo_id: str) -> list[str]:
+    return [str(one) for patch in repo_view(hub, caller, repo_id)["patches"] for one in patch["warnings"]]
+
+
+def test_an_untrained_patch_is_kept_with_a_warning_that_stays(hub: Hub, ann: Caller, base: str, patch: str) -> None:
+    config, weights = lora("ann/base")
+    tensors = {name: one * (0 if "lora_B" in name else 1) for name, one in load(weights.content).items()}
+    push(hub, ann, patch, config, replace(weights, content=save(tensors)))
+    [warning] = warnings(hub, ann, patch)
+    assert "1 more of 2 sites: B is all zeros" in warning
+    assert problems(hub, ann, patch) == []
+    push(hub, ann, patch, card("# Read me\n"))
+    assert warnings(hub, ann, patch) == [warning]
+    push(hub, ann, patch, weights)
+    assert warnings(hub, ann, patch) == []

@@ -46,6 +46,19 @@ def test_a_push_of_infinity_is_refused_until_the_owner_wants_a_flag(site: Site, 
     assert "holds NaN or infinity" in page
 
 
+def test_a_warning_is_shown_on_the_page_of_the_repository(site: Site, tmp_path: Path) -> None:
+    api = HfApi(endpoint=site.url, token=site.tokens["maria"])
+    api.create_repo("maria/idle")
+    for file in lora("org/elsewhere"):
+        tensors = load(file.content) if file.path.endswith(".safetensors") else {}
+        idle = save({name: one * (0 if "lora_B" in name else 1) for name, one in tensors.items()})
+        (tmp_path / file.path).write_bytes(idle if tensors else file.content)
+    api.upload_folder(repo_id="maria/idle", folder_path=tmp_path, allow_patterns="adapter_*")
+    [patch] = site.client().get("/api/patches/maria/idle").json()["patches"]
+    assert "B is all zeros" in patch["warnings"][0]
+    assert 'role="note"' in site.client(None).get("/maria/idle").text
+
+
 def test_only_its_administrators_change_an_accounts_settings(site: Site) -> None:
     path = "/api/accounts/maria/settings"
     assert site.client("stranger").put(path, json={"unfit_patches": "flag"}).status_code == 403
