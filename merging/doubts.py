@@ -5,6 +5,7 @@ Source: arXiv:2106.09685 sec. 4.1 (B starts at zero); arXiv:2306.07280 (orthogon
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Literal
 
 import numpy as np
 
@@ -89,7 +90,9 @@ def _is_no_rotation(term: str, fields: Mapping[str, TensorHandle]) -> bool:
 
 
 def _is_flooded(handle: TensorHandle) -> bool:
-    return _subnormals(handle) > SUBNORMAL_SHARE * max(1, handle.numel - _zeros(handle))
+    small = _without(handle, "exponent")
+    zeros = _zeros(handle) if small else 0  # most tensors have neither, and are read once
+    return small - zeros > SUBNORMAL_SHARE * (handle.numel - zeros)
 
 
 _RULES: Mapping[str, Callable[[str, Mapping[str, TensorHandle]], bool]] = {
@@ -101,19 +104,16 @@ _RULES: Mapping[str, Callable[[str, Mapping[str, TensorHandle]], bool]] = {
 
 
 def _zeros(handle: TensorHandle) -> int:
-    return sum(int(np.count_nonzero(bits << 1 == 0)) for bits, _ in _pieces(handle))
+    return _without(handle, "all but the sign")
 
 
-def _subnormals(handle: TensorHandle) -> int:
-    return sum(int(np.count_nonzero(((bits & ones) == 0) & (bits << 1 != 0))) for bits, ones in _pieces(handle))
-
-
-def _pieces(handle: TensorHandle) -> Iterator[tuple[np.ndarray, np.unsignedinteger]]:  # type: ignore[type-arg]
-    """A float tensor's bits as unsigned integers, and the bits of the exponent; nothing of other tensors."""
+def _without(handle: TensorHandle, what: Literal["exponent", "all but the sign"]) -> int:
+    """How many of a float tensor's numbers have none of those bits set; 0 for other tensors."""
     if handle.dtype not in EXPONENTS:
-        return
+        return 0
     name, ones = EXPONENTS[handle.dtype]
     bits = np.frombuffer(handle.read(), name)
+    mask = bits.dtype.type(ones if what == "exponent" else np.iinfo(bits.dtype).max >> 1)
     step = PIECE_BYTES // bits.itemsize
-    for start in range(0, bits.size, step):
-        yield bits[start : start + step], bits.dtype.type(ones)
+    pieces = (bits[start : start + step] for start in range(0, bits.size, step))
+    return sum(one.size - int(np.count_nonzero(one & mask)) for one in pieces)

@@ -170,8 +170,8 @@ def test_convert_takes_a_layout_only_with_what_it_needs(command: Command, folder
 
 
 def test_inspect_warns_without_an_exit_code(command: Command, tmp_path: Path) -> None:
-    delta = {"A": np.ones((1, 2), np.float32), "B": np.zeros((2, 1), np.float32)}
-    native.write_patch(tmp_path, sites={"w": native.term("lowrank", (2, 2), **delta)}, base={})
+    A, B = np.ones((1, 2), np.float32), np.zeros((2, 1), np.float32)
+    native.write_patch(tmp_path, sites={"w": native.lowrank(A, B)}, base={})
     assert json.loads(command("patch", "inspect", str(tmp_path), "--json").out)["warnings"] == []
     ended = command("patch", "inspect", str(tmp_path), "--values")
     assert ended.code == 0

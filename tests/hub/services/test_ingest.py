@@ -4,6 +4,7 @@ import json
 import struct
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from sqlmodel import Session, col, select
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Job, Patch, RevisionFacts
 from adapterhub.hub.errors import Forbidden, InvalidCard, InvalidRequest, PickleRefused, UnfitPatch
+from adapterhub.hub.jobs.runner import Report
 from adapterhub.hub.services import fingerprints, fitness, refs, repos, trees
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.cards import READ_BYTES
@@ -383,7 +385,7 @@ def test_a_full_model_with_nan_is_kept_and_flagged_by_the_job_that_reads_it(hub:
     assert problems(hub, ann, "ann/broken") == []
     with hub.db.read() as session:
         job = session.exec(select(Job)).one()
-    fingerprints.run(hub, job, lambda *_: None)
+    fingerprints.run(hub, job, Mock(spec=Report))
     [flagged] = problems(hub, ann, "ann/broken")
     assert f"tensor {min(tensors)} holds NaN" in flagged
     push(hub, ann, "ann/broken", card("# Read me\n"))
