@@ -48,7 +48,7 @@ class RuntimeFormat:
     fields, shared: sizes of tensors by field, each a letter or a number; equal letters of one patch are equal sizes in
     shared ones, and of one module in its own. optional: fields that may be missing. options: checks of the manifest's
     options by name, which give None or what is expected instead; those in `defaults` may be missing. is_free: any
-    tensors, for kinds that are described and not run.
+    tensors, for kinds that are described and not run. more: facts of the kind's own.
     """
 
     kind: str
@@ -58,6 +58,7 @@ class RuntimeFormat:
     options: Mapping[str, Callable[[Any], str | None]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     is_free: bool = False
+    more: Callable[[RuntimePatch], Mapping[str, Any]] = lambda patch: {}
 
 
 # ---- checks of options -----------------------------------------------------------------------------------------------
@@ -178,13 +179,15 @@ def recognise(folder: Folder, path: str, wanted: RuntimeFormat) -> Facts | None:
     )
     try:
         patch = read_runtime(folder, path, wanted)
-        facts = _described(facts, folder, manifest, patch)
+        facts = _described(facts, folder, manifest, patch, wanted)
     except InvalidPatch as error:
         return Facts(facts.kind, facts.reason, path, facts.files, "runtime", problems=(str(error),))
     return facts
 
 
-def _described(facts: Facts, folder: Folder, manifest: Mapping[str, Any], patch: RuntimePatch) -> Facts:
+def _described(
+    facts: Facts, folder: Folder, manifest: Mapping[str, Any], patch: RuntimePatch, wanted: RuntimeFormat
+) -> Facts:
     handles = [*patch.shared.values(), *(one for fields in patch.modules.values() for one in fields.values())]
     dtypes: Counter[str] = Counter()
     for handle in handles:
@@ -201,7 +204,7 @@ def _described(facts: Facts, folder: Folder, manifest: Mapping[str, Any], patch:
         parameter_count=sum(dtypes.values()),
         dtypes=dict(dtypes),
         size_bytes=folder.size(facts.files[1]),
-        detail={**patch.options, "needs": list(patch.needs)},
+        detail={**patch.options, **wanted.more(patch), "needs": list(patch.needs)},
         **usage(manifest),
     )
 

@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 from adapterhub.merging import patches
+from adapterhub.merging.attachments import Attachment, is_runtime, not_foldable, split
 from adapterhub.merging.checkpoint import DTYPE_BITS, Checkpoint, TensorHandle, layout
 from adapterhub.merging.errors import (
     BaseMismatch,
@@ -78,7 +79,8 @@ class Plan:
     inputs: what each name of the recipe was resolved to. base.name is the base input's name. outputs: every tensor of
     the result, sorted by name; with `export` only the adapter is made, and there are none. config: the result's
     config.json. copied_files: paths in base.folder. peak_bytes: memory of the largest step, for one worker; several
-    workers take as much each. notes: sentences on what is allowed and worth knowing.
+    workers take as much each. notes: sentences on what is allowed and worth knowing. attachments: run-time patches
+    that go on the result while it is in memory, the lowest first; a plan whose result is written has none.
     """
 
     recipe: Recipe
@@ -92,6 +94,7 @@ class Plan:
     copied_files: tuple[str, ...]
     peak_bytes: int
     notes: tuple[str, ...] = ()
+    attachments: tuple[Attachment, ...] = ()
 
     @property
     def recipe_digest(self) -> str:
@@ -143,23 +146,25 @@ def plan(
     as_kind: str | None = None,
     dtype: str | None = None,
     memory_bytes: int,
+    attaches: bool = False,
 ) -> Plan:
     """The plan of a recipe. Reads configurations, headers, and the indices of sparse patches.
 
     as_kind: a patch kind to make instead of a model; None and "model" make one. dtype: of the result's floating-point
-    tensors, "bfloat16" or "BF16"; None keeps each tensor's. memory_bytes: what the largest step may take.
+    tensors, "bfloat16" or "BF16"; None keeps each tensor's. memory_bytes: what the largest step may take. attaches:
+    whether the result stays in memory, where run-time patches can be put on it; else they are refused.
     Raises UnknownName, UnknownMethod, InvalidParameter, BaseMismatch, UnknownSite, ShapeMismatch, InvalidPatch,
-    NotFoldable, NotRepresentable, RecipeTooLarge, PlanTooLarge.
+    NotFoldable, NotStackable, NotRepresentable, RecipeTooLarge, PlanTooLarge.
     """
     as_kind = None if as_kind == MODEL else as_kind
     references = known(recipe, inputs)
     base_ref = base_of(recipe, inputs)
     stored = Checkpoint.open(inputs[base_ref].folder, inputs[base_ref].path, name=inputs[base_ref].name)
     base, base_quantisation = dequantised(stored), quantisation_of(stored.config)
-    read = {ref: _read(inputs[ref], base) for ref in references}
+    read = {ref: _read(inputs[ref], base, attaches=attaches) for ref in references}
     _check_predecessors(read, inputs, base)
     digests = {ref: patch.digest for ref, patch in read.items()}
-    normal = normalise(recipe, inputs, digests)
+    normal, attachments = split(normalise(recipe, inputs, digests), inputs, read)
     dtype = None if dtype is None else _float_name(dtype)
     base = _repeated(base, base_ref, read, inputs)
     sums = _Sums(base, read, inputs, normal, base_quantisation)
@@ -177,13 +182,14 @@ def plan(
         copied_files=_copied_files(base) if as_kind is None else (),
         peak_bytes=_peak_bytes(outputs, export, memory_bytes),
         notes=tuple(_notes(read, inputs, base_ref, base_quantisation)),
+        attachments=attachments,
     )
 
 
-def _read(one: Input, base: Checkpoint) -> Patch:
+def _read(one: Input, base: Checkpoint, *, attaches: bool) -> Patch:
     patch = kind_of(one).read(one.folder, one.path, base)
-    if patch.facts.effect == "runtime":
-        raise NotFoldable(f"{one.name}: a {one.kind} works at run time and cannot become weights; serve it instead")
+    if is_runtime(patch) and not attaches:
+        raise not_foldable(one)
     missing = base.tensors.keys() - {term.site for term in patch.terms} if one.kind == MODEL else set()
     if missing:
         raise BaseMismatch(f"{one.name}: has no parameter {min(missing)}, which the base {base.name!r} has")

@@ -56,6 +56,7 @@ EPT = RuntimeFormat(
         "up": ("spaces", "h", "d"),
         "gate": ("d", "spaces"),
     },
+    more=lambda patch: {"virtual_tokens": patch.shared["prompt"].shape[0]},
 )
 
 SIDE_MODEL = RuntimeFormat(

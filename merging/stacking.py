@@ -80,6 +80,15 @@ _REFUSED: Mapping[tuple[str, str], str] = {
 """Pairs (lower, upper) of groups that do not stack, and why; all others do, but for the two rules of `refusal`."""
 
 
+_COMMUTING: frozenset[str] = frozenset({"steering"})
+"""Kinds that add what does not depend on what they find: of several, none needs to be the first."""
+
+
+def commutes(lower: str, upper: str) -> bool:
+    """Whether two kinds of one group do the same in either order."""
+    return lower in _COMMUTING and upper in _COMMUTING
+
+
 def group_of(kind: str) -> Group:
     """The group of a patch kind."""
     return next((group for group in GROUPS if kind in group.kinds), WEIGHTS)
@@ -107,7 +116,11 @@ def page() -> str:
     text = (
         "# Stacking\n\nWhich kinds of patch go on one model together. A stack is read from below: the row lies below, "
         "the column on top of it. What is on top sees the inputs first and a module's output last; two prompts give "
-        "the tokens of the lower one first.\n\n| group | kinds | what they do |\n|---|---|---|\n"
+        "the tokens of the lower one first.\n\n"
+        "In an expression, `lab/base + lab/prompt + lab/vector` puts each group where the table lets it lie. Several "
+        "of one group need an order, which `sequence(lab/base; lab/first, lab/second)` declares, the lowest first; "
+        "steering vectors alone do the same in either order.\n\n"
+        "| group | kinds | what they do |\n|---|---|---|\n"
     )
     for group in GROUPS:
         kinds = ", ".join(f"`{kind}`" for kind in sorted(group.kinds)) or "all others"

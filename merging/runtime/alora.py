@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.merging.live import by_name, is_cached, override
+from adapterhub.merging.live import by_name, cache_of, is_cached, override
 from adapterhub.merging.live_lora import Call, Delta, attach_deltas
 from adapterhub.merging.peft_adapter import Adapter, Module
 from adapterhub.merging.registry import RuntimeSpec
@@ -33,7 +33,12 @@ def _delta(adapter: Adapter, module: Module, fields: Mapping[str, torch.Tensor],
     return delta
 
 
+_OFFSETS = "_alora_offsets"
+"""Attribute of a cache: where the invocation began in the texts that it holds, each sequence's own."""
+
+
 def _watch(model: Any, adapter: Adapter, call: Call) -> None:
+    """A call that goes on from a cache is of the texts in that cache, whatever other texts were read meanwhile."""
     tokens = adapter.config["alora_invocation_tokens"]
 
     def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -42,7 +47,13 @@ def _watch(model: Any, adapter: Adapter, call: Call) -> None:
             ids = given.get("input_ids")
             rows = [[]] * len(given["inputs_embeds"]) if ids is None else ids.tolist()
             call.offsets = [offset(row, tokens) for row in rows]
-        return original(**given)
+        else:
+            call.offsets = getattr(cache_of(given), _OFFSETS, call.offsets)
+        found = original(**given)
+        cache = cache_of(found) if isinstance(found, Mapping) else None
+        if cache is not None:
+            setattr(cache, _OFFSETS, call.offsets)
+        return found
 
     override(model, "forward", forward)
 
