@@ -40,13 +40,18 @@ class Prompt:
             raise InvalidRequest("the prompt has no tokens")
         if not 0 <= min(self.tokens) <= max(self.tokens) < vocabulary:
             raise InvalidRequest(f"a token of the prompt is not among the model's {vocabulary}")
-        context = getattr(loaded.model.config, "max_position_embeddings", None) or len(self.tokens) + MAX_TOKENS
+        context = getattr(loaded.model.config, "max_position_embeddings", None)
+        context = context - loaded.virtual_tokens if context else len(self.tokens) + MAX_TOKENS
         self.max_tokens = context - len(self.tokens) if request.max_tokens is None else request.max_tokens
         if self.max_tokens < (request.max_tokens is None) or len(self.tokens) + self.max_tokens > context:
             raise TooLarge(
-                f"the model's context is {context} tokens; the prompt has {len(self.tokens)} and "
+                f"the model's context is {context} tokens{_beside(loaded)}; the prompt has {len(self.tokens)} and "
                 f"{request.max_tokens or 'some'} more are asked for"
             )
+
+
+def _beside(loaded: Loaded) -> str:
+    return f" beside {loaded.virtual_tokens} virtual ones of its patches" if loaded.virtual_tokens else ""
 
 
 def _tokens(tokenizer: Any, request: Generate) -> list[int]:
@@ -172,7 +177,8 @@ class Generation:
         options = {"logits_to_keep": keep} if self._has_logits_to_keep else {}
         ids = torch.tensor([tokens], device=self._model.device)  # (1, T)
         output = self._model(input_ids=ids, past_key_values=cache, use_cache=True, **options)
-        return output.logits[0], getattr(output, "past_key_values", None)
+        # virtual tokens come before the text's own
+        return output.logits[0, -len(tokens) :], getattr(output, "past_key_values", None)
 
     def _logprob(self, logits: Tensor, token: int) -> TokenLogprob:
         logprobs = torch.log_softmax(logits.float(), dim=-1)

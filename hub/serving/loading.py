@@ -65,6 +65,8 @@ class Loaded:
     """A model as its repository describes it, and the files that prepare its inputs, None where there are none.
 
     pooling: "mean" or "cls" for a sentence encoder, None for any other; is_normalized: its vectors have length 1.
+    is_patched: run-time patches are on the whole model while it computes. virtual_tokens: those that they put before a
+    text's own.
     """
 
     model: transformers.PreTrainedModel
@@ -72,6 +74,8 @@ class Loaded:
     image_processor: Any | None
     pooling: str | None
     is_normalized: bool
+    is_patched: bool = False
+    virtual_tokens: int = 0
 
 
 def load(source: Source, device: torch.device) -> Loaded:

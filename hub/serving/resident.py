@@ -1,33 +1,41 @@
 """A base that stays in memory untouched, and the variants that borrow its model for a while.
 
 A variant owns only the tensors that differ. To compute with it, the model's parameters are pointed at its tensors; to
-leave it, they are pointed back at the base's own, which nobody ever wrote to: the base is restored bit for bit.
+leave it, they are pointed back at the base's own, which nobody ever wrote to: the base is restored bit for bit. Its
+run-time patches are on the model for the same time.
 Imports torch: only an engine's process loads this.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from adapterhub.hub.errors import UnfitPatch
+from adapterhub.hub.serving.attaching import Attached
 from adapterhub.hub.serving.loading import Loaded
+from adapterhub.merging.attachments import Attachment
 from adapterhub.merging.sites import live_name
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The tensors in which a variant differs from its base, by the model's own names; on the base's device."""
+    """The tensors in which a variant differs from its base, by the model's own names; on the base's device.
+
+    attached: its run-time patches, None without any. loaded: the base as this variant uses it.
+    """
 
     vid: str
     tensors: Mapping[str, Tensor]
+    loaded: Loaded
+    attached: Attached | None = None
 
     @property
     def size_bytes(self) -> int:
         """Bytes that the variant occupies beyond its base; a tensor under two names counts once."""
-        return _size_bytes(self.tensors.values())
+        return _size_bytes(self.tensors.values()) + (self.attached.size_bytes if self.attached else 0)
 
 
 class Base:
@@ -65,29 +73,54 @@ class Base:
         """The base's own tensors by their names in the weight files; never to be written to."""
         return {name: self._pristine[own] for name, own in self._own_names.items()}
 
-    def variant(self, vid: str, tensors: Mapping[str, Tensor]) -> Variant:
+    def variant(self, vid: str, tensors: Mapping[str, Tensor], attachments: Sequence[Attachment] = ()) -> Variant:
         """A variant from tensors by their names in the weight files, each of the shape that the base has.
+
+        attachments: run-time patches that go on it, the lowest first.
 
         A stored tensor that the model ties to another changes both, unless `tensors` holds the other under its own
         name too. One that is not stored, as a tied head, changes alone: a recipe that names it unties it. Raises
-        UnfitPatch for one that the model does not hold under that name and shape.
+        UnfitPatch for one that the model does not hold under that name and shape, InvalidRequest as `Attached`.
         """
         placed = {name: self._placed(name, tensor) for name, tensor in tensors.items()}
         named = {self._own_name(name) or "": tensor for name, tensor in placed.items()}
         for name in placed.keys() & self._own_names.keys():
             for tied in self._ties[self._own_names[name]]:
                 named.setdefault(tied, placed[name])
-        return Variant(vid, named)
+        attached = Attached(attachments) if attachments else None
+        loaded = self.loaded
+        if attached is not None:
+            loaded = replace(loaded, is_patched=True, virtual_tokens=attached.virtual_tokens)
+        return Variant(vid, named, loaded, attached)
 
     def apply(self, variant: Variant | None) -> None:
-        """Make the model compute as `variant`, or as the base itself for None."""
+        """Make the model compute as `variant`, or as the base itself for None.
+
+        Raises MergingError for a run-time patch that does not fit; the model is then the base itself.
+        """
         if variant is self._applied:
             return
-        for own in self._applied.tensors if self._applied else ():
-            self._slots[own].data = self._pristine[own]
-        for own, tensor in variant.tensors.items() if variant else ():
-            self._slots[own].data = tensor
+        self._leave()
+        if variant is None:
+            return
         self._applied = variant
+        for own, tensor in variant.tensors.items():
+            self._slots[own].data = tensor
+        if variant.attached is not None:
+            try:
+                variant.attached.put(self.loaded.model)
+            except BaseException:
+                self._leave()
+                raise
+
+    def _leave(self) -> None:
+        if self._applied is None:
+            return
+        if self._applied.attached is not None:
+            self._applied.attached.take_off()
+        for own in self._applied.tensors:
+            self._slots[own].data = self._pristine[own]
+        self._applied = None
 
     def _placed(self, name: str, tensor: Tensor) -> Tensor:
         own = self._own_name(name)

@@ -11,6 +11,7 @@ import torch
 
 from adapterhub import __version__
 from adapterhub.hub.serving import loading, variants
+from adapterhub.hub.serving.loading import Loaded
 from adapterhub.hub.serving.pool import Pool
 from adapterhub.hub.serving.protocol import Json, VariantSpec
 from adapterhub.hub.serving.resident import Base, Variant
@@ -24,6 +25,11 @@ class Lease:
     variant: Variant | None
     execution_id: str
     release: Callable[[], None]
+
+    @property
+    def loaded(self) -> Loaded:
+        """The model as the variant uses it."""
+        return self.base.loaded if self.variant is None else self.variant.loaded
 
 
 class Residents:
@@ -51,7 +57,7 @@ class Residents:
                 self._pool.release(_variant_key(spec))
             self._pool.release(_base_key(spec))
 
-        return Lease(base, variant, execution_id(spec.vid, base), release)
+        return Lease(base, variant, execution_id(spec.vid, base, variant), release)
 
     def state(self) -> Json:
         """Device, bytes, what is in memory, and what the pool did so far."""
@@ -86,7 +92,7 @@ class Residents:
         plan = variants.planned(spec, self._pool.limit_bytes)
 
         def make() -> Variant:
-            variant = base.variant(spec.vid, variants.tensors(plan, base))
+            variant = base.variant(spec.vid, variants.tensors(plan, base), plan.attachments)
             self._base(spec)
             return variant
 
@@ -106,7 +112,8 @@ def _variant_key(spec: VariantSpec) -> tuple[str, str]:
     return "variant", spec.vid
 
 
-def execution_id(vid: str, base: Base) -> str:
+def execution_id(vid: str, base: Base, variant: Variant | None) -> str:
     """Names what computed what: equal ones answer alike. Shown as OpenAI's `system_fingerprint`."""
-    parts = (vid, __version__, torch.__version__, str(base.device), str(base.dtype), "merged")
+    how = "merged" if variant is None or variant.attached is None else "run-time"
+    parts = (vid, __version__, torch.__version__, str(base.device), str(base.dtype), how)
     return "ah-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

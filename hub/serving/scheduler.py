@@ -29,6 +29,9 @@ class Work(Protocol):
     def steps(self) -> Iterator[None]:
         """Computes a piece at each step, under the weights of its variant. Must not raise."""
 
+    def refuse(self, error: Exception) -> None:
+        """Called instead of further steps where its variant cannot be applied."""
+
     def close(self) -> None:
         """Called once, after the last step: gives back what it holds."""
 
@@ -69,8 +72,11 @@ class Scheduler:
                 key = next(iter(self._groups))
                 group = self._groups[key]
             begun = running.setdefault(key, [])
-            group.base.apply(group.variant)
-            self._turn(group, begun)
+            failure = _applied(group)
+            if failure is None:
+                self._turn(group, begun)
+            else:
+                self._refuse(group, begun, failure)
             with self._changed:
                 # to the end of the row, behind everybody who waited meanwhile
                 del self._groups[key]
@@ -79,6 +85,14 @@ class Scheduler:
                     continue
             del running[key]
             group.base.apply(None)
+
+    def _refuse(self, group: _Group, begun: list[tuple[Work, Iterator[None]]], failure: Exception) -> None:
+        while group.waiting:
+            begun.append((group.waiting.popleft(), iter(())))
+        for work, _ in begun:
+            work.refuse(failure)
+            work.close()
+        begun.clear()
 
     def _turn(self, group: _Group, begun: list[tuple[Work, Iterator[None]]]) -> None:
         ends = monotonic() + self._turn_s
@@ -94,6 +108,15 @@ class Scheduler:
                         begun.remove(one)
                 if monotonic() >= ends and len(self._groups) > 1:
                     return
+
+
+def _applied(group: _Group) -> Exception | None:
+    """What keeps the group's variant from being applied, None once it is; the model is then the base itself."""
+    try:
+        group.base.apply(group.variant)
+    except Exception as error:  # noqa: BLE001 the edge of the computing thread: all who wait are told
+        return error
+    return None
 
 
 def _step(work: Work, steps: Iterator[None]) -> bool:

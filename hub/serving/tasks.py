@@ -44,14 +44,26 @@ def feature_extraction(loaded: Loaded, request: Task) -> Any:
 
 
 def _vectors(loaded: Loaded, text: str, *, normalize: bool) -> Tensor:
-    inputs = _encoded(loaded, text)
-    encoder = getattr(loaded.model, "base_model", loaded.model)
-    hidden = encoder(**inputs).last_hidden_state.float()  # (1, tokens, d)
+    hidden = _hidden(loaded, _encoded(loaded, text)).float()  # (1, tokens, d)
     if loaded.pooling == "cls":
         hidden = hidden[0, 0]
     elif loaded.pooling == "mean":
         hidden = hidden[0].mean(0)
     return torch.nn.functional.normalize(hidden, dim=-1) if normalize else hidden
+
+
+def _hidden(loaded: Loaded, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The last hidden states of the text's own tokens (1, tokens, d).
+
+    A model without patches need not compute its head; a patch may act on calls of the whole model alone.
+    """
+    if not loaded.is_patched:
+        encoder = getattr(loaded.model, "base_model", loaded.model)
+        found: Tensor = encoder(**inputs).last_hidden_state
+        return found
+    output = loaded.model(**inputs, output_hidden_states=True)
+    hidden: Tensor = output["last_hidden_state"] if "last_hidden_state" in output else output["hidden_states"][-1]
+    return hidden[:, -inputs["input_ids"].shape[1] :]
 
 
 def text_classification(loaded: Loaded, request: Task) -> Any:

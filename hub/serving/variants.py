@@ -34,18 +34,19 @@ def planned(spec: VariantSpec, memory_bytes: int) -> Plan:
 
     Raises UnfitPatch, InvalidRequest, TooLarge.
     """
-    with _refusals():
+    with refusals():
         recipe = parse(spec.expression)
         given = {source.reference: source for source in spec.sources}
         sources = {ref: given[str(ref)] for ref in recipe.references() if str(ref) in given}
         inputs = {ref: Input(one.name, one.folder, one.path, one.kind) for ref, one in sources.items()}
-        return plan(recipe, inputs, memory_bytes=memory_bytes)
+        return plan(recipe, inputs, memory_bytes=memory_bytes, attaches=True)
 
 
 def size_bytes(plan: Plan) -> int:
-    """Bytes of the tensors that `tensors` makes."""
+    """Bytes of the tensors that `tensors` makes, and of the run-time patches."""
     touched = (output for output in plan.outputs if output.name in plan.touched)
-    return sum(prod(output.shape) * DTYPE_BITS[output.dtype] // 8 for output in touched)
+    merged = sum(prod(output.shape) * DTYPE_BITS[output.dtype] // 8 for output in touched)
+    return merged + sum(one.size_bytes for one in plan.attachments)
 
 
 def tensors(plan: Plan, base: Base) -> dict[str, Tensor]:
@@ -53,14 +54,22 @@ def tensors(plan: Plan, base: Base) -> dict[str, Tensor]:
 
     The base's are not modified. Raises UnfitPatch.
     """
-    with _refusals():
+    if not plan.touched:
+        return {}
+    with refusals():
         return engine.variant(plan, device=str(base.device), base=base.tensors())
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def refusals() -> Iterator[None]:
+    """Lets the algebra's refusals out as the service's."""
     try:
         yield
     except errors.MergingError as error:
-        kinds = (_REFUSALS[kind] for kind in type(error).__mro__ if kind in _REFUSALS)
-        raise next(kinds, UnfitPatch)(str(error)) from error
+        raise refusal(error) from error
+
+
+def refusal(error: errors.MergingError) -> HubError:
+    """What the service says where the algebra refuses."""
+    kinds = (_REFUSALS[kind] for kind in type(error).__mro__ if kind in _REFUSALS)
+    return next(kinds, UnfitPatch)(str(error))

@@ -32,6 +32,8 @@ from adapterhub.hub.serving.protocol import (
 )
 from adapterhub.hub.serving.residents import Lease, Residents
 from adapterhub.hub.serving.scheduler import Scheduler
+from adapterhub.hub.serving.variants import refusal
+from adapterhub.merging.errors import MergingError
 
 PREPARING_THREADS = 4
 """Requests that are prepared at once."""
@@ -76,6 +78,9 @@ class _Request:
         """Answers whatever is raised inside."""
         return _Refusing(self)
 
+    def refuse(self, error: Exception) -> None:
+        self.answer(error_to_json(_refusal(error)))
+
     def close(self) -> None:
         if self._lease is not None:
             self._lease.release()
@@ -103,7 +108,7 @@ class _Refusing:
 
 def _refusal(error: Exception) -> AdapterHubError:
     if isinstance(error, AdapterHubError):
-        return error
+        return refusal(error) if isinstance(error, MergingError) else error
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return Overloaded("the device has no memory left for this request; try again later or ask for less")
     _log.error("request failed", exc_info=error)
@@ -180,9 +185,9 @@ def _load(request: _Request, lease: Lease, message: Json, attachment: bytes) -> 
 
 def _generate(request: _Request, lease: Lease, message: Json, attachment: bytes) -> Pieces:
     asked = Generate.from_json(message["request"])
-    prompt = Prompt(lease.base.loaded, asked)
+    prompt = Prompt(lease.loaded, asked)
     started = Started(len(prompt.tokens), lease.execution_id, 1000 * (time.monotonic() - request.began))
-    generation = Generation(lease.base.loaded, asked, prompt)
+    generation = Generation(lease.loaded, asked, prompt)
 
     def pieces() -> Pieces:
         yield [event_to_json(started)]
@@ -196,7 +201,7 @@ def _task(request: _Request, lease: Lease, message: Json, attachment: bytes) -> 
     asked = replace(Task(**message["request"]), image=attachment or None)
 
     def pieces() -> Pieces:
-        output = tasks.run(lease.base.loaded, asked)
+        output = tasks.run(lease.loaded, asked)
         yield [{"event": "answer", "output": output, "execution_id": lease.execution_id}]
 
     return pieces()

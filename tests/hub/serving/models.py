@@ -29,12 +29,12 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
     return wrapped
 
 
-def llama(folder: Path, *, seed: int = 0, tied: bool = False, with_tokenizer: bool = True) -> Path:
+def llama(folder: Path, *, seed: int = 0, tied: bool = False, with_tokenizer: bool = True, width: int = 32) -> Path:
     """A causal model of two layers. Its weights are large enough for answers to depend on them."""
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=32,
+        hidden_size=width,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,

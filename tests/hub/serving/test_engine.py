@@ -36,7 +36,7 @@ def expected_text(model: Any, prompt: str = "hello", count: int = 12) -> str:
     """What the library itself generates greedily."""
     tokenizer = models.tokenizer()
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-    out = model.generate(ids, max_new_tokens=count, do_sample=False, pad_token_id=models.END)
+    out = model.generate(input_ids=ids, max_new_tokens=count, do_sample=False, pad_token_id=models.END)
     return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
 
 

@@ -5,14 +5,23 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import peft
 import pytest
 import torch
+import transformers
 
 from adapterhub.hub.errors import UnfitPatch
 from adapterhub.hub.serving import loading
 from adapterhub.hub.serving.resident import Base, Variant
 from adapterhub.hub.serving.scheduler import Scheduler
+from adapterhub.merging.attachments import Attachment
+from adapterhub.merging.errors import UnknownSite
+from adapterhub.merging.folders import LocalFolder
+from adapterhub.merging.native_runtime import write_runtime
 from tests.hub.serving import models
+from tests.merging.exactness.compare import trained
+from tests.merging.runtime.test_laws import trace
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
@@ -75,6 +84,52 @@ def test_a_tensor_the_model_does_not_hold_is_refused(base: Base) -> None:
         base.variant("v", {Q_PROJ: torch.zeros(2, 2)})
 
 
+def logits(base: Base) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = base.loaded.model(input_ids=torch.arange(8).view(1, 8)).logits
+    return found
+
+
+def test_run_time_patches_come_and_go_with_their_variant_without_a_trace(base: Base, tmp_path: Path) -> None:
+    vector = np.ones(32, np.float32)
+    write_runtime(tmp_path / "v", "steering", modules={"model.layers.0": {"vector": vector}})
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    trained(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config, tmp_path / "p", std=1.0)
+    attached = [
+        Attachment(name, kind, LocalFolder(tmp_path / name), "", 1.0)
+        for name, kind in (("p", "prompt_tuning"), ("v", "steering"))
+    ]
+    pristine, bare = digest(base), logits(base)
+    before = trace(base.loaded.model)
+    new = torch.full_like(base.tensors()[Q_PROJ], 0.01)
+    both, one = base.variant("both", {Q_PROJ: new}, attached), base.variant("one", {}, attached[1:])
+    base.apply(both)
+    first = logits(base)
+    base.apply(one)
+    second = logits(base)
+    assert first.shape[1] == 3 + second.shape[1]
+    for _ in range(20):
+        base.apply(both)
+        assert torch.equal(logits(base), first)
+        base.apply(one)
+        assert torch.equal(logits(base), second)
+        base.apply(None)
+        assert torch.equal(logits(base), bare)
+    assert trace(base.loaded.model) == before
+    assert digest(base) == pristine
+
+
+def test_a_patch_that_does_not_fit_leaves_the_base_as_it_was(base: Base, tmp_path: Path) -> None:
+    write_runtime(tmp_path / "v", "steering", modules={"model.layers.7": {"vector": np.ones(32, np.float32)}})
+    wrong = Attachment("demo/v", "steering", LocalFolder(tmp_path / "v"), "", 1.0)
+    before, state = trace(base.loaded.model), digest(base)
+    new = torch.zeros_like(base.tensors()[Q_PROJ])
+    with pytest.raises(UnknownSite, match=r"model\.layers\.7"):
+        base.apply(base.variant("v", {Q_PROJ: new}, [wrong]))
+    assert trace(base.loaded.model) == before
+    assert digest(base) == state
+
+
 class Watching:
     """Work that looks at the weights it is computed under, at each of its steps."""
 
@@ -89,6 +144,9 @@ class Watching:
         for _ in range(50):
             self.seen.append(float(self._base.loaded.model.get_parameter(Q_PROJ)[0, 0]))
             yield
+
+    def refuse(self, error: Exception) -> None:
+        raise AssertionError(error)
 
     def close(self) -> None:
         self._done.release()
