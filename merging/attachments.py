@@ -108,8 +108,9 @@ class _Splitting:
         self._sequences.append(found)
         if not kept:
             return []
-        weights, rest = (tuple(all_[number] for number in kept) for all_ in (leaf.weights, leaf.inputs))
-        return [replace(part, leaf=replace(leaf, weights=weights, inputs=rest))]
+        weights = tuple(leaf.weights[number] for number in kept)
+        inputs = tuple(leaf.inputs[number] for number in kept)
+        return [replace(part, leaf=replace(leaf, weights=weights, inputs=inputs))]
 
     def _check_weights_alone(self, part: Part) -> None:
         """Raises NotFoldable for a run-time patch where only what becomes weights can stand."""

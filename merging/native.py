@@ -359,12 +359,16 @@ def _term_entry(number: int, one: StoredTerm) -> dict[str, Any]:
 def rebase(folder: Folder, path: str, base: TrainingBase) -> Mapping[str, bytes]:
     """patch.json of a patch as it reads once the patch belongs to `base`; its weights stay as they are.
 
-    A recipe that made the base, and the patches that it requires, stay: they are not part of the other base either.
+    A recipe that made the base, and the patches that it requires, stay: they are not part of the other base either. So
+    the other base's values are not those that the patch stands on, and are not written down as such.
     """
     manifest = read_manifest(folder, path)
-    fingerprint = {"root": base.fingerprint, "params": dict(base.parameters)} if base.fingerprint else None
+    stands_on = manifest.get("base") or {}
+    is_on_top = bool(stands_on.get("recipe") or stands_on.get("requires"))
+    params = {} if is_on_top else {"params": dict(base.parameters)}
+    fingerprint = {"root": base.fingerprint, **params} if base.fingerprint else None
     named = {"repo_id": base.name, "revision": base.revision, "fingerprint": fingerprint}
-    kept = {key: value for key, value in (manifest.get("base") or {}).items() if key not in named}
+    kept = {key: value for key, value in stands_on.items() if key not in named}
     manifest["base"] = kept | {key: value for key, value in named.items() if value is not None}
     return {join(path, MANIFEST): canonical_json(manifest)}
 

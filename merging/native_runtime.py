@@ -223,6 +223,7 @@ def read_runtime(folder: Folder, path: str, wanted: RuntimeFormat) -> RuntimePat
         raise InvalidPatch(f"{join(path, MANIFEST)}: not a run-time patch of kind {wanted.kind!r}")
     if file not in folder.names():
         raise InvalidPatch(f"{file}: missing; {MANIFEST} alone is no patch")
+    check_manifest(manifest)
     declared = _object(_object(manifest.get("files"), "files").get(WEIGHTS), f"files.{WEIGHTS}").get("sha256")
     if declared != folder.digest(file).removeprefix("sha256:"):
         raise InvalidPatch(f"{file}: its sha256 is {folder.digest(file)}, {MANIFEST} says {declared}")

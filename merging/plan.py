@@ -21,11 +21,11 @@ from adapterhub.merging.errors import (
     PlanTooLarge,
     RecipeTooLarge,
 )
-from adapterhub.merging.fingerprint import parameter_digests
 from adapterhub.merging.folders import join
 from adapterhub.merging.gguf import gguf_layout
 from adapterhub.merging.methods import methods
 from adapterhub.merging.patch import Export, Patch, SiteTerm
+from adapterhub.merging.predecessors import check_predecessors
 from adapterhub.merging.quantised import SIMULATED, dequantised, quantisation_of
 from adapterhub.merging.recipes.canonical import (
     MODEL,
@@ -162,9 +162,10 @@ def plan(
     stored = Checkpoint.open(inputs[base_ref].folder, inputs[base_ref].path, name=inputs[base_ref].name)
     base, base_quantisation = dequantised(stored), quantisation_of(stored.config)
     read = {ref: _read(inputs[ref], base, attaches=attaches) for ref in references}
-    _check_predecessors(read, inputs, base)
     digests = {ref: patch.digest for ref, patch in read.items()}
-    normal, attachments = split(normalise(recipe, inputs, digests), inputs, read)
+    whole = normalise(recipe, inputs, digests)
+    check_predecessors({ref: read[ref] for ref in _refs(whole.parts)}, inputs, base)
+    normal, attachments = split(whole, inputs, read)
     dtype = None if dtype is None else _float_name(dtype)
     base = _repeated(base, base_ref, read, inputs)
     sums = _Sums(base, read, inputs, normal, base_quantisation)
@@ -207,28 +208,6 @@ def _repeated(base: Checkpoint, base_ref: Ref, read: Mapping[Ref, Patch], inputs
             "does not repeat the same; merge it alone, and use the longer model that results as a base"
         )
     return replicated(base, next(iter(ranges.values()), ()))
-
-
-def _check_predecessors(read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input], base: Checkpoint) -> None:
-    """Raises BaseMismatch where a patch was trained on top of another that is neither in the recipe nor in the base.
-
-    The base has it where its tensors are those that the patch says it was trained on.
-    """
-    here = {patch.digest for patch in read.values()}
-    for ref, patch in read.items():
-        trained_on = patch.facts.base
-        missing = [name for digest, name in trained_on.requires.items() if digest not in here]
-        if not missing or _is_trained_on(base, trained_on.parameters):
-            continue
-        after = f", on {trained_on.recipe}" if trained_on.recipe else ""
-        raise BaseMismatch(
-            f"{inputs[ref].name}: was trained on top of {' and '.join(missing)}{after}, which this recipe lacks; "
-            f"add it, as in {base.name.partition('@')[0]} + {missing[0]} + {inputs[ref].name.partition('@')[0]}"
-        )
-
-
-def _is_trained_on(base: Checkpoint, parameters: Mapping[str, str]) -> bool:
-    return bool(parameters) and parameter_digests(base, parameters) == dict(parameters)
 
 
 def _float_name(dtype: str) -> str:

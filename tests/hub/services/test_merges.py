@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from adapterhub.hub.services import blobs, describe, merges, recipes, repos, tre
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.commits import AddRegular, commit
 from adapterhub.hub.worker import handlers_of
-from adapterhub.merging.errors import ShapeMismatch, UnknownName
-from tests.hub.services.samples import HIDDEN, SITE, lora, model
+from adapterhub.merging.errors import BaseMismatch, ShapeMismatch, UnknownName
+from tests.hub.services.samples import HIDDEN, SITE, lora, model, sparse
 
 MakeUser = Callable[..., Caller]
 
@@ -123,6 +124,17 @@ def test_shapes_that_do_not_fit_are_refused_before_any_work(hub: Hub, ann: Calle
     push(hub, ann, "ann/wide", model(hidden=16))
     with pytest.raises(ShapeMismatch, match=r"\(8, 8\).*\(16, 16\)"):
         merges.request(hub, ann, "ann/wide + ann/code")
+
+
+def test_a_patch_on_top_of_another_is_merged_with_it_and_refused_without(hub: Hub, ann: Caller, tmp_path: Path) -> None:
+    push(hub, ann, "ann/sft", sparse(tmp_path / "sft", {"repo_id": "ann/base"}))
+    on_top = {"repo_id": "ann/base", "recipe": "ann/base + ann/sft"}
+    push(hub, ann, "ann/dpo", sparse(tmp_path / "dpo", on_top))
+    for expression in ("ann/dpo", "ann/base + ann/dpo"):
+        with pytest.raises(BaseMismatch, match=r"add it, as in ann/base \+ ann/sft \+ ann/dpo"):
+            merges.request(hub, ann, expression, push="ann/both")
+    job = run(hub, merges.request(hub, ann, "ann/base + ann/sft + ann/dpo", push="ann/both"))
+    assert job.error is None
 
 
 def test_nobody_merges_into_a_foreign_namespace(hub: Hub, ann: Caller, user: MakeUser) -> None:
