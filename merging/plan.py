@@ -4,7 +4,7 @@ A plan holds names, shapes and lazy handles, never values. `engine` runs it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from math import prod
@@ -13,6 +13,7 @@ from typing import Any
 from adapterhub.merging import patches
 from adapterhub.merging.attachments import Attachment, is_runtime, not_foldable, split
 from adapterhub.merging.checkpoint import DTYPE_BITS, Checkpoint, TensorHandle, layout
+from adapterhub.merging.contracts import joined
 from adapterhub.merging.errors import (
     BaseMismatch,
     InvalidParameter,
@@ -81,6 +82,7 @@ class Plan:
     config.json. copied_files: paths in base.folder. peak_bytes: memory of the largest step, for one worker; several
     workers take as much each. notes: sentences on what is allowed and worth knowing. attachments: run-time patches
     that go on the result while it is in memory, the lowest first; a plan whose result is written has none.
+    contract: what the patches need to work besides the base, for a result that stays in memory.
     """
 
     recipe: Recipe
@@ -95,6 +97,7 @@ class Plan:
     peak_bytes: int
     notes: tuple[str, ...] = ()
     attachments: tuple[Attachment, ...] = ()
+    contract: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def recipe_digest(self) -> str:
@@ -164,7 +167,8 @@ def plan(
     read = {ref: _read(inputs[ref], base, attaches=attaches) for ref in references}
     digests = {ref: patch.digest for ref, patch in read.items()}
     whole = normalise(recipe, inputs, digests)
-    check_predecessors({ref: read[ref] for ref in _refs(whole.parts)}, inputs, base)
+    used = {ref: read[ref] for ref in _refs(whole.parts)}
+    check_predecessors(used, inputs, base)
     normal, attachments = split(whole, inputs, read)
     dtype = None if dtype is None else _float_name(dtype)
     base = _repeated(base, base_ref, read, inputs)
@@ -184,6 +188,7 @@ def plan(
         peak_bytes=_peak_bytes(outputs, export, memory_bytes),
         notes=tuple(_notes(read, inputs, base_ref, base_quantisation)),
         attachments=attachments,
+        contract=joined(used, inputs, base) if attaches else {},
     )
 
 

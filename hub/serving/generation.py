@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from adapterhub.hub.errors import InvalidRequest, TooLarge
+from adapterhub.hub.serving import contracts
 from adapterhub.hub.serving.loading import Loaded
 from adapterhub.hub.serving.protocol import Delta, Event, Finished, Generate, TokenLogprob
 from adapterhub.hub.serving.sampling import Sampler
@@ -34,6 +35,7 @@ class Prompt:
         if loaded.tokenizer is None:
             raise InvalidRequest("this model has no tokenizer files (tokenizer.json), so it cannot read text")
         self.tokens = _tokens(loaded.tokenizer, request)
+        contracts.check_prompt(loaded, self.tokens)
         embeddings: Any = loaded.model.get_input_embeddings()
         vocabulary = embeddings.num_embeddings
         if not self.tokens:

@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -66,7 +66,7 @@ class Loaded:
 
     pooling: "mean" or "cls" for a sentence encoder, None for any other; is_normalized: its vectors have length 1.
     is_patched: run-time patches are on the whole model while it computes. virtual_tokens: those that they put before a
-    text's own.
+    text's own. contract: how the patches want the model used, by the keys of patch.json's contract.
     """
 
     model: transformers.PreTrainedModel
@@ -76,6 +76,7 @@ class Loaded:
     is_normalized: bool
     is_patched: bool = False
     virtual_tokens: int = 0
+    contract: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load(source: Source, device: torch.device) -> Loaded:

@@ -9,11 +9,14 @@ Imports torch: only an engine's process loads this.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adapterhub.hub.errors import UnfitPatch
+from adapterhub.hub.serving import contracts
 from adapterhub.hub.serving.attaching import Attached
 from adapterhub.hub.serving.loading import Loaded
 from adapterhub.merging.attachments import Attachment
@@ -73,14 +76,21 @@ class Base:
         """The base's own tensors by their names in the weight files; never to be written to."""
         return {name: self._pristine[own] for name, own in self._own_names.items()}
 
-    def variant(self, vid: str, tensors: Mapping[str, Tensor], attachments: Sequence[Attachment] = ()) -> Variant:
+    def variant(
+        self,
+        vid: str,
+        tensors: Mapping[str, Tensor],
+        attachments: Sequence[Attachment] = (),
+        contract: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Variant:
         """A variant from tensors by their names in the weight files, each of the shape that the base has.
 
-        attachments: run-time patches that go on it, the lowest first.
+        attachments: run-time patches that go on it, the lowest first. contract: how the patches want it used.
 
         A stored tensor that the model ties to another changes both, unless `tensors` holds the other under its own
         name too. One that is not stored, as a tied head, changes alone: a recipe that names it unties it. Raises
-        UnfitPatch for one that the model does not hold under that name and shape, InvalidRequest as `Attached`.
+        UnfitPatch for one that the model does not hold under that name and shape and for a contract that is not
+        applied here, InvalidRequest as `Attached`.
         """
         placed = {name: self._placed(name, tensor) for name, tensor in tensors.items()}
         named = {self._own_name(name) or "": tensor for name, tensor in placed.items()}
@@ -88,7 +98,7 @@ class Base:
             for tied in self._ties[self._own_names[name]]:
                 named.setdefault(tied, placed[name])
         attached = Attached(attachments) if attachments else None
-        loaded = self.loaded
+        loaded = contracts.under(self.loaded, contract) if contract else self.loaded
         if attached is not None:
             loaded = replace(loaded, is_patched=True, virtual_tokens=attached.virtual_tokens)
         return Variant(vid, named, loaded, attached)

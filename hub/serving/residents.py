@@ -92,7 +92,7 @@ class Residents:
         plan = variants.planned(spec, self._pool.limit_bytes)
 
         def make() -> Variant:
-            variant = base.variant(spec.vid, variants.tensors(plan, base), plan.attachments)
+            variant = base.variant(spec.vid, variants.tensors(plan, base), plan.attachments, plan.contract)
             self._base(spec)
             return variant
 

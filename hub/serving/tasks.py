@@ -69,11 +69,34 @@ def _hidden(loaded: Loaded, inputs: Mapping[str, Tensor]) -> Tensor:
 def text_classification(loaded: Loaded, request: Task) -> Any:
     """The likeliest classes of each text, a list of {label, score} for each.
 
-    Parameters: top_k, function_to_apply. Source: huggingface_hub InferenceClient.text_classification.
+    Parameters: top_k, function_to_apply. A language model under a contract with a pattern and a verbalizer classifies
+    by the words that it puts in. Source: huggingface_hub InferenceClient.text_classification.
     """
-    _need_head(loaded, "ForSequenceClassification", request.task)
     texts, _ = _texts(request)
+    if "pattern" in loaded.contract and "verbalizer" in loaded.contract:
+        return [_worded(loaded, text, request.parameters) for text in texts]
+    _need_head(loaded, "ForSequenceClassification", request.task)
     return [_classes(loaded, loaded.model(**_encoded(loaded, text)).logits[0], request.parameters) for text in texts]
+
+
+def _worded(loaded: Loaded, text: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Classes by the likelihood of their words at the mask of the pattern, or after it in a model that has no mask.
+
+    Source: arXiv:2001.07676 sec. 3.1 (PET): a softmax over the words of the verbalizer alone.
+    """
+    tokenizer: Any = loaded.tokenizer
+    words = loaded.contract["verbalizer"]
+    pattern = loaded.contract["pattern"].replace("{text}", text)
+    mask = tokenizer.mask_token
+    if "{mask}" in pattern and mask is None:
+        # a model that reads from left to right says the word where the pattern breaks off
+        pattern = pattern.partition("{mask}")[0].rstrip()
+    inputs = _encoded(loaded, pattern.replace("{mask}", mask or ""))
+    places = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero() if mask else []
+    at = int(places[0]) if len(places) else -1
+    logits = loaded.model(**inputs).logits[0, -inputs["input_ids"].shape[1] :][at].float()  # (vocabulary)
+    tokens = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words.values()]
+    return _told(logits[tokens].softmax(-1), list(words), parameters)
 
 
 def image_classification(loaded: Loaded, request: Task) -> Any:
@@ -130,14 +153,18 @@ def _encoded(loaded: Loaded, text: str) -> dict[str, Any]:
 def _classes(loaded: Loaded, logits: Tensor, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The top_k classes by score, each {label, score}. logits: (classes,)."""
     scores = _scores(loaded, logits.float(), parameters.get("function_to_apply"))
+    named = loaded.contract.get("label_map")
+    labels = {int(one): name for one, name in named.items()} if named else loaded.model.config.id2label or {}
+    return _told(scores, [labels.get(one, f"LABEL_{one}") for one in range(scores.shape[0])], parameters)
+
+
+def _told(scores: Tensor, labels: Sequence[str], parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
     top_k = parameters.get("top_k") or TOP_K
     if not isinstance(top_k, int) or top_k < 1:
         raise InvalidRequest(f"top_k: {top_k!r}; a whole number from 1 is expected")
     values, classes = scores.topk(min(top_k, scores.shape[0]))
-    labels = loaded.model.config.id2label or {}
     return [
-        {"label": labels.get(one, f"LABEL_{one}"), "score": value}
-        for one, value in zip(classes.tolist(), values.tolist(), strict=True)
+        {"label": labels[one], "score": value} for one, value in zip(classes.tolist(), values.tolist(), strict=True)
     ]
 
 
