@@ -109,8 +109,8 @@ class EngineClient:
                     return
 
     async def task(self, spec: VariantSpec, request: Task) -> Answer:
-        message = {"spec": spec.to_json(), "request": asdict(replace(request, image=None))}
-        answer = await self._ask("task", message, request.image or b"")
+        message = {"spec": spec.to_json(), "request": asdict(replace(request, media=None))}
+        answer = await self._ask("task", message, request.media or b"")
         return Answer(answer["output"], answer["execution_id"])
 
     async def state(self) -> Json:

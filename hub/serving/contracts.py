@@ -117,6 +117,14 @@ def _needs_tokenizer(key: str) -> Callable[[Loaded, Any], Loaded]:
     return check
 
 
+def _sampling_rate(loaded: Loaded, rate: int) -> Loaded:
+    found = getattr(loaded.sound_processor, "sampling_rate", None)
+    if found != rate:
+        takes = f"takes {found} samples a second" if found else "takes no sounds"
+        raise UnfitPatch(f"the patch's sampling_rate is {rate}, and {type(loaded.model).__name__} {takes}")
+    return loaded
+
+
 _APPLIED: Mapping[str, Callable[[Loaded, Any], Loaded]] = {
     "added_tokens": _added_tokens,
     "chat_template": _chat_template,
@@ -125,5 +133,6 @@ _APPLIED: Mapping[str, Callable[[Loaded, Any], Loaded]] = {
     "invocation_tokens": _needs_tokenizer("invocation_tokens"),
     "label_map": _label_map,
     "pattern": _pattern,
+    "sampling_rate": _sampling_rate,
     "verbalizer": _verbalizer,
 }

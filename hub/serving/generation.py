@@ -32,6 +32,12 @@ class Prompt:
         """Raises InvalidRequest for a model without a tokenizer or a head, TooLarge for a prompt beyond its context."""
         if not callable(getattr(loaded.model, "generate", None)) or not loaded.model.can_generate():
             raise InvalidRequest(f"{type(loaded.model).__name__} does not generate text")
+        if loaded.model.config.is_encoder_decoder and request.echo and request.logprobs is not None:
+            raise InvalidRequest("echo: an encoder-decoder reads its prompt at once and gives it no log probabilities")
+        if "input_ids" not in inspect.signature(loaded.model.forward).parameters:
+            raise InvalidRequest(
+                f"{type(loaded.model).__name__} takes no text; send it what it hears or sees as a task"
+            )
         if loaded.tokenizer is None:
             raise InvalidRequest("this model has no tokenizer files (tokenizer.json), so it cannot read text")
         self.tokens = _tokens(loaded.tokenizer, request)
@@ -101,6 +107,8 @@ class Generation:
         self._request = request
         self._prompt = prompt
         self._ends = _end_tokens(loaded)
+        self._is_pair = bool(self._model.config.is_encoder_decoder)
+        self._encoded: Any = None
         self._has_logits_to_keep = "logits_to_keep" in inspect.signature(self._model.forward).parameters
 
     def steps(self) -> Iterator[Sequence[Event]]:
@@ -118,6 +126,11 @@ class Generation:
 
     def _read_prompt(self) -> tuple[tuple[Tensor, Any], tuple[str, tuple[TokenLogprob, ...]] | None]:
         tokens = self._prompt.tokens
+        if self._is_pair:
+            ids = torch.tensor([tokens], device=self._model.device)  # (1, T)
+            self._encoded = self._model.get_encoder()(input_ids=ids)
+            logits, cache = self._forward(self._start, None, keep=1)
+            return (logits[-1], cache), (self._decode(tokens), ()) if self._request.echo else None
         wants_logprobs = self._request.echo and self._request.logprobs is not None
         logits, cache = self._forward(tokens, None, keep=len(tokens) if wants_logprobs else 1)
         if not self._request.echo:
@@ -168,17 +181,31 @@ class Generation:
     def _next_logits(self, answer: _Answer) -> Tensor:
         if answer.logits is None:
             # a model without a cache reads everything again
-            unread = answer.tokens[-1:] if answer.cache is not None else self._prompt.tokens + answer.tokens
+            unread = answer.tokens[-1:] if answer.cache is not None else self._start + answer.tokens
             logits, answer.cache = self._forward(unread, answer.cache, keep=1)
             return logits[-1]
         logits, answer.logits = answer.logits, None
         return logits
 
+    @property
+    def _start(self) -> list[int]:
+        """What an answer goes on from, read again by a model without a cache: the prompt, or a decoder's beginning."""
+        if not self._is_pair:
+            return self._prompt.tokens
+        config, own = self._model.config, self._model.generation_config
+        start = getattr(own, "decoder_start_token_id", None)
+        start = getattr(config, "decoder_start_token_id", None) if start is None else start
+        return [getattr(config, "bos_token_id", 0) if start is None else start]
+
     def _forward(self, tokens: Sequence[int], cache: Any, keep: int) -> tuple[Tensor, Any]:
         """Logits of the last `keep` tokens or more, (kept, vocabulary), and the cache to go on with."""
         options = {"logits_to_keep": keep} if self._has_logits_to_keep else {}
         ids = torch.tensor([tokens], device=self._model.device)  # (1, T)
-        output = self._model(input_ids=ids, past_key_values=cache, use_cache=True, **options)
+        if self._is_pair:
+            given: dict[str, Any] = {"decoder_input_ids": ids, "encoder_outputs": self._encoded}
+        else:
+            given = {"input_ids": ids, **options}
+        output = self._model(**given, past_key_values=cache, use_cache=True)
         # virtual tokens come before the text's own
         return output.logits[0, -len(tokens) :], getattr(output, "past_key_values", None)
 

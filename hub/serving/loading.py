@@ -8,7 +8,7 @@ Imports torch: only an engine's process loads this.
 import json
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -52,6 +52,10 @@ _HEADS: tuple[tuple[Any, Mapping[str, Any]], ...] = (
     (transformers.AutoModelForCausalLM, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
     (transformers.AutoModelForSequenceClassification, modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
     (transformers.AutoModelForImageClassification, modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
+    (transformers.AutoModelForSeq2SeqLM, modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
+    (transformers.AutoModelForSpeechSeq2Seq, modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES),
+    (transformers.AutoModelForCTC, modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES),
+    (transformers.AutoModelForAudioClassification, modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES),
     (transformers.AutoModelForMaskedLM, modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
     (transformers.AutoModel, modeling_auto.MODEL_MAPPING_NAMES),
 )
@@ -72,6 +76,7 @@ class Loaded:
     model: transformers.PreTrainedModel
     tokenizer: transformers.PreTrainedTokenizerBase | None
     image_processor: Any | None
+    sound_processor: Any | None
     pooling: str | None
     is_normalized: bool
     is_patched: bool = False
@@ -92,7 +97,8 @@ def load(source: Source, device: torch.device) -> Loaded:
         return Loaded(
             model=model,
             tokenizer=_tokenizer(folder, source.name),
-            image_processor=_image_processor(folder, source.name),
+            image_processor=_preprocessor(folder, source.name, _IMAGES),
+            sound_processor=_preprocessor(folder, source.name, _SOUNDS),
             pooling=pooling,
             is_normalized=is_normalized,
         )
@@ -166,7 +172,7 @@ def _head(config: Any, name: str) -> Any:
         known = names.get(config.model_type, ())
         if architecture is None or architecture in ((known,) if isinstance(known, str) else known):
             return head if architecture else transformers.AutoModel
-    served = "causal language models, text and image classifiers, and encoders"
+    served = "language models, classifiers of texts, images and sounds, models of speech, and encoders"
     raise InvalidRequest(f"{name}: architecture {architecture!r} is not served; served are {served}")
 
 
@@ -182,10 +188,16 @@ def _tokenizer(folder: str, name: str) -> transformers.PreTrainedTokenizerBase |
         raise InvalidRequest(f"{name}: its tokenizer does not load: {_first_line(error)}") from error
 
 
-def _image_processor(folder: str, name: str) -> Any | None:
-    if not Path(folder, "preprocessor_config.json").is_file():
+_IMAGES = (transformers.AutoImageProcessor, lambda config: "feature_extractor_type" not in config)
+_SOUNDS = (transformers.AutoFeatureExtractor, lambda config: "feature_extractor_type" in config)
+
+
+def _preprocessor(folder: str, name: str, kind: tuple[Any, Callable[[Mapping[str, Any]], bool]]) -> Any | None:
+    """What prepares images or sounds, None where preprocessor_config.json is for the other or missing."""
+    processor, is_for = kind
+    file = Path(folder, "preprocessor_config.json")
+    if not file.is_file() or not is_for(json.loads(file.read_text(encoding="utf-8"))):
         return None
-    processor: Any = transformers.AutoImageProcessor
     try:
         return processor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:

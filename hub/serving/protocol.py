@@ -169,13 +169,14 @@ Event = Started | Delta | Finished
 class Task:
     """A request for something else than text.
 
-    task: "feature-extraction", "text-classification", "image-classification". inputs: text or texts; image: the bytes
-    of an image file instead. parameters: of the task, as the Hugging Face inference API names them.
+    task: "feature-extraction", "text-classification", "image-classification", "audio-classification",
+    "automatic-speech-recognition". inputs: text or texts; media: the bytes of an image or sound file instead.
+    parameters: of the task, as the Hugging Face inference API names them.
     """
 
     task: str
     inputs: str | Sequence[str] | None = None
-    image: bytes | None = None
+    media: bytes | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 

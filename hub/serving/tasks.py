@@ -1,4 +1,4 @@
-"""Answers that are not text: vectors and classes, as the Hugging Face inference API shapes them.
+"""Answers that are not generated text: vectors, classes and transcripts, as the Hugging Face inference API shapes them.
 
 Imports torch: only an engine's process loads this.
 """
@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import transformers
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from adapterhub.hub.errors import InvalidRequest
 from adapterhub.hub.serving.loading import Loaded
 from adapterhub.hub.serving.protocol import Task
+from adapterhub.hub.serving.sounds import samples
 
 MAX_TEXTS = 256
 """Texts in one request."""
@@ -108,10 +110,55 @@ def image_classification(loaded: Loaded, request: Task) -> Any:
     if loaded.image_processor is None:
         raise InvalidRequest("this model has no preprocessor_config.json, so it is not known how it sees an image")
     channels = getattr(loaded.model.config, "num_channels", 3)
-    image = _image(request.image, "L" if channels == 1 else "RGB")
+    image = _image(request.media, "L" if channels == 1 else "RGB")
     pixels = loaded.image_processor(image, return_tensors="pt")["pixel_values"]  # (1, channels, height, width)
     logits = loaded.model(pixel_values=pixels.to(loaded.model.device, loaded.model.dtype)).logits[0]
     return _classes(loaded, logits, request.parameters)
+
+
+def audio_classification(loaded: Loaded, request: Task) -> Any:
+    """The likeliest classes of a sound, a list of {label, score}.
+
+    Parameters: top_k, function_to_apply. Source: huggingface_hub InferenceClient.audio_classification.
+    """
+    inputs = _heard(loaded, request)
+    logits = getattr(loaded.model(**inputs), "logits", None)
+    if logits is None or logits.dim() != 2:
+        raise InvalidRequest(
+            f"{request.task} needs a model with a classifier; this one is {type(loaded.model).__name__}"
+        )
+    return _classes(loaded, logits[0], request.parameters)
+
+
+def speech_recognition(loaded: Loaded, request: Task) -> Any:
+    """What is said in a sound, {"text"}: the likeliest token at each moment (CTC), or a text generated greedily.
+
+    Source: huggingface_hub InferenceClient.automatic_speech_recognition; CTC: Graves et al. 2006, best path decoding.
+    """
+    tokenizer: Any = loaded.tokenizer
+    is_ctc = type(loaded.model).__name__.endswith("ForCTC")
+    if tokenizer is None or not (is_ctc or loaded.model.config.is_encoder_decoder):
+        raise InvalidRequest(f"{type(loaded.model).__name__} with its files does not recognise speech")
+    inputs = _heard(loaded, request)
+    if not is_ctc:
+        model: Any = loaded.model
+        return {"text": tokenizer.decode(model.generate(**inputs, do_sample=False)[0], skip_special_tokens=True)}
+    tokens = loaded.model(**inputs).logits[0].argmax(-1)
+    if isinstance(tokenizer, transformers.Wav2Vec2CTCTokenizer):
+        return {"text": tokenizer.decode(tokens.tolist())}
+    tokens = tokens.unique_consecutive()
+    spoken = tokens[tokens != loaded.model.config.pad_token_id]
+    return {"text": tokenizer.decode(spoken.tolist(), skip_special_tokens=True)}
+
+
+def _heard(loaded: Loaded, request: Task) -> dict[str, Any]:
+    """The arguments of the model for the sound of a request."""
+    if loaded.sound_processor is None:
+        raise InvalidRequest("this model has no preprocessor_config.json for sounds, so it is not known how it hears")
+    rate = loaded.sound_processor.sampling_rate
+    found = loaded.sound_processor(samples(request.media, rate), sampling_rate=rate, return_tensors="pt")
+    kept = {name: found[name] for name in ("input_values", "input_features") if name in found}
+    return {name: one.to(loaded.model.device, loaded.model.dtype) for name, one in kept.items()}
 
 
 def _image(data: bytes | None, mode: str) -> Image.Image:
@@ -179,6 +226,8 @@ def _scores(loaded: Loaded, logits: Tensor, function: str | None) -> Tensor:
 
 
 _TASKS: Mapping[str, Callable[[Loaded, Task], Any]] = {
+    "audio-classification": audio_classification,
+    "automatic-speech-recognition": speech_recognition,
     "feature-extraction": feature_extraction,
     "image-classification": image_classification,
     "text-classification": text_classification,

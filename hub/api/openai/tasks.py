@@ -1,7 +1,8 @@
-"""POST /models/{model}: vectors and classes, as huggingface_hub's InferenceClient asks for them at a model's URL.
+"""POST /models/{model}: vectors, classes, transcripts, as huggingface_hub's InferenceClient asks at a model's URL.
 
 Source: huggingface_hub/inference/_providers/hf_inference.py: a text task sends {"inputs", "parameters"}, or the
-parameters beside the inputs for feature extraction; an image is the raw body, or base64 in `inputs` with parameters.
+parameters beside the inputs for feature extraction; an image or a sound is the raw body, or base64 in `inputs` with
+parameters.
 """
 
 import base64
@@ -24,14 +25,27 @@ router = APIRouter(tags=["tasks"])
 IMAGE = "image-classification"
 TEXT_CLASSES = "text-classification"
 VECTORS = "feature-extraction"
-_HEADS = {"ForSequenceClassification": TEXT_CLASSES, "ForImageClassification": IMAGE}
+SOUND_CLASSES = "audio-classification"
+SPEECH = "automatic-speech-recognition"
+_HEADS = {
+    "ForSequenceClassification": TEXT_CLASSES,
+    "ForImageClassification": IMAGE,
+    "ForAudioClassification": SOUND_CLASSES,
+    "ForCTC": SPEECH,
+    "ForSpeechSeq2Seq": SPEECH,
+    "WhisperForConditionalGeneration": SPEECH,
+}
+_MEDIA = {IMAGE: "an image", SOUND_CLASSES: "a sound", SPEECH: "a sound"}
+"""Tasks on files, and what those are."""
+_HEARS = ("wav2vec2", "wav2vec2-bert", "hubert", "wavlm", "unispeech", "sew", "data2vec-audio")
+"""Types of models whose classifiers are of sounds, though their names say of sequences."""
 
 
 @router.post("/models/{model:path}/pipeline/{task}")
 async def run_named_task(
     model: str, task: str, request: Request, hub: HubDep, caller: CallerDep, engine: EngineDep
 ) -> Response:
-    """Run a task by its name: feature-extraction, text-classification, image-classification."""
+    """Run a task: feature-extraction, automatic-speech-recognition, text-, image- or audio-classification."""
     spec = await variant(hub, caller, model)
     asked = await _asked(request, task)
     return JSONResponse((await unless_gone(request, engine.task(spec, asked))).output)
@@ -39,7 +53,7 @@ async def run_named_task(
 
 @router.post("/models/{model:path}")
 async def run_task(model: str, request: Request, hub: HubDep, caller: CallerDep, engine: EngineDep) -> Response:
-    """Run the task that the model's head is for: classes of texts or images, else vectors of texts."""
+    """Run the task that the model's head is for: classes of texts, images or sounds, speech, else vectors of texts."""
     spec = await variant(hub, caller, model)
     asked = await _asked(request, await threads.run(_task_of, spec))
     return JSONResponse((await unless_gone(request, engine.task(spec, asked))).output)
@@ -50,13 +64,14 @@ def _task_of(spec: VariantSpec) -> str:
     file = join(spec.base.path, "config.json")
     config = read_json(spec.base.folder, file) if file in spec.base.folder.names() else {}
     architecture = str((config.get("architectures") or [""])[0])
-    return next((task for head, task in _HEADS.items() if architecture.endswith(head)), VECTORS)
+    task = next((task for head, task in _HEADS.items() if architecture.endswith(head)), VECTORS)
+    return SOUND_CLASSES if task == TEXT_CLASSES and config.get("model_type") in _HEARS else task
 
 
 async def _asked(request: Request, task: str) -> Task:
     body = await request.body()
-    if "json" not in request.headers.get("content-type", "") and task == IMAGE:
-        return Task(task, image=body)
+    if "json" not in request.headers.get("content-type", "") and task in _MEDIA:
+        return Task(task, media=body)
     try:
         sent: Any = json.loads(body)
     except ValueError as error:
@@ -65,8 +80,8 @@ async def _asked(request: Request, task: str) -> Task:
         raise InvalidRequest("inputs: missing from the body")
     rest = {name: value for name, value in sent.items() if name not in ("inputs", "parameters", "options")}
     parameters = rest | cast("dict[str, Any]", sent.get("parameters") or {})
-    if task == IMAGE:
-        return Task(task, image=_image(sent["inputs"]), parameters=parameters)
+    if task in _MEDIA:
+        return Task(task, media=_file(sent["inputs"], _MEDIA[task]), parameters=parameters)
     inputs = sent["inputs"]
     is_texts = isinstance(inputs, list) and all(isinstance(one, str) for one in inputs)
     if not isinstance(inputs, str) and not is_texts:
@@ -74,8 +89,8 @@ async def _asked(request: Request, task: str) -> Task:
     return Task(task, inputs, parameters=parameters)
 
 
-def _image(inputs: Any) -> bytes:
+def _file(inputs: Any, what: str) -> bytes:
     try:
         return base64.b64decode(inputs, validate=True)
     except (binascii.Error, TypeError, ValueError):
-        raise InvalidRequest("inputs: an image in base64 is expected") from None
+        raise InvalidRequest(f"inputs: {what} in base64 is expected") from None

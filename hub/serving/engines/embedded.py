@@ -198,7 +198,7 @@ def _generate(request: _Request, lease: Lease, message: Json, attachment: bytes)
 
 
 def _task(request: _Request, lease: Lease, message: Json, attachment: bytes) -> Pieces:
-    asked = replace(Task(**message["request"]), image=attachment or None)
+    asked = replace(Task(**message["request"]), media=attachment or None)
 
     def pieces() -> Pieces:
         output = tasks.run(lease.loaded, asked)

@@ -196,11 +196,11 @@ def test_texts_and_images_are_classified_as_transformers_does(engine: EngineOnAL
     vit = models.spec("demo/vit", models.source("demo/vit", models.vit_classifier(tmp_path / "vit")))
     png = BytesIO()
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(png, "PNG")
-    task = Task("image-classification", image=png.getvalue(), parameters={"top_k": 3})
+    task = Task("image-classification", media=png.getvalue(), parameters={"top_k": 3})
     classes = engine.run(engine.client.task(vit, task)).output
     assert [sorted(one) for one in classes] == [["label", "score"]] * 3
     with pytest.raises(InvalidRequest, match="not an image"):
-        engine.run(engine.client.task(vit, replace(task, image=b"no image")))
+        engine.run(engine.client.task(vit, replace(task, media=b"no image")))
 
 
 def test_a_model_without_a_sentence_head_gives_the_vectors_of_its_tokens(
