@@ -75,8 +75,13 @@ _OPENAI_TYPES: Mapping[int, str] = {
 
 _OPENAI_CODES: Mapping[str, str] = {
     "BaseMismatch": "incompatible_patch",
+    "BrokenContainer": "incompatible_patch",
+    "InvalidPatch": "incompatible_patch",
     "InvalidToken": "invalid_api_key",
+    "NonFinite": "incompatible_patch",
     "NotAuthenticated": "invalid_api_key",
+    "NotFoldable": "incompatible_patch",
+    "NotStackable": "incompatible_patch",
     "ShapeMismatch": "incompatible_patch",
     "UnfitPatch": "incompatible_patch",
     "UnknownSite": "incompatible_patch",

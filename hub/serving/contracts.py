@@ -91,7 +91,8 @@ def _pattern(loaded: Loaded, pattern: str) -> Loaded:
 
 
 def _verbalizer(loaded: Loaded, words: Mapping[str, str]) -> Loaded:
-    if loaded.model.get_output_embeddings() is None:
+    model: Any = loaded.model
+    if model.get_output_embeddings() is None:
         raise UnfitPatch(
             f"the patch's verbalizer needs a language model's head; the base is {type(loaded.model).__name__}"
         )

@@ -200,8 +200,8 @@ def _encoded(loaded: Loaded, text: str) -> dict[str, Any]:
 def _classes(loaded: Loaded, logits: Tensor, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The top_k classes by score, each {label, score}. logits: (classes,)."""
     scores = _scores(loaded, logits.float(), parameters.get("function_to_apply"))
-    named = loaded.contract.get("label_map")
-    labels = {int(one): name for one, name in named.items()} if named else loaded.model.config.id2label or {}
+    named: Mapping[Any, str] = loaded.contract.get("label_map") or loaded.model.config.id2label or {}
+    labels = {int(one): name for one, name in named.items()}
     return _told(scores, [labels.get(one, f"LABEL_{one}") for one in range(scores.shape[0])], parameters)
 
 

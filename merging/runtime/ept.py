@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.merging import live
 from adapterhub.merging.checkpoint import Folder
-from adapterhub.merging.live import by_name, check_weight, is_cached, override, tensor
+from adapterhub.merging.live import by_name, cache_of, check_weight, is_cached, override, tensor
 from adapterhub.merging.live_prompts import embeddings_of, put_prompt
 from adapterhub.merging.native_runtime import read_runtime
 from adapterhub.merging.registry import RuntimeSpec
@@ -50,23 +50,35 @@ def prompt_of(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return prompt
 
 
+_BEFORE = "_ept_before"
+"""Attribute of a cache: how many of its places come before the text's own tokens."""
+
+
 def _put_update(model: Any, embeddings: Any, delta: torch.Tensor) -> None:
-    """Add the rows of `delta` to the embedded tokens of a sequence's beginning, before the prompt comes before them."""
+    """Add the rows of `delta` to the embedded tokens of a sequence's beginning, before the prompt comes before them.
+
+    Generated tokens are part of the sequence, as if it were read again as a whole.
+    """
     inner = model.get_encoder() if model.config.is_encoder_decoder else model
 
     def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given = by_name(original, args, kwargs)
-        ids = given.get("input_ids")
-        if ids is None or is_cached(given):
+        ids, cache = given.get("input_ids"), cache_of(given)
+        if ids is None or (is_cached(given) and model.config.is_encoder_decoder):
             return original(**given)
+        past = cache.get_seq_length() - getattr(cache, _BEFORE, 0) if is_cached(given) else 0
         embeds, mask = embeddings(ids), given.get("attention_mask")
-        mask = ids.new_ones(ids.shape) if mask is None else mask.long()
-        places = mask.cumsum(1) - 1  # of tokens that are no padding
-        reaches = (mask > 0) & (places < len(delta))
+        mask = ids.new_ones(len(ids), past + ids.shape[1]) if mask is None else mask.long()
+        places = (mask.cumsum(1) - 1)[:, -ids.shape[1] :]  # of tokens that are no padding
+        reaches = (mask[:, -ids.shape[1] :] > 0) & (places < len(delta))
         added = delta[places.clamp(0, len(delta) - 1)] * reaches[..., None]
         given["inputs_embeds"] = (embeds + added).to(embeds.dtype)
         del given["input_ids"]
-        return original(**given)
+        found = original(**given)
+        cache = cache_of(found) if isinstance(found, Mapping) else None
+        if cache is not None and not past and not model.config.is_encoder_decoder:
+            setattr(cache, _BEFORE, cache.get_seq_length() - ids.shape[1])
+        return found
 
     override(inner, "forward", forward)
     if inner is not model:

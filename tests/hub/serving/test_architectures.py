@@ -62,21 +62,23 @@ def png() -> bytes:
     return file.getvalue()
 
 
+_LIBRARY: Any = transformers
 PROCESSORS: dict[str, Callable[[], Any]] = {
-    "vit": lambda: transformers.ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5]),
-    "whisper": lambda: transformers.WhisperFeatureExtractor(
+    "vit": lambda: _LIBRARY.ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5]),
+    "whisper": lambda: _LIBRARY.WhisperFeatureExtractor(
         feature_size=4, sampling_rate=RATE, hop_length=1000, chunk_length=1, n_fft=2000
     ),
-    "wav2vec2": lambda: transformers.Wav2Vec2FeatureExtractor(sampling_rate=RATE),
-    "w2v-bert": lambda: transformers.SeamlessM4TFeatureExtractor(feature_size=4, num_mel_bins=4, stride=2),
-    "ast": lambda: transformers.ASTFeatureExtractor(num_mel_bins=8, max_length=16),
+    "wav2vec2": lambda: _LIBRARY.Wav2Vec2FeatureExtractor(sampling_rate=RATE),
+    "w2v-bert": lambda: _LIBRARY.SeamlessM4TFeatureExtractor(feature_size=4, num_mel_bins=4, stride=2),
+    "ast": lambda: _LIBRARY.ASTFeatureExtractor(num_mel_bins=8, max_length=16),
 }
 
 
 def base_of(architecture: Architecture, folder: Path) -> Path:
     """A model with the files that prepare its inputs; it never ends a text by itself."""
     has_tokens = "vocab_size" in architecture.sizes
-    model = architecture.make(**({"vocab_size": models.VOCABULARY} if has_tokens else {}))
+    sizes: dict[str, Any] = {"vocab_size": models.VOCABULARY} if has_tokens else {}
+    model: Any = architecture.make(**sizes)
     if model.can_generate():
         model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
@@ -156,7 +158,7 @@ def generated(engine: EngineOnALoop, spec: VariantSpec, model: Any) -> list[floa
 
     pieces = [event for event in engine.run(told()) if isinstance(event, Delta)]
     assert "".join(one.text for one in pieces) == models.tokenizer().decode(tokens, skip_special_tokens=True)
-    found = [one.logprob for piece in pieces for one in piece.logprobs]
+    found = [one.logprob or 0.0 for piece in pieces for one in piece.logprobs]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     return found
 

@@ -144,7 +144,8 @@ def test_a_masked_model_says_the_word_at_the_mask(engine: EngineOnALoop, tmp_pat
         intermediate_size=48,
         max_position_embeddings=64,
     )
-    model: Any = transformers.BertForMaskedLM(made).eval()
+    model: Any = transformers.BertForMaskedLM(made)
+    model.eval()
     model.save_pretrained(tmp_path / "mlm")
     tokenizer = models.tokenizer()
     tokenizer.add_special_tokens({"mask_token": "<mask>"})

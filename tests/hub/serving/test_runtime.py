@@ -199,12 +199,12 @@ def test_the_cases_of_the_run_time_kinds_are_served_alike(engine: EngineOnALoop,
     base, patch = (f"demo/{what}-{case}" for what in ("base", "patch"))
     sources = models.source(base, tmp_path / "base"), models.source(patch, made.folder, facts.kind)
     spec = models.spec(f"{base} + {patch}", sources[0], replace(sources[1], path=made.path))
-    asked = replace(ASKED, prompt=list(range(1, 13)), max_tokens=6)
+    asked = replace(ASKED, prompt=[3, 4, 5, 6], max_tokens=6)
     ids = torch.tensor([asked.prompt])
     with torch.no_grad():
         for _ in range(6):
             ids = torch.cat([ids, made.oracle(input_ids=ids)[:, -1:].argmax(-1)], 1)
-    assert engine.run(text_of(engine.client, spec, asked)) == models.tokenizer().decode(ids[0, 12:])
+    assert engine.run(text_of(engine.client, spec, asked)) == models.tokenizer().decode(ids[0, 4:])
 
 
 @pytest.mark.parametrize("kind", ["prefix_tuning", "alora", "prompt_tuning", "lily", "shadow"])
