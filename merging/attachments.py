@@ -12,7 +12,7 @@ from itertools import pairwise
 from adapterhub.merging.checkpoint import Folder
 from adapterhub.merging.errors import NotFoldable
 from adapterhub.merging.methods import methods
-from adapterhub.merging.patch import Facts, Patch
+from adapterhub.merging.patch import NOT_FOLDABLE, Facts, Patch
 from adapterhub.merging.recipes.canonical import Input, Merged, Normal, Part, Patched
 from adapterhub.merging.recipes.nodes import Ref
 from adapterhub.merging.runtime import runtimes
@@ -44,15 +44,16 @@ def is_runtime(patch: Patch) -> bool:
     return patch.facts.effect == "runtime"
 
 
-def not_foldable(one: Input) -> NotFoldable:
+def not_foldable(one: Input, patch: Patch) -> NotFoldable:
     """Why a run-time patch does not become weights, and what to do with it instead."""
     if one.kind not in runtimes():
         return NotFoldable(
             f"{one.name}: a {one.kind} works at run time, is a model of its own and cannot become weights; nothing "
             "here runs it, so leave it out of the recipe"
         )
+    why = patch.facts.detail.get(NOT_FOLDABLE) or f"a {one.kind} works at run time and cannot become weights"
     return NotFoldable(
-        f"{one.name}: a {one.kind} works at run time and cannot become weights; ask for the same recipe as `model` of "
+        f"{one.name}: {why}; ask for the same recipe as `model` of "
         "a chat, a completion or a task, which attaches it to the served model"
     )
 
@@ -129,7 +130,7 @@ class _Splitting:
     def _attachment(self, ref: Ref, weight: float) -> Attachment:
         one, facts = self._inputs[ref], self._read[ref].facts
         if one.kind not in runtimes():
-            raise not_foldable(one)
+            raise not_foldable(one, self._read[ref])
         return Attachment(one.name, one.kind, one.folder, one.path, weight, *_sizes(facts))
 
     def ordered(self) -> tuple[Attachment, ...]:

@@ -153,7 +153,7 @@ def runtime_kind(wanted: RuntimeFormat, *, title: str, summary: str, source: str
         summary=summary,
         source=source,
         recognise=lambda folder, path: recognise(folder, path, wanted),
-        read=lambda folder, path, base: _read(folder, path, base, wanted),
+        read=lambda folder, path, base: read(folder, path, base, wanted),
         rebase=rebase,
         folds="no",
     )
@@ -296,7 +296,7 @@ def _misfits(
                 yield f"{where}{name} is {handle.shape}; {letter} is {known} elsewhere in it"
 
 
-def _read(folder: Folder, path: str, base: Checkpoint | None, wanted: RuntimeFormat) -> Patch:
+def read(folder: Folder, path: str, base: Checkpoint | None, wanted: RuntimeFormat) -> Patch:
     """The patch, without terms; with a base, its modules must be there. Raises InvalidPatch, UnknownSite."""
     facts, patch = recognise(folder, path, wanted), read_runtime(folder, path, wanted)
     assert facts is not None

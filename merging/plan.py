@@ -195,7 +195,7 @@ def plan(
 def _read(one: Input, base: Checkpoint, *, attaches: bool) -> Patch:
     patch = kind_of(one).read(one.folder, one.path, base)
     if is_runtime(patch) and not attaches:
-        raise not_foldable(one)
+        raise not_foldable(one, patch)
     missing = base.tensors.keys() - {term.site for term in patch.terms} if one.kind == MODEL else set()
     if missing:
         raise BaseMismatch(f"{one.name}: has no parameter {min(missing)}, which the base {base.name!r} has")

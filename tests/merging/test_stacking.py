@@ -13,7 +13,7 @@ DESCRIBED = next(group for group in stacking.GROUPS if group.name == "described"
 def test_every_kind_that_runs_or_is_described_has_a_group() -> None:
     grouped = {kind for group in stacking.GROUPS for kind in group.kinds}
     at_run_time = {name for name, kind in patches.kinds().items() if kind.folds == "no"}
-    assert grouped == at_run_time
+    assert at_run_time <= grouped
     assert grouped == DESCRIBED.kinds | set(runtime.runtimes())
 
 
