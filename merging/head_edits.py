@@ -1,7 +1,7 @@
 """LoFiT's edits of attention heads as terms: z + A ⊙ z + v before the output projection W, b is W', b' after it.
 
-W' = W · diag(1 + A) and b' = b + W · v. With A alone W' is a `scale` term, which sees what acted on W before. Where v is
-there too, W' and b' are values worked out for the base's own W, marked `affine`: they come first in a sequence.
+W' = W · diag(1 + A) and b' = b + W · v. With A alone W' is a `scale` term, which sees what acted on W before. Where v
+is there too, W' and b' are values worked out for the base's own W, marked `affine`: they come first in a sequence.
 
 Source: arXiv:2406.01563 sec. 3.
 """

@@ -14,7 +14,7 @@ Effect = Literal["additive", "affine", "replace", "runtime"]
 """What the patch as a whole does to a base: adds a delta, acts on W, replaces values, or works only at run time."""
 
 NOT_FOLDABLE = "not_foldable"
-"""Key of `Facts.detail`: why a patch that becomes weights of other bases cannot become those of the one it was read with."""
+"""Key of `Facts.detail`: why a patch that becomes weights of other bases does not of the one it was read with."""
 
 
 @dataclass(frozen=True)
