@@ -137,6 +137,36 @@ def join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
+class Beside:
+    """A folder with others below it, each under a name that no patch has: how a patch finds another it refers to."""
+
+    def __init__(self, folder: Folder, others: Sequence[Folder]) -> None:
+        self._folders = {"": folder} | {f"@beside-{number}/": one for number, one in enumerate(others)}
+
+    def names(self) -> Sequence[str]:
+        return sorted(prefix + name for prefix, one in self._folders.items() for name in one.names())
+
+    def size(self, name: str) -> int:
+        folder, inner = self._find(name)
+        return folder.size(inner)
+
+    def digest(self, name: str) -> str:
+        folder, inner = self._find(name)
+        return folder.digest(inner)
+
+    def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
+        folder, inner = self._find(name)
+        return folder.read(inner, start, end)
+
+    def path(self, name: str) -> Path:
+        folder, inner = self._find(name)
+        return folder.path(inner)
+
+    def _find(self, name: str) -> tuple[Folder, str]:
+        prefix = next((one for one in self._folders if one and name.startswith(one)), "")
+        return self._folders[prefix], name.removeprefix(prefix)
+
+
 class Remembering:
     """A folder of which only some names are seen, and whose JSON files are parsed once: many kinds look at each."""
 

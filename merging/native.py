@@ -627,7 +627,8 @@ def _deltas_of(folder: Folder, digest: str) -> Mapping[str, TensorHandle]:
         patch = read_patch(folder, path)
         return {one.site: one.fields["delta"] for one in patch.terms if "delta" in one.fields}
     raise NotFoldable(
-        f"it takes its delta from patch {digest}, which is not in this repository; put that patch's folder beside it"
+        f"it takes its delta from patch {digest}, which is neither in this repository nor in the recipe; put that "
+        "patch's folder beside it, or name it with weight 0, as in base + 0*shared + task"
     )
 
 

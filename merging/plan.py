@@ -22,8 +22,9 @@ from adapterhub.merging.errors import (
     PlanTooLarge,
     RecipeTooLarge,
 )
-from adapterhub.merging.folders import join
+from adapterhub.merging.folders import Beside, join
 from adapterhub.merging.gguf import gguf_layout
+from adapterhub.merging.manifest import MANIFEST
 from adapterhub.merging.methods import methods
 from adapterhub.merging.patch import Export, Patch, SiteTerm
 from adapterhub.merging.predecessors import check_predecessors
@@ -164,7 +165,7 @@ def plan(
     base_ref = base_of(recipe, inputs)
     stored = Checkpoint.open(inputs[base_ref].folder, inputs[base_ref].path, name=inputs[base_ref].name)
     base, base_quantisation = dequantised(stored), quantisation_of(stored.config)
-    read = {ref: _read(inputs[ref], base, attaches=attaches) for ref in references}
+    read = {ref: _read(inputs[ref], base, inputs.values(), attaches=attaches) for ref in references}
     digests = {ref: patch.digest for ref, patch in read.items()}
     whole = normalise(recipe, inputs, digests)
     used = {ref: read[ref] for ref in _refs(whole.parts)}
@@ -192,8 +193,12 @@ def plan(
     )
 
 
-def _read(one: Input, base: Checkpoint, *, attaches: bool) -> Patch:
-    patch = kind_of(one).read(one.folder, one.path, base)
+def _read(one: Input, base: Checkpoint, inputs: Iterable[Input], *, attaches: bool) -> Patch:
+    """The patch; a native one may take its delta from another input."""
+    folder = one.folder
+    if join(one.path, MANIFEST) in folder.names():
+        folder = Beside(folder, [other.folder for other in inputs if other is not one and other.kind != MODEL])
+    patch = kind_of(one).read(folder, one.path, base)
     if is_runtime(patch) and not attaches:
         raise not_foldable(one, patch)
     missing = base.tensors.keys() - {term.site for term in patch.terms} if one.kind == MODEL else set()

@@ -1,7 +1,8 @@
 """mask: one bit an entry: which entries of a delta count.
 
 Files: `patch.json` of kind "mask" and `patch.safetensors`, the native format of `native.py`.
-The delta lies beside the bits, or is that of another patch of the repository (`delta_ref`).
+The delta lies beside the bits, or is that of another patch (`delta_ref`): of the repository, or of the
+recipe, so that the masks of many tasks share one delta.
 Source: arXiv:2302.06600 (grafting), arXiv:2405.07813 (masks over a shared delta).
 """
 
