@@ -185,15 +185,18 @@ def _convert_layout(
 
 
 def _convert_pickled_delta(source: Path, out: Path, *, takes_no: Path | None) -> dict[str, Any]:
-    """What the one pickled delta of a folder, or that file, became."""
+    """What the one delta of a folder, or that file, became."""
     from adapterhub.merging.pickled_deltas import to_native
 
     if takes_no:
         raise Misused("--to native takes neither --base nor --initial")
     folder = LocalFolder(source if source.is_dir() else source.resolve().parent)
-    found = [name for name in folder.names() if is_pickle(name)] if source.is_dir() else [source.name]
+    found = [source.name]
+    if source.is_dir():
+        pickles = [name for name in folder.names() if is_pickle(name)]
+        found = pickles or [name for name in folder.names() if name.endswith(".safetensors")]
     if len(found) != 1:
-        raise Misused(f"{source}: holds {len(found)} pickles; name the one file that holds the delta")
+        raise Misused(f"{source}: holds {len(found)} files of tensors; name the one that holds the delta")
     name, terms = to_native(folder, found[0], out)
     return {"from": name, "to": "native", "terms": dict(terms)}
 

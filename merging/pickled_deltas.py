@@ -1,4 +1,4 @@
-"""Deltas that research code pickles, as terms of the native format: LT-SFT's pytorch_diff.bin and BitDelta's diff.pt.
+"""Deltas that research code saves, as native patches: LT-SFT's pytorch_diff.bin, BitDelta's diff.pt, and checkpoints.
 
 LT-SFT: `diffs` (of other versions `body`) by parameter {size, index_steps, values}: positions counted with the first
 dimension fastest, ascending, each as its difference from the one before; of the oldest version {size, indices, values}
@@ -11,17 +11,21 @@ Source: cambridgeltl/composable-sft src/sft/sft.py; FasterDecoding/BitDelta bitd
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adapterhub.merging import pickles
+from adapterhub.merging.checkpoint import open_tensors
 from adapterhub.merging.encodings import Array, as_array, as_floats, encode_indices, pack_bits
 from adapterhub.merging.errors import InvalidPatch
-from adapterhub.merging.folders import file_digest
+from adapterhub.merging.extended_checkpoints import FORMATS, dsee, format_of, lofit
+from adapterhub.merging.folders import file_digest, read_json
 from adapterhub.merging.native import MANIFEST, WEIGHTS, StoredTerm, write_patch
+from adapterhub.merging.native_runtime import write_runtime
 from adapterhub.merging.results import ResultFolder
 
 if TYPE_CHECKING:
@@ -38,25 +42,59 @@ Terms = dict[str, StoredTerm]
 
 
 def to_native(folder: Folder, name: str, out: Path) -> tuple[str, Mapping[str, str]]:
-    """Write a pickled delta as a native patch into `out`; gives the format's name and each parameter's term.
+    """Write a delta of research code as a native patch into `out`; gives the format's name and each parameter's term.
 
-    Raises InvalidPatch for a pickle of no format known here, or one that contradicts itself; FileExistsError.
+    name: a pickle, or a safetensors file. Raises InvalidPatch for one of no format known here, or one that contradicts
+    itself; FileExistsError.
     """
-    with pickles.opened(folder, name, joint=_JOINT, lists=True) as (tensors, values, _):
-        found = next((one for one in _FORMATS if _FORMATS[one][0](tensors)), None)
+    with _opened(folder, name) as (tensors, values):
+        found = next((one for one in _FORMATS if _FORMATS[one][0](tensors)), None) or format_of(tensors)
         if found is None:
             first = next(iter(tensors), "nothing").replace(_JOINT, ".")
-            raise InvalidPatch(f"{name}: holds {first[:200]} and is no delta of {', '.join(_FORMATS)}")
+            known = ", ".join((*_FORMATS, *FORMATS))
+            raise InvalidPatch(f"{name}: holds {first[:200]} and is no delta of {known}")
         if values:
             raise InvalidPatch(f"{name}: {next(iter(values)).replace(_JOINT, '.')[:200]} is no tensor")
-        sites = _FORMATS[found][1](name, tensors)
-    provenance = {"source_format": found, "source_files": {name: folder.digest(name)}, "converter": "adapterhub"}
-    with ResultFolder(out) as result:
-        write_patch(result.path, sites=sites, base={}, provenance=provenance)
-        for file in (MANIFEST, WEIGHTS):
-            result.add(file, (result.path / file).stat().st_size, file_digest(result.path / file))
-        result.publish()
-    return found, {site: term.kind for site, term in sites.items()}
+        provenance = {"source_format": found, "source_files": {name: folder.digest(name)}, "converter": "adapterhub"}
+        with ResultFolder(out) as result:
+            if found == "LoFiT":
+                modules = lofit(name, tensors, _heads(name, _config(folder)))
+                write_runtime(result.path, "lofit", modules=modules, provenance=provenance)
+                made = dict.fromkeys(modules, "lofit")
+            else:
+                sites: Mapping[str, Any] = (
+                    dsee(name, tensors, _config(folder)) if found == "DSEE" else _FORMATS[found][1](name, tensors)
+                )
+                write_patch(result.path, sites=sites, base={}, provenance=provenance)
+                made = {site: _kind(terms) for site, terms in sites.items()}
+            for file in (MANIFEST, WEIGHTS):
+                result.add(file, (result.path / file).stat().st_size, file_digest(result.path / file))
+            result.publish()
+    return found, made
+
+
+@contextmanager
+def _opened(folder: Folder, name: str) -> Iterator[tuple[Tensors, Mapping[str, Any]]]:
+    if name.endswith(".safetensors"):
+        yield open_tensors(folder, name)[0], {}
+        return
+    with pickles.opened(folder, name, joint=_JOINT, lists=True) as (tensors, values, _):
+        yield tensors, values
+
+
+def _kind(found: StoredTerm | Sequence[StoredTerm]) -> str:
+    return found.kind if isinstance(found, StoredTerm) else " + ".join(one.kind for one in found)
+
+
+def _config(folder: Folder) -> Mapping[str, Any]:
+    return read_json(folder, "config.json") if "config.json" in folder.names() else {}
+
+
+def _heads(name: str, config: Mapping[str, Any]) -> int:
+    count = config.get("num_attention_heads", config.get("n_head"))
+    if type(count) is not int or not 0 < count <= 10_000:
+        raise InvalidPatch(f"{name}: config.json says num_attention_heads {count!r}; put the model's own beside it")
+    return count
 
 
 def _replacing(handle: TensorHandle) -> StoredTerm:

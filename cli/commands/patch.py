@@ -165,7 +165,12 @@ def inspect(
 def convert(
     source: Annotated[Path, typer.Argument(help="Folder of the patch; of a pickle, the file will do.")],
     out: Annotated[Path, typer.Argument(help="Folder to write: empty, or none yet.")],
-    to: Annotated[str, typer.Option(help="lora, kohya, diffusers, gguf, dense; of pickles: safetensors, native.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="lora, kohya, diffusers, gguf, dense; of pickles: safetensors; native for deltas of research code."
+        ),
+    ],
     base: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="Folder of the patch's base.")] = None,
     initial: Annotated[
         Path | None,

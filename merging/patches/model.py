@@ -9,6 +9,7 @@ from typing import Any
 
 from adapterhub.merging.checkpoint import Checkpoint, Folder, find_weights
 from adapterhub.merging.errors import InvalidPatch, ShapeMismatch, UnknownSite
+from adapterhub.merging.extended_checkpoints import format_of
 from adapterhub.merging.folders import join, json_digest, read_json
 from adapterhub.merging.patch import Facts, Patch, PatchKind, SiteTerm, TrainingBase
 from adapterhub.merging.quantised import dequantised, quantisation_of
@@ -46,10 +47,14 @@ def _facts(folder: Folder, path: str, reason: str, config: dict[str, Any], model
     dtypes: Counter[str] = Counter()
     for tensor in model.tensors.values():
         dtypes[tensor.dtype] += tensor.numel
+    trained = format_of(model.tensors)
+    told = f"{model.files[0]}: holds what {trained} trained beside the model, which transformers would leave out; "
+    cure = "`adapterhub patch convert --to native` makes a patch of it for the model it was trained on"
     return Facts(
         kind="model",
         reason=reason,
         path=path,
+        problems=(told + cure,) if trained else (),
         files=(join(path, "config.json"), *model.files),
         effect="replace",
         base=TrainingBase(quantisation=quantisation_of(config)),
