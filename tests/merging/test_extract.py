@@ -102,3 +102,23 @@ def test_models_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
         with pytest.raises(refusal):
             run(base, tuned, "dense", tmp_path / "patch")
         assert not (tmp_path / "patch" / "patch.json").exists()
+
+
+@pytest.mark.parametrize("form", ["mask", "dense", "xor", "sparse:density=1"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_a_half_tuned_model_only_what_moved_is_kept(form: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """HFT (arXiv:2404.18466) trains half of the parameters of each block and leaves the others."""
+    base, tuned = pair(tmp_path, dtype)
+    before, there = load_file(base / "model.safetensors"), load_file(tuned / "model.safetensors")
+    moved = {name for number, name in enumerate(sorted(before)) if number % 2 and before[name].dim() == 2}
+    half = {name: there[name] if name in moved else before[name] for name in before}
+    save_file(half, tuned / "model.safetensors", {"format": "pt"})
+    rows, _ = run(base, tuned, form, tmp_path / "patch")
+    (facts,) = patches.inspect(LocalFolder(tmp_path / "patch"))
+    assert (
+        {row.site for row in rows} == {one.site for one in patches.read(LocalFolder(tmp_path / "patch")).terms} == moved
+    )
+    assert sum(facts.layers.values()) == len(moved)
+    found = load_file(fold(base, tmp_path / "patch", tmp_path / "out") / "model.safetensors")
+    assert all(torch.equal(found[name], before[name]) for name in before.keys() - moved)
+    assert all(torch.equal(found[name], there[name]) for name in moved if form == "xor" or dtype != torch.float32)
