@@ -184,6 +184,21 @@ def _convert_layout(
     return conversions.to_kind(found, out, form, None, patch.facts.base.name or str(base)).as_json()
 
 
+def graft(source: Path, out: Path, *, base: Path | None, tuned: Path, said: Path | None) -> dict[str, Any]:
+    """What the pickled logits of a graft mask became, given both models and what the pickle leaves unsaid.
+
+    Raises Misused for what is missing, and what `merging.grafts` raises.
+    """
+    from adapterhub.merging import grafts
+
+    if base is None or said is None or source.is_dir():
+        raise Misused("--tuned: a graft mask is one file, and takes --base FOLDER and --graft FILE besides")
+    described = grafts.read_graft(LocalFolder(said.resolve().parent), said.name)
+    models = [Checkpoint.open(LocalFolder(one), name=str(one)) for one in (base, tuned)]
+    terms = grafts.to_native(LocalFolder(source.resolve().parent), source.name, described, *models, out)
+    return {"from": "graft", "to": "native", "terms": dict(terms)}
+
+
 def _convert_pickled_delta(source: Path, out: Path, *, takes_no: Path | None) -> dict[str, Any]:
     """What the one delta of a folder, or that file, became."""
     from adapterhub.merging.pickled_deltas import to_native

@@ -182,15 +182,27 @@ def convert(
         str | None,
         typer.Option(help="fused or split: q, k and v (gate and up) in one parameter, as --base has them, or apart."),
     ] = None,
+    tuned: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Of a graft mask: folder of the tuned model; --to native."),
+    ] = None,
+    graft: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Of a graft mask: JSON of its names, sigmoid_bias and density."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a patch in another form on this machine, and say how exact it is."""
     from adapterhub.cli.local import convert as convert_here
+    from adapterhub.cli.local import graft as graft_here
 
     if not source.exists():
         raise Missing(f"{source}: no such file or folder")
     try:
-        found = convert_here(source, out, to, base=base, initial=initial, layout=layout)
+        if tuned is not None and to == "native":
+            found = graft_here(source, out, base=base, tuned=tuned, said=graft)
+        else:
+            found = convert_here(source, out, to, base=base, initial=initial, layout=layout)
     except FileExistsError as error:
         raise Declined(str(error)) from error
     if as_json:

@@ -129,6 +129,23 @@ def test_convert_makes_a_native_patch_of_a_pickled_delta(command: Command, folde
     assert command("patch", "convert", str(folders / "code"), str(folders / "no"), "--to", "native").code == 2
 
 
+def test_convert_makes_a_native_mask_of_a_graft(command: Command, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    for name, moved in (("base", 0.0), ("tuned", 1.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"model_type": "bert"}')
+        save_file({"w": torch.tensor([0.0, moved, 2 * moved])}, tmp_path / name / "model.safetensors")
+    torch.save([torch.tensor([9.0, -9.0, 9.0])], tmp_path / "mask.pt")
+    (tmp_path / "graft.json").write_text('{"names": ["w"], "sigmoid_bias": 1, "density": 0}')
+    given = [str(tmp_path / "mask.pt"), str(tmp_path / "out"), "--to", "native", "--tuned", str(tmp_path / "tuned")]
+    assert command("patch", "convert", *given).code == 2
+    given += ["--base", str(tmp_path / "base"), "--graft", str(tmp_path / "graft.json")]
+    assert json.loads(command("patch", "convert", *given, "--json").out)["terms"] == {"w": "mask"}
+    assert load_file(tmp_path / "out" / "patch.safetensors")["w::t0.delta"].tolist() == [0, 0, 2]
+
+
 def test_inspect_finds_values_that_are_not_finite_only_when_it_reads_them(command: Command, tmp_path: Path) -> None:
     delta = np.array([[np.inf, 1.0]], np.float32)
     native.write_patch(tmp_path, sites={"w": native.term("dense", (1, 2), delta=delta)}, base={})
