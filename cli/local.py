@@ -194,8 +194,8 @@ def graft(source: Path, out: Path, *, base: Path | None, tuned: Path, said: Path
     if base is None or said is None or source.is_dir():
         raise Misused("--tuned: a graft mask is one file, and takes --base FOLDER and --graft FILE besides")
     described = grafts.read_graft(LocalFolder(said.resolve().parent), said.name)
-    models = [Checkpoint.open(LocalFolder(one), name=str(one)) for one in (base, tuned)]
-    terms = grafts.to_native(LocalFolder(source.resolve().parent), source.name, described, *models, out)
+    before, after = (Checkpoint.open(LocalFolder(one), name=str(one)) for one in (base, tuned))
+    terms = grafts.to_native(LocalFolder(source.resolve().parent), source.name, described, before, after, out)
     return {"from": "graft", "to": "native", "terms": dict(terms)}
 
 

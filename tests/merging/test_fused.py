@@ -58,8 +58,8 @@ def llama_of_phi3() -> Any:
     sizes = {name: getattr(config, name) for name in LlamaConfig().to_dict() if hasattr(config, name)}
     for name in ("model_type", "architectures", "transformers_version", "rope_parameters"):
         sizes.pop(name, None)
-    model = LlamaForCausalLM(LlamaConfig(**sizes))
-    state = {}
+    model: Any = LlamaForCausalLM(LlamaConfig(**sizes))
+    state: dict[str, torch.Tensor] = {}
     for name, value in phi3.state_dict().items():
         if "qkv_proj" in name:
             parts = value.split([16, 8, 8])
@@ -126,7 +126,7 @@ def test_phi3s_lora_goes_on_a_llama_bit_for_bit_but_shared(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kind", ["grouped", "shared", "plain"])
 def test_falcons_heads_are_split_as_falcon_splits_them(kind: str, tmp_path: Path) -> None:
-    sizes = {
+    sizes: dict[str, Any] = {
         "grouped": {},
         "shared": {"new_decoder_architecture": False, "multi_query": True},
         "plain": {"new_decoder_architecture": False, "multi_query": False},
@@ -140,7 +140,8 @@ def test_falcons_heads_are_split_as_falcon_splits_them(kind: str, tmp_path: Path
     whole, apart, back = map(deltas, (tmp_path / "patch", split, again))
     assert whole.keys() == back.keys()
     x = torch.randn(1, 5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    attention: Any = falcon.make(**sizes).transformer.h[0].self_attention
+    fresh: Any = falcon.make(**sizes)
+    attention = fresh.transformer.h[0].self_attention
     site = "transformer.h.0.self_attention."
     query, key, value = attention._split_heads(x @ whole[site + "query_key_value"].T)
     heads = {"grouped": 2, "shared": 1, "plain": 4}[kind]

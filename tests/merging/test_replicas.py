@@ -11,7 +11,7 @@ from peft import LoraConfig
 from adapterhub.merging import patches
 from adapterhub.merging.analysis.norms import layer_norms
 from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
-from adapterhub.merging.convert import to_dense, to_lora
+from adapterhub.merging.convert import to_dense, to_kind
 from adapterhub.merging.errors import BaseMismatch, InvalidPatch, NotFoldable, NotRepresentable
 from adapterhub.merging.plan import plan
 from adapterhub.merging.recipes.canonical import Input
@@ -88,10 +88,11 @@ def test_patches_that_repeat_layers_differently_are_not_mixed(tmp_path: Path) ->
 def test_their_sum_is_written_as_an_adapter_that_repeats_them_too(tmp_path: Path) -> None:
     config = LoraConfig(target_modules=["q_proj"], layer_replication=[(0, 2), (0, 2)], r=2)
     folder, longer, _ = prepared(ARCHITECTURES["llama"], "float32", config, tmp_path)
-    patch = patches.read(LocalFolder(longer), base=Checkpoint.open(LocalFolder(folder)))
+    opened = Checkpoint.open(LocalFolder(folder))
+    patch = patches.read(LocalFolder(longer), base=opened)
     export = patches.kinds()["lora"].export
     assert export is not None
-    made = export([(0.5, patch)], "x/base")
+    made = export([(0.5, patch)], "x/base", opened)
     assert made.files["adapter_config.json"]["layer_replication"] == [[0, 2], [0, 2]]
 
 
@@ -104,7 +105,7 @@ def test_it_is_measured_ported_and_converted_as_the_longer_model(tmp_path: Path)
     assert [row["site"] for row in rows] == [f"model.layers.{n}.self_attn.q_proj.weight" for n in range(4)]
     assert all(row["relative"] for row in rows)
     assert portability(patch, opened, opened).verdict == "identical"
-    assert to_lora(patch, tmp_path / "lora", opened, "x/base").as_json()["is_exact"]
+    assert to_kind(patch, tmp_path / "lora", "lora", opened, "x/base").as_json()["is_exact"]
     again = patches.read(LocalFolder(tmp_path / "lora"), base=opened)
     assert again.layer_ranges == ((0, 2), (0, 2))
     with pytest.raises(NotRepresentable, match="repeats layers"):
