@@ -199,6 +199,16 @@ def graft(source: Path, out: Path, *, base: Path | None, tuned: Path, said: Path
     return {"from": "graft", "to": "native", "terms": dict(terms)}
 
 
+def reft(source: Path, out: Path, *, base: Path | None, positions: str) -> dict[str, Any]:
+    """What pyreft's folder became. Raises Misused without a base, and what `merging.pyreft` raises."""
+    from adapterhub.merging import pyreft
+
+    if base is None or not source.is_dir():
+        raise Misused("--positions: pyreft's patch is a folder, and takes --base FOLDER besides")
+    here = Checkpoint.open(LocalFolder(base), name=str(base))
+    return {"from": "pyreft", "to": "native", "modules": pyreft.to_native(LocalFolder(source), here, positions, out)}
+
+
 def _convert_pickled_delta(source: Path, out: Path, *, takes_no: Path | None) -> dict[str, Any]:
     """What the one delta of a folder, or that file, became."""
     from adapterhub.merging.pickled_deltas import to_native

@@ -59,15 +59,16 @@ def _values(site: str, base: Checkpoint, fields: Mapping[str, TensorHandle], is_
     v, b = fields["v"], base.tensors[bias_name]
 
     def matrix() -> Array:
-        found = as_floats(W).reshape(W.shape)  # (out, in)
-        return found.T if is_transposed else found
+        found: Array = as_floats(W).reshape(W.shape)
+        return found.T if is_transposed else found  # (out, in)
 
     def scaled() -> Array:
-        product = matrix() * (1.0 + as_floats(fields["A"]).reshape(-1))
+        product: Array = matrix() * (1.0 + as_floats(fields["A"]).reshape(-1))
         return product.T if is_transposed else product
 
     def shifted() -> Array:
-        return as_floats(b).reshape(-1) + matrix() @ as_floats(v).reshape(-1)
+        total: Array = as_floats(b).reshape(-1) + matrix() @ as_floats(v).reshape(-1)
+        return total
 
     frozen = {"affine": True}
     if "A" in fields:

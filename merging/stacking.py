@@ -42,7 +42,11 @@ GROUPS: tuple[Group, ...] = (
         "change what single modules give",
     ),
     Group("positions", frozenset({"reft"}), "change hidden states at counted positions"),
-    Group("described", frozenset({"side_model", "hypernetwork"}), "are recognised and described, and run elsewhere"),
+    Group(
+        "described",
+        frozenset({"side_model", "hypernetwork", "pyreft"}),
+        "are recognised and described, and run elsewhere",
+    ),
 )
 """All groups; a kind that is in none of them becomes weights."""
 

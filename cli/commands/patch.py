@@ -190,17 +190,23 @@ def convert(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="Of a graft mask: JSON of its names, sigmoid_bias and density."),
     ] = None,
+    positions: Annotated[
+        str | None, typer.Option(help="Of pyreft's folders: where they act, all or as f7+l7; --to native.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a patch in another form on this machine, and say how exact it is."""
     from adapterhub.cli.local import convert as convert_here
     from adapterhub.cli.local import graft as graft_here
+    from adapterhub.cli.local import reft as reft_here
 
     if not source.exists():
         raise Missing(f"{source}: no such file or folder")
     try:
         if tuned is not None and to == "native":
             found = graft_here(source, out, base=base, tuned=tuned, said=graft)
+        elif positions is not None and to == "native":
+            found = reft_here(source, out, base=base, positions=positions)
         else:
             found = convert_here(source, out, to, base=base, initial=initial, layout=layout)
     except FileExistsError as error:
