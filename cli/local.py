@@ -206,7 +206,8 @@ def reft(source: Path, out: Path, *, base: Path | None, positions: str) -> dict[
     if base is None or not source.is_dir():
         raise Misused("--positions: pyreft's patch is a folder, and takes --base FOLDER besides")
     here = Checkpoint.open(LocalFolder(base), name=str(base))
-    return {"from": "pyreft", "to": "native", "modules": pyreft.to_native(LocalFolder(source), here, positions, out)}
+    modules = pyreft.to_native(LocalFolder(source), here, positions, out)
+    return {"from": "pyreft", "to": "native", "terms": dict.fromkeys(modules, "reft")}
 
 
 def _convert_pickled_delta(source: Path, out: Path, *, takes_no: Path | None) -> dict[str, Any]:

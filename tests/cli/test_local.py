@@ -146,6 +146,18 @@ def test_convert_makes_a_native_mask_of_a_graft(command: Command, tmp_path: Path
     assert load_file(tmp_path / "out" / "patch.safetensors")["w::t0.delta"].tolist() == [0, 0, 2]
 
 
+def test_convert_makes_a_patch_that_runs_of_pyreft_s_folder(command: Command, tmp_path: Path) -> None:
+    from tests.merging import tiny
+    from tests.merging.test_pyreft import saved
+
+    saved(tmp_path / "in")
+    base = tiny.saved(tiny.llama(), tmp_path / "base")
+    given = [str(tmp_path / "in"), str(tmp_path / "out"), "--to", "native", "--positions", "f7+l7"]
+    assert command("patch", "convert", *given).code == 2
+    assert "2 parameters, exactly" in command("patch", "convert", *given, "--base", str(base)).out
+    assert "reft" in command("patch", "inspect", str(tmp_path / "out")).out
+
+
 def test_inspect_finds_values_that_are_not_finite_only_when_it_reads_them(command: Command, tmp_path: Path) -> None:
     delta = np.array([[np.inf, 1.0]], np.float32)
     native.write_patch(tmp_path, sites={"w": native.term("dense", (1, 2), delta=delta)}, base={})

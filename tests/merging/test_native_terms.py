@@ -16,6 +16,7 @@ from adapterhub.merging.checkpoint import LocalFolder
 from adapterhub.merging.errors import BaseMismatch, InvalidPatch
 from adapterhub.merging.json_schema import WORDS
 from adapterhub.merging.manifest import schema
+from adapterhub.merging.native_runtime import write_runtime
 from adapterhub.merging.plan import plan
 from adapterhub.merging.recipes.canonical import Input
 from adapterhub.merging.recipes.expression import parse
@@ -186,6 +187,22 @@ def test_contract_training_and_parts_are_facts(tmp_path: Path) -> None:
         native.read_patch(LocalFolder(tmp_path), part="prompt")
     with pytest.raises(InvalidPatch, match="no part 'other'; it has first, prompt"):
         native.read_patch(LocalFolder(tmp_path), part="other")
+
+
+def test_a_prompt_and_its_delta_are_used_together_or_each_alone(tmp_path: Path) -> None:
+    """ProMoT (arXiv:2211.00635) keeps a soft prompt beside the delta; LiST a pattern beside the adapter."""
+    delta = {name: native.term("dense", (3, 3), delta=random(3, 3).numpy()) for name in ("v", "w")}
+    parts: list[dict[str, Any]] = [{"name": "delta", "sites": ["w"]}, {"name": "prompt", "path": "prompt"}]
+    contract = {"pattern": "{text} It was {mask}.", "verbalizer": {"good": "great"}}
+    native.write_patch(tmp_path, sites=delta, base={}, contract=contract, parts=parts)
+    write_runtime(tmp_path / "prompt", "steering", modules={"h.0": {"vector": random(3).numpy()}})
+    whole, prompt = patches.inspect(LocalFolder(tmp_path))
+    assert (whole.parts, whole.contract, whole.problems) == (("delta", "prompt"), contract, ())
+    assert (prompt.path, prompt.kind, prompt.effect) == ("prompt", "steering", "runtime")
+    alone, both = native.read_patch(LocalFolder(tmp_path), part="delta"), native.read_patch(LocalFolder(tmp_path))
+    assert [one.site for one in alone.terms] == ["w"]
+    assert [one.site for one in both.terms] == ["v", "w"]
+    assert len({alone.digest, both.digest}) == 2
 
 
 @pytest.mark.parametrize(
