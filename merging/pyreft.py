@@ -17,9 +17,10 @@ import numpy as np
 from adapterhub.merging import pickles
 from adapterhub.merging.encodings import Array, as_floats
 from adapterhub.merging.errors import InvalidParameter, InvalidPatch, UnknownSite
-from adapterhub.merging.folders import file_digest, join, read_json
+from adapterhub.merging.folders import file_digest
 from adapterhub.merging.native import MANIFEST, WEIGHTS
 from adapterhub.merging.native_runtime import write_runtime
+from adapterhub.merging.pyreft_names import FILE, config_of, files_of, problem_of
 from adapterhub.merging.results import ResultFolder
 
 if TYPE_CHECKING:
@@ -29,46 +30,7 @@ if TYPE_CHECKING:
     from adapterhub.merging.checkpoint import Checkpoint, TensorHandle
     from adapterhub.merging.folders import Folder
 
-CONFIGS = ("reft_config.json", "config.json")
-_FILE = re.compile(r"intkey_layer[_.](\d+)[_.]comp[_.]([a-z_]+?)[_.]unit[_.]pos[_.]nunit[_.]1#(\d+)\.bin")
 _POSITIONS = re.compile(r"f(\d{1,4})\+l(\d{1,4})")
-
-
-def config_of(folder: Folder, path: str) -> str | None:
-    """The name of the configuration that makes a folder pyreft's, None where there is none."""
-    for name in CONFIGS:
-        if join(path, name) in folder.names():
-            try:
-                said = read_json(folder, join(path, name))
-            except InvalidPatch:
-                continue
-            if "representations" in said and "intervention_types" in said:
-                return join(path, name)
-    return None
-
-
-def files_of(folder: Folder, path: str) -> tuple[str, ...]:
-    """The pickled interventions that lie in `path`."""
-    inside = [name for name in folder.names() if name.rpartition("/")[0] == path]
-    return tuple(name for name in inside if name.rpartition("/")[2].startswith("intkey_") and name.endswith(".bin"))
-
-
-def problem_of(folder: Folder, config: str, files: tuple[str, ...]) -> str | None:
-    """Why it is nothing that `to_native` makes a patch of, by names and configuration alone; else None."""
-    if not files:
-        return f"{config}: no intkey_*.bin lies beside it"
-    said = read_json(folder, config)["intervention_types"]
-    types = said if isinstance(said, list) else [said]
-    other = next((str(one) for one in types if "LoreftIntervention" not in str(one)), None)
-    if other is not None:
-        return f"{config}: its interventions are {other[:120]}; only LoreftIntervention becomes a reft patch"
-    if len(types) != len(files):
-        return f"{config}: lists {len(types)} interventions, and {len(files)} files lie beside it"
-    for name in files:
-        matched = _FILE.fullmatch(name.rpartition("/")[2])
-        if matched is None or matched[2] != "block_output" or matched[3] != "0":
-            return f"{name}: one intervention on the output of each block, at one group of positions, is read here"
-    return None
 
 
 def to_native(folder: Folder, base: Checkpoint, positions: str, out: Path) -> list[str]:
@@ -83,7 +45,7 @@ def to_native(folder: Folder, base: Checkpoint, positions: str, out: Path) -> li
         raise InvalidPatch(problem)
     modules = {}
     for name in files:
-        matched = _FILE.fullmatch(name)
+        matched = FILE.fullmatch(name)
         assert matched is not None  # else `problem_of` had said so
         with pickles.opened(folder, name) as (tensors, _, _):
             modules[_block(base, int(matched[1]))] = _fields(name, tensors)

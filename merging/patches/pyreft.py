@@ -8,7 +8,7 @@ Source: arXiv:2404.03592; stanfordnlp/pyvene `models/intervenable_base.py`, save
 from adapterhub.merging.checkpoint import Checkpoint, Folder
 from adapterhub.merging.errors import InvalidPatch, NotFoldable
 from adapterhub.merging.patch import Facts, Patch, PatchKind
-from adapterhub.merging.pyreft import config_of, files_of, problem_of
+from adapterhub.merging.pyreft_names import config_of, files_of, problem_of
 
 _CURE = (
     "they are pickles, which are not opened here; on your machine `adapterhub patch convert FOLDER OUT --to native "
