@@ -44,7 +44,7 @@ _SHOWN = (
 def recognise(folder: Folder, path: str) -> Facts | None:
     """Facts of the adapter in `path`, from its configurations and headers."""
     whole = read_adapters_config(folder, path)
-    if whole is None:
+    if whole is None or architecture_of(whole) == "lora":
         return None
     file = join(path, CONFIG)
     architecture = architecture_of(whole)

@@ -15,6 +15,8 @@ from adapters import (
     CompacterPlusPlusConfig,
     DoubleSeqBnConfig,
     DoubleSeqBnInvConfig,
+    IA3Config,
+    LoRAConfig,
     ParBnConfig,
     SeqBnConfig,
     SeqBnInvConfig,
@@ -47,6 +49,12 @@ CASES: dict[str, tuple[str, Any]] = {
     "houlsby-llama": ("llama", DoubleSeqBnConfig(reduction_factor=4)),
     "pfeiffer-llama": ("llama", SeqBnConfig(reduction_factor=4, non_linearity="gelu")),
     "parallel-llama": ("llama", ParBnConfig(reduction_factor=4)),
+    "lora": ("bert", LoRAConfig(r=3, alpha=5, intermediate_lora=True)),
+    "lora-gpt2": ("gpt2", LoRAConfig(r=2, alpha=3, attn_matrices=["q", "v"], output_lora=True)),
+    "lora-llama": ("llama", LoRAConfig(r=2, alpha=3)),
+    "ia3": ("bert", IA3Config()),
+    "ia3-gpt2": ("gpt2", IA3Config()),
+    "ia3-llama": ("llama", IA3Config()),
 }
 
 
