@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from adapterhub.hub.errors import InvalidRequest, TooLarge, UnfitPatch
-from adapterhub.hub.serving.protocol import Generate, Sampling, Source, Started, Task, VariantSpec
+from adapterhub.hub.serving.protocol import Delta, Generate, Sampling, Source, Started, Task, VariantSpec
 from adapterhub.merging import patches
 from adapterhub.merging.folders import LocalFolder
 from adapterhub.merging.native_runtime import write_runtime
@@ -205,6 +205,34 @@ def test_the_cases_of_the_run_time_kinds_are_served_alike(engine: EngineOnALoop,
         for _ in range(6):
             ids = torch.cat([ids, made.oracle(input_ids=ids)[:, -1:].argmax(-1)], 1)
     assert engine.run(text_of(engine.client, spec, asked)) == models.tokenizer().decode(ids[0, 4:])
+
+
+@pytest.mark.parametrize("kind", ["prompt_tuning", "p_tuning", "prefix_tuning"])
+def test_an_encoder_with_a_decoder_is_patched_too(engine: EngineOnALoop, kind: str, tmp_path: Path) -> None:
+    made = next(one for one in CASES if (one.kind, one.architecture) == (kind, "t5")).make(tmp_path, "float32")
+    made.model.save_pretrained(tmp_path / "base")
+    models.tokenizer().save_pretrained(tmp_path / "base")
+    sources = models.source(f"demo/t5-{kind}", tmp_path / "base"), patch_of(f"on-t5-{kind}", made.folder)
+    spec = models.spec(f"{sources[0].reference} + {sources[1].reference}", *sources)
+    given = torch.tensor([[3, 4, 5, 6]])
+
+    def chosen(oracle: Callable[..., torch.Tensor]) -> tuple[list[int], list[float]]:
+        """Tokens and their log probabilities, each with the decoder's text read again."""
+        written, told = torch.tensor([[made.model.config.decoder_start_token_id]]), []
+        with torch.no_grad():
+            for _ in range(6):
+                logprobs = oracle(input_ids=given, decoder_input_ids=written)[:, -1].log_softmax(-1)
+                told.append(float(logprobs.max()))
+                written = torch.cat([written, logprobs.argmax(-1, keepdim=True)], 1)
+        return written[0, 1:].tolist(), told
+
+    tokens, expected = chosen(made.oracle)
+    events = engine.run(_events(engine, spec, replace(ASKED, prompt=given[0].tolist(), max_tokens=6, logprobs=0)))
+    pieces = [event for event in events if isinstance(event, Delta)]
+    assert "".join(one.text for one in pieces) == models.tokenizer().decode(tokens, skip_special_tokens=True)
+    found = [one.logprob or 0.0 for piece in pieces for one in piece.logprobs]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(found, chosen(lambda **inputs: made.model(**inputs).logits)[1], rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["prefix_tuning", "alora", "prompt_tuning", "lily", "shadow"])
