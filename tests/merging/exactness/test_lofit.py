@@ -65,7 +65,7 @@ def test_an_offset_without_a_bias_to_hold_it_is_refused_by_name(tmp_path: Path) 
     base = tiny.saved(ARCHITECTURES["llama"].make(), tmp_path / "base")
     modules = {"model.layers.0.self_attn.o_proj": {"v": random(2, width // 2).numpy()}}
     write_runtime(tmp_path / "patch", "lofit", modules=modules)
-    with pytest.raises(NotFoldable, match=r"has no model\.layers\.0\.self_attn\.o_proj\.bias to hold it; serve it"):
+    with pytest.raises(NotFoldable, match=r"has no model\.layers\.0\.self_attn\.o_proj\.bias to hold it; ask for"):
         fold(base, tmp_path / "patch", tmp_path / "out")
 
 
