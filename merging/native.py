@@ -52,6 +52,7 @@ __all__ = [
     "WEIGHTS",
     "PatchWriter",
     "StoredTerm",
+    "coded",
     "lowrank",
     "native_kind",
     "prune",
@@ -184,6 +185,41 @@ def signs(delta: Array, *, rows: bool = False, groups: int = 1, levels: int = 1,
         matrix = matrix - np.where(is_plus, size, -size)
     fields = {"sign": ("U8", np.stack(packed)), "scale": ("F32", np.stack(scales))}
     return StoredTerm("signs", delta.shape, fields, scale)
+
+
+def coded(
+    delta: Array, precision: Sequence[tuple[int, int]], *, group: int = 128, scale_dtype: str = "F16"
+) -> tuple[StoredTerm, ...]:
+    """A matrix as its largest singular directions, each in a few bits: one term for every (bits, ranks), largest first.
+
+    delta: (out, in) float. group: codes that share a scale, where it divides a factor's length; else all of a rank do.
+    Singular values are halved between the factors, codes rounded to the nearest. Source: arXiv:2406.08903 sec. 3.2.
+    Differs: there codes are chosen by GPTQ on samples.
+    """
+    u, s, vh = np.linalg.svd(delta.astype(np.float64), full_matrices=False)
+    half, first, found = np.sqrt(s)[:, None], 0, []
+    for bits, ranks in precision:
+        here = slice(first, min(first + ranks, len(s)))
+        first = here.stop
+        fields: dict[str, tuple[str, Array]] = {}
+        for name, rows in (("A", half[here] * vh[here]), ("B", half[here] * u.T[here])):
+            codes, scales = _codes(rows, bits, group if rows.shape[1] % group == 0 else rows.shape[1], scale_dtype)
+            fields |= {name: ("U8", codes), f"{name}_scale": (scale_dtype, scales)}
+        if here.stop > here.start:
+            found.append(StoredTerm("lowrank_coded", delta.shape, fields, options={"bits": bits}))
+    return tuple(found)
+
+
+def _codes(rows: Array, bits: int, group: int, scale_dtype: str) -> tuple[Array, Array]:
+    """Packed codes, and the scales (rows, groups) that bring the largest number of a group to the largest code."""
+    grouped = rows.reshape(len(rows), -1, group)
+    most = 2 ** (bits - 1) - 1
+    scales = (np.abs(grouped).max(2) / most).astype(NUMPY[scale_dtype])
+    steps = scales.astype(np.float64)[:, :, None]
+    exact = np.divide(grouped, steps, out=np.zeros_like(grouped), where=steps != 0)
+    codes = np.clip(np.rint(exact), -most, most) + 2 ** (bits - 1)
+    digits = (codes.astype(np.int64).reshape(-1, 1) >> np.arange(bits)) & 1
+    return np.packbits(digits.astype(np.uint8).reshape(-1), bitorder="little"), scales
 
 
 def xor(base: TensorHandle, tuned: TensorHandle, base_digest: str) -> StoredTerm:

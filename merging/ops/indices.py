@@ -22,6 +22,14 @@ def unpack_bits(bits: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     return unpacked.view(-1)[start - 8 * first : stop - 8 * first].bool()
 
 
+def unpack_codes(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    """The first `count` whole numbers of so many bits in packed uint8 (least significant bit first), int64 (count,)."""
+    import torch
+
+    digits = unpack_bits(packed, 0, count * bits).view(count, bits).long()
+    return digits @ (1 << torch.arange(bits, device=packed.device))
+
+
 def flat_indices(fields: Mapping[str, torch.Tensor], index: str, shape: Sequence[int]) -> torch.Tensor:
     """The encoded positions over a tensor of this shape, int64 (nnz,), in the stored order.
 

@@ -43,6 +43,21 @@ def lowrank_shared(W: torch.Tensor, seed: int) -> Made:
     return term, W.double() + torch.diag(b.double()) @ B @ torch.diag(d.double()) @ A
 
 
+def lowrank_coded(W: torch.Tensor, seed: int) -> Made:
+    out, fan_in = W.shape
+    generator = np.random.default_rng(seed)
+    fields: dict[str, Any] = {}
+    factors = []
+    for name, size in (("A", fan_in), ("B", out)):
+        codes, scales = generator.integers(0, 8, (2, size)), (generator.random((2, 1)) * 0.05).astype(np.float32)
+        digits = (codes.reshape(-1, 1) >> np.arange(3)) & 1
+        fields[name] = np.packbits(digits.astype(np.uint8).reshape(-1), bitorder="little")
+        fields[f"{name}_scale"] = scales
+        factors.append(torch.tensor((codes - 4) * scales.astype(np.float64)))
+    A, B = factors
+    return native.term("lowrank_coded", W.shape, options={"bits": 3}, **fields), W.double() + B.T @ A
+
+
 def dense(W: torch.Tensor, seed: int) -> Made:
     delta = small(*W.shape, seed=seed)
     return native.term("dense", W.shape, delta=delta.numpy()), W.double() + delta.double()
@@ -184,7 +199,21 @@ def trajectory(W: torch.Tensor, seed: int) -> Made:
 MAKERS: dict[str, Callable[[torch.Tensor, int], Made]] = {
     make.__name__: make
     for make in (
-        *(lowrank, lowrank_shared, dense, sparse, mask, prune, scale, replace, replace_rows, dora, hadamard, kron),
+        *(
+            lowrank,
+            lowrank_shared,
+            lowrank_coded,
+            dense,
+            sparse,
+            mask,
+            prune,
+            scale,
+            replace,
+            replace_rows,
+            dora,
+            hadamard,
+            kron,
+        ),
         *(circulant, rotate, reflect, block_affine, signs, xor, seeded, trajectory),
     )
 }
