@@ -40,7 +40,8 @@ def _decoded(part: Part, name: str, columns: int) -> torch.Tensor:
     bits = int(part.options["bits"])
     scale = part.fields[f"{name}_scale"].float()  # (r, g)
     codes = unpack_codes(part.fields[name], bits, scale.shape[0] * columns).view(scale.shape[0], columns)
-    return (codes - 2 ** (bits - 1)).float() * scale.repeat_interleave(columns // scale.shape[1], 1)
+    decoded: torch.Tensor = (codes - 2 ** (bits - 1)).float() * scale.repeat_interleave(columns // scale.shape[1], 1)
+    return decoded
 
 
 def _prepare(parts: Sequence[Part], W: torch.Tensor) -> Apply:
