@@ -4,9 +4,14 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import replace
 
+import hypothesis
 import pytest
 
 from tests import servers
+
+# a busy machine is no failure
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -121,7 +121,7 @@ names = st.from_regex(r"[A-Za-z0-9_.:@]{1,12}", fullmatch=True).filter(lambda na
 tensors = st.dictionaries(names, st.tuples(st.sampled_from(sorted(DTYPES)), shapes), max_size=6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(planned=tensors, order=st.randoms(use_true_random=False))
 def test_the_library_reads_what_the_writer_wrote_in_any_order(
     planned: dict[str, Any], order: Any, tmp_path_factory: Any

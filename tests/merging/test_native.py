@@ -65,7 +65,7 @@ def test_terms_of_several_kinds_make_a_sum(tmp_path: Path) -> None:
     assert [(term.site, term.term) for term in patch.terms] == [("v", "sparse"), ("w", "sparse"), ("w", "mask")]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(selected=masks, dtype=st.sampled_from(["F16", "F32", "F64"]))
 def test_a_mask_patch_is_read_back(selected: Any, dtype: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("mask")

@@ -44,7 +44,7 @@ def test_every_term_has_a_kind_of_patch() -> None:
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(rows=st.integers(1, 24), columns=st.integers(1, 24), seed=st.integers(0, 2**20), is_bfloat16=st.booleans())
 def test_every_term_is_read_back_bit_for_bit(
     kind: str, rows: int, columns: int, seed: int, is_bfloat16: bool, tmp_path_factory: pytest.TempPathFactory

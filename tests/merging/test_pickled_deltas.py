@@ -78,7 +78,7 @@ def test_every_version_of_lt_sft_adds_the_same_numbers(version: str, tmp_path: P
 
 
 @given(rows=st.integers(1, 6), columns=st.integers(1, 6), depth=st.integers(1, 3), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_first_dimension_fastest_is_undone_for_any_shape(rows: int, columns: int, depth: int, seed: int) -> None:
     delta = thinned(rows, columns, depth, seed=seed)
     encoded = {name: torch.as_tensor(value) for name, value in steps(delta).items()}

@@ -13,7 +13,7 @@ from adapterhub.merging.torch_random import TorchGenerator
     shapes=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=3),
     bound=st.floats(1e-3, 10),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_uniform_numbers_have_torchs_bits(seed: int, shapes: list[tuple[int, int]], bound: float) -> None:
     ours, theirs = TorchGenerator(seed), torch.Generator("cpu").manual_seed(seed)
     for shape in shapes:

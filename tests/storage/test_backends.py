@@ -191,7 +191,7 @@ def test_a_file_is_stored_and_left_as_it_was(store: BlobStore, tmp_path: Path) -
     assert store.stat(ABSENT) is None
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(start=st.integers(0, 40), end=st.none() | st.integers(0, 45))
 def test_a_range_is_the_slice_of_the_whole(store: BlobStore, start: int, end: int | None) -> None:
     content = bytes(range(40))

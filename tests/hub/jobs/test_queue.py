@@ -328,6 +328,4 @@ class Leases(RuleBasedStateMachine):
 
 
 TestLeases = Leases.TestCase
-TestLeases.settings = settings(
-    max_examples=12, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestLeases.settings = settings(max_examples=12, stateful_step_count=30, suppress_health_check=list(HealthCheck))

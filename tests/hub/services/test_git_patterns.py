@@ -63,7 +63,7 @@ def _asked(git: Path, *command: str, paths: list[str]) -> list[str]:
     st.lists(st.tuples(PATTERNS, st.sampled_from(["filter=lfs", "-filter", "!filter", "text"])), max_size=4),
     st.lists(PATHS),
 )
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_attributes_are_as_git_reads_them(git: Path, rules: list[tuple[str, str]], paths: list[str]) -> None:
     text = "".join(f"{pattern} {word}\n" for pattern, word in rules)
     (git / ".gitattributes").write_text(text)
@@ -75,7 +75,7 @@ def test_attributes_are_as_git_reads_them(git: Path, rules: list[tuple[str, str]
 @needs_git
 @example(["**//"], ["a/a"])
 @given(st.lists(PATTERNS, max_size=4), st.lists(PATHS, min_size=1))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_ignored_is_as_git_ignores_it(git: Path, patterns: list[str], paths: list[str]) -> None:
     text = "".join(f"{pattern}\n" for pattern in patterns)
     (git / ".gitignore").write_text(text)

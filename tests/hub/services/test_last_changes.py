@@ -94,7 +94,7 @@ _CHANGES = st.lists(st.tuples(_PATHS, st.none() | st.sampled_from([b"1", b"2"]))
 
 
 @given(st.lists(_CHANGES, min_size=1, max_size=6), st.integers(1, 4))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_history_is_read_as_by_looking_at_every_commit(
     hub: Hub, ann: Caller, monkeypatch: pytest.MonkeyPatch, history: list[list[tuple[str, bytes | None]]], window: int
 ) -> None:

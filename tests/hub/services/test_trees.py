@@ -74,7 +74,7 @@ _CHANGES = st.lists(st.tuples(_PATHS, st.none() | st.binary(max_size=3)), min_si
 
 
 @given(st.lists(_CHANGES, min_size=1, max_size=4))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_commits_leave_what_a_plain_mapping_would_hold(
     hub: Hub, ann: Caller, history: list[list[tuple[str, bytes | None]]]
 ) -> None:

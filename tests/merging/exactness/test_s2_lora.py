@@ -57,7 +57,7 @@ def test_shared_factors_with_sparse_coefficients_fold_by_the_formula(name: str, 
     assert error <= 1.0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(kept=st.lists(st.booleans(), min_size=RANK, max_size=RANK))
 def test_ranks_without_a_coefficient_are_dropped_and_nothing_is_lost(
     kept: list[bool], tmp_path_factory: pytest.TempPathFactory

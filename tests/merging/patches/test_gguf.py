@@ -64,7 +64,7 @@ def test_it_is_told_from_the_header_and_read_with_its_base_alone(patch: Path) ->
 
 
 @given(cut=st.integers(0, 2000), at=st.integers(0, 400), byte=st.integers(0, 255))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_no_damaged_file_does_more_than_be_refused(
     cut: int, at: int, byte: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -56,7 +56,6 @@ def assert_answers(folder: Path) -> None:
         assert patches.read(LocalFolder(folder)).terms is not None
 
 
-@settings(deadline=None)
 @given(changes=st.dictionaries(st.sampled_from(LORA_KEYS), json_values, max_size=3))
 def test_any_adapter_config_is_answered(changes: dict[str, Any], lora_folder: Path) -> None:
     config = {"peft_type": "LORA", "r": 2, **changes}
@@ -64,7 +63,6 @@ def test_any_adapter_config_is_answered(changes: dict[str, Any], lora_folder: Pa
     assert_answers(lora_folder)
 
 
-@settings(deadline=None)
 @given(
     changes=st.dictionaries(st.sampled_from(PATCH_KEYS), json_values, max_size=2), site=json_values, term=json_values
 )

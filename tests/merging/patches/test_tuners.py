@@ -364,7 +364,7 @@ def is_json(text: bytes) -> bool:
     return not found
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_configuration_is_answered(
     data: st.DataObject, kind: str, originals: Callable[[str], Path], tmp_path: Path
@@ -380,7 +380,7 @@ def test_any_configuration_is_answered(
         assert patches.read(folder).terms is not None
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_tensors_of_any_shape_are_answered(
     data: st.DataObject, kind: str, originals: Callable[[str], Path], llama_folder: Path, tmp_path: Path

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.merging import native, patches
@@ -17,7 +17,6 @@ from adapterhub.merging.site_deltas import site_deltas
 
 
 @given(bits=st.integers(2, 8), codes=st.lists(st.integers(0, 255), max_size=40))
-@settings(deadline=None)
 def test_codes_come_back_as_they_were_packed(bits: int, codes: list[int]) -> None:
     kept = np.array([code % 2**bits for code in codes], np.int64)
     digits = (kept.reshape(-1, 1) >> np.arange(bits)) & 1

@@ -32,6 +32,25 @@ def lowrank_transposed(weight: float) -> Example:
     return Part({"A": A, "B": B}, weight, {"transpose": True}), lambda W: W + weight * delta
 
 
+def lowrank_coded(bits: int, is_transposed: bool, weight: float) -> Example:
+    """Codes laid out bit by bit; A's scale is of whole rows, B's of groups of 2."""
+    generator = np.random.default_rng(16)
+    out, fan_in = (COLUMNS, ROWS) if is_transposed else (ROWS, COLUMNS)
+    fields: dict[str, torch.Tensor] = {}
+    factors: list[torch.Tensor] = []
+    for name, size, groups in (("A", fan_in, 1), ("B", out, out // 2)):
+        codes = generator.integers(0, 2**bits, (3, size))
+        scale = random(3, groups, seed=len(factors)).abs()
+        digits = (codes.reshape(-1, 1) >> np.arange(bits)) & 1
+        fields[name] = torch.tensor(np.packbits(digits.astype(np.uint8).reshape(-1), bitorder="little"))
+        fields[f"{name}_scale"] = scale
+        spread = torch.kron(scale.double(), torch.ones(1, size // groups).double())
+        factors.append(torch.tensor(codes - 2 ** (bits - 1)).double() * spread)
+    A, B = factors
+    delta = (B.T @ A).T if is_transposed else B.T @ A
+    return Part(fields, weight, {"bits": bits, "transpose": is_transposed}), lambda W: W + weight * delta
+
+
 def sparse(index: str, weight: float) -> Example:
     generator = np.random.default_rng(4)
     chosen = generator.random((ROWS, COLUMNS)) < 0.3
@@ -298,6 +317,8 @@ def trajectory(rng: str, weight: float) -> Example:
 EXAMPLES: dict[str, tuple[str, Callable[[float], Example]]] = {
     "lowrank": ("lowrank", lowrank),
     "lowrank transposed": ("lowrank", lowrank_transposed),
+    "lowrank coded in 3 bits": ("lowrank_coded", lambda weight: lowrank_coded(3, False, weight)),
+    "lowrank coded in 8 bits, transposed": ("lowrank_coded", lambda weight: lowrank_coded(8, True, weight)),
     "sparse flat": ("sparse", lambda weight: sparse("flat", weight)),
     "sparse csr16": ("sparse", lambda weight: sparse("csr16", weight)),
     "sparse bitmap": ("sparse", lambda weight: sparse("bitmap", weight)),

@@ -211,7 +211,7 @@ _STEPS = st.lists(st.tuples(st.integers(0, 2), st.booleans()), max_size=7)
 
 
 @given(_STEPS)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_parts_sent_in_any_order_and_again_count_as_they_came_last(
     service: Service, steps: list[tuple[int, bool]]
 ) -> None:
