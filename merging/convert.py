@@ -21,6 +21,7 @@ from adapterhub.merging.folders import LocalFolder, file_digest
 from adapterhub.merging.forms import forms_of
 from adapterhub.merging.native import MANIFEST, WEIGHTS, StoredTerm, write_patch
 from adapterhub.merging.ops.tensors import as_matrix, is_floating
+from adapterhub.merging.patch import NOT_FOLDABLE
 from adapterhub.merging.patches.lora import read_with_initial
 from adapterhub.merging.replicas import replicated
 from adapterhub.merging.results import ResultFolder
@@ -66,9 +67,12 @@ def read_patch(folder: Folder, path: str, base: Checkpoint | None, initial: Fold
         return read_with_initial(folder, path, initial, "", base)
     if not facts:
         raise InvalidPatch(f"{path or 'the root folder'}: no patch of a known kind lies here")
-    if facts[0].effect == "runtime":
-        raise NotFoldable(f"{facts[0].reason}: a {facts[0].kind} works at run time, and has no form as weights")
+    at_run_time = f"{facts[0].reason}: a {facts[0].kind} works at run time, and has no form as weights"
+    if facts[0].effect == "runtime" and patches.kinds()[facts[0].kind].folds == "no":
+        raise NotFoldable(at_run_time)
     found = patches.read(folder, path, base=base)
+    if found.facts.effect == "runtime" and base is not None:
+        raise NotFoldable(f"{at_run_time}: {found.facts.detail[NOT_FOLDABLE]}")
     if not found.terms:
         raise InvalidPatch(f"{facts[0].reason}: changes no parameter without its base; name it with --base FOLDER")
     return found

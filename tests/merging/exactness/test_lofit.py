@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapterhub.merging.errors import NotFoldable
+from adapterhub.merging import convert
+from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
+from adapterhub.merging.errors import InvalidPatch, NotFoldable
 from adapterhub.merging.native_runtime import write_runtime
 from tests.merging import tiny
 from tests.merging.build import random
 from tests.merging.exactness.architectures import ARCHITECTURES
-from tests.merging.exactness.compare import DTYPES, fold, record, roundings
+from tests.merging.exactness.compare import DENSE_ON, DTYPES, check_dense, fold, record, roundings
 
 OUTPUTS = {
     "opt": "model.decoder.layers.{}.self_attn.out_proj",
@@ -58,6 +60,8 @@ def test_edits_of_heads_fold_by_the_formula(name: str, fields: str, weight: floa
     error = roundings(merged.state_dict(), expected, DTYPES[dtype])
     record("lofit", name, dtype, "formula, float64", error)
     assert error <= 1.0
+    if dtype == "float32" and weight == 1.0 and name in DENSE_ON:
+        check_dense("lofit", name, base, patch, expected, tmp_path)
 
 
 def test_an_offset_without_a_bias_to_hold_it_is_refused_by_name(tmp_path: Path) -> None:
@@ -65,8 +69,17 @@ def test_an_offset_without_a_bias_to_hold_it_is_refused_by_name(tmp_path: Path) 
     base = tiny.saved(ARCHITECTURES["llama"].make(), tmp_path / "base")
     modules = {"model.layers.0.self_attn.o_proj": {"v": random(2, width // 2).numpy()}}
     write_runtime(tmp_path / "patch", "lofit", modules=modules)
-    with pytest.raises(NotFoldable, match=r"has no model\.layers\.0\.self_attn\.o_proj\.bias to hold it; ask for"):
+    says = r"has no model\.layers\.0\.self_attn\.o_proj\.bias to hold it"
+    with pytest.raises(NotFoldable, match=f"{says}; ask for"):
         fold(base, tmp_path / "patch", tmp_path / "out")
+    with pytest.raises(NotFoldable, match=says):
+        convert.read_patch(LocalFolder(tmp_path / "patch"), "", Checkpoint.open(LocalFolder(base), name="base"))
+
+
+def test_conversion_asks_for_the_base(tmp_path: Path) -> None:
+    _, patch, _ = made("opt", "v", "float32", 1.0, tmp_path)
+    with pytest.raises(InvalidPatch, match="name it with --base FOLDER"):
+        convert.read_patch(LocalFolder(patch), "", None)
 
 
 def test_offsets_are_worked_out_for_the_base_s_own_projection(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from adapterhub.merging import patches
+from adapterhub.merging import convert, patches
 from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
 from adapterhub.merging.errors import InvalidPatch, ShapeMismatch
-from tests.merging.exactness.compare import LOGITS, fold, record
+from tests.merging.exactness.compare import LOGITS, fold, record, roundings
 
 CORPUS = Path(__file__).parents[1] / "runtime" / "adapters_corpus"
 CASES = ("lora", "lora-gpt2", "lora-llama", "ia3", "ia3-gpt2", "ia3-llama")
@@ -30,6 +30,11 @@ def logits(folder: Path, name: str, ids: torch.Tensor) -> torch.Tensor:
     return found.double()
 
 
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest, relative to the largest expected."""
+    return float((found.double() - expected.double()).abs().max() / expected.abs().max())
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_folded_it_answers_as_the_library(case: str, tmp_path: Path) -> None:
     folder = CORPUS / "cases" / case
@@ -38,13 +43,22 @@ def test_folded_it_answers_as_the_library(case: str, tmp_path: Path) -> None:
     base = CORPUS / "bases" / name
     (facts,) = patches.inspect(LocalFolder(folder))
     assert (facts.kind, facts.problems) == ("adapters_lora", ())
-    merged = logits(fold(base, folder, tmp_path / "out"), name, expected["input_ids"])
-    error = float((merged - expected["logits"].double()).abs().max() / expected["logits"].abs().max())
-    architecture = {"bert": "bert", "gpt2": "gpt2", "llama": "llama"}[name]
-    record(f"adapters_lora ({case.partition('-')[0]})", architecture, "float32", "adapters 1.3.0", error, "logits")
+    out = fold(base, folder, tmp_path / "out")
+    merged = logits(out, name, expected["input_ids"])
+    variant = f"adapters_lora ({case.partition('-')[0]})"
+    error = difference(merged, expected["logits"])
+    record(variant, name, "float32", "adapters 1.3.0", error, "logits")
     assert error <= LOGITS
-    bare = logits(base, name, expected["input_ids"])
-    assert float((bare - merged).abs().max() / merged.abs().max()) > 10 * LOGITS
+    assert difference(logits(base, name, expected["input_ids"]), merged) > 10 * LOGITS
+    here = Checkpoint.open(LocalFolder(base), name="base")
+    dense = convert.to_dense(convert.read_patch(LocalFolder(folder), "", here), tmp_path / "dense", here)
+    assert dense.as_json()["is_exact"]
+    dense_out = fold(base, tmp_path / "dense", tmp_path / "dense-out")
+    own = "the fold itself, which answers as adapters 1.3.0"
+    again, once = (load_file(one / "model.safetensors") for one in (dense_out, out))
+    error = roundings(again, once, torch.float32)
+    record(variant, name, "float32", own, error, "as a dense patch")
+    assert error <= 1.0
 
 
 def edited(tmp_path: Path, case: str, **changes: Any) -> Path:
