@@ -76,6 +76,7 @@ def test_the_example_of_the_patch_format_runs(tmp_path: Path) -> None:
     assert (found.kind, found.problems) == ("sparse", ())
 
 
+@pytest.mark.slow
 def test_the_examples_of_training_run_one_after_the_other(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "training.md").read_text(), re.S)
     subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, check=True, timeout=120)

@@ -16,7 +16,7 @@ from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
 from adapterhub.merging.errors import InvalidPatch, NotFoldable, NotRepresentable
 from adapterhub.merging.fingerprint import parameter_digests
 from tests.merging.exactness.architectures import ARCHITECTURES
-from tests.merging.exactness.compare import prepared, record, roundings
+from tests.merging.exactness.compare import DTYPES, prepared, record, roundings
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to"),
@@ -68,22 +68,23 @@ def test_a_lora_is_written_with_and_without_the_base_alike(kind: str, name: str,
     assert error <= 1.0
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("kind", "name"), [(kind, name) for kind in CONFIGS | DEPENDENT for name in LINEAR if fits(kind, name)]
 )
-def test_a_dense_patch_adds_what_peft_merges(kind: str, name: str, tmp_path: Path) -> None:
+def test_a_dense_patch_adds_what_peft_merges(kind: str, name: str, dtype: str, tmp_path: Path) -> None:
     make = (CONFIGS | DEPENDENT)[kind]
-    base, patch, adapted = prepared(ARCHITECTURES[name], "float32", make(LINEAR[name]), tmp_path)
+    base, patch, adapted = prepared(ARCHITECTURES[name], dtype, make(LINEAR[name]), tmp_path)
     here = opened(base)
     conversion = convert.to_dense(convert.read_patch(LocalFolder(patch), "", here), tmp_path / "out", here)
     assert conversion.as_json()["is_exact"]
-    before = {key: value.double() for key, value in ARCHITECTURES[name].make().state_dict().items()}
+    before = {key: value.double() for key, value in ARCHITECTURES[name].make(dtype=DTYPES[dtype]).state_dict().items()}
     expected = adapted.double().merge_and_unload().state_dict()
     deltas = load_file(tmp_path / "out" / "patch.safetensors")
     assert {key.partition("::")[0] for key in deltas} == conversion.errors.keys()
     folded = before | {key.partition("::")[0]: before[key.partition("::")[0]] + deltas[key].double() for key in deltas}
-    error = roundings(folded, expected, torch.float32)
-    record(kind, name, "float32", "peft merge_and_unload, float64", error, "as a dense patch")
+    error = roundings(folded, expected, torch.float32)  # nothing was rounded to the base's dtype
+    record(kind, name, dtype, "peft merge_and_unload, float64", error, "as a dense patch")
     assert error <= 1.0
     manifest = json.loads((tmp_path / "out" / "patch.json").read_text())
     assert manifest["base"]["fingerprint"]["params"] == parameter_digests(here, conversion.errors)

@@ -55,6 +55,7 @@ VERSIONS: dict[str, tuple[str, str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_version_of_lt_sft_adds_the_same_numbers(version: str, tmp_path: Path) -> None:
     body, head, encode = VERSIONS[version]
@@ -68,7 +69,7 @@ def test_every_version_of_lt_sft_adds_the_same_numbers(version: str, tmp_path: P
     worst = 0.0
     for site, delta in deltas.items():
         worst = max(worst, float((found[site].dense(torch.zeros_like(delta).double()) - delta.double()).abs().max()))
-    record("sparse (LT-SFT)", "bert", "float32", "float64 formula (composable-sft)", worst)
+    record("sparse (LT-SFT)", "bert", "float32", "float64 formula (composable-sft)", worst, "read")
     assert worst == 0.0
     torch.save({body: encoded, head: {"classifier.weight": random(2, 3)}}, tmp_path / "in" / "pytorch_diff.bin")
     _, terms = to_native(LocalFolder(tmp_path / "in"), "pytorch_diff.bin", tmp_path / "with-head")
@@ -126,7 +127,7 @@ def test_bitdelta_keeps_each_sign_and_its_scale(coeff: float, tmp_path: Path) ->
     delta = np.where(bits, 1.0, -1.0) * scale.double().item()
     expected = coeff * (2.0 * mask.double().numpy() - 1)
     worst = float(np.abs(delta - expected).max())
-    record("signs (BitDelta)", "llama", "float32", "float64 formula (arXiv:2402.10193 eq. 1)", worst)
+    record("signs (BitDelta)", "llama", "float32", "float64 formula (arXiv:2402.10193 eq. 1)", worst, "read")
     assert worst == 0.0
     q_proj = "model.layers.0.self_attn.q_proj.weight::t0"
     product = stored[f"{q_proj}.B"].double() @ stored[f"{q_proj}.A"].double()
@@ -137,6 +138,7 @@ def test_bitdelta_keeps_each_sign_and_its_scale(coeff: float, tmp_path: Path) ->
     assert pack_bits(bits).tobytes() == stored[f"{module}.weight::t0.sign"].numpy().tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "problem"),
     [

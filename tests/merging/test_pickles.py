@@ -55,7 +55,9 @@ def test_an_adapter_that_peft_pickled_is_the_same_adapter_as_safetensors(tmp_pat
         assert torch.equal(loaded(tokens).logits, adapted(tokens).logits)
 
 
-@pytest.mark.parametrize("how", ["torch", "torch (old)", "pickle"])
+@pytest.mark.parametrize(
+    "how", ["torch", *(pytest.param(one, marks=pytest.mark.slow) for one in ("torch (old)", "pickle"))]
+)
 def test_a_pickle_that_would_run_code_is_refused_and_runs_none(how: str, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     file, target = tmp_path / "in" / "adapter_model.bin", tmp_path / "written"
@@ -96,6 +98,7 @@ def test_what_trainers_leave_is_left_out_and_all_else_is_copied(tmp_path: Path) 
     assert not any(map(is_pickle, names))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "problem"),
     [

@@ -44,7 +44,10 @@ def base(tmp_path: Path, name: str = "llama") -> Checkpoint:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("architecture", "block"), [("llama", "model.layers.1"), ("gpt2", "transformer.h.1")])
+@pytest.mark.parametrize(
+    ("architecture", "block"),
+    [("llama", "model.layers.1"), pytest.param("gpt2", "transformer.h.1", marks=pytest.mark.slow)],
+)
 def test_interventions_become_the_edit_of_the_paper(name: str, architecture: str, block: str, tmp_path: Path) -> None:
     states = saved(tmp_path / "in", name)
     modules = pyreft.to_native(LocalFolder(tmp_path / "in"), base(tmp_path, architecture), "f3+l2", tmp_path / "out")

@@ -165,6 +165,7 @@ def test_names_of_classes_that_peft_itself_writes_are_not_looked_at(
     assert asked[0]["config"] == {"r": 2, "rank_pattern": {}}
 
 
+@pytest.mark.slow
 def test_a_tensor_of_a_wrong_shape_is_refused_by_name(base: Path, tmp_path: Path) -> None:
     patch = saved(tmp_path / "patch", HiraConfig(target_modules=TARGETS, r=2))
     tensors = load_file(patch / "adapter_model.safetensors")
@@ -206,6 +207,7 @@ def test_additive_ones_add_up_and_affine_ones_need_an_order(base: Path, tmp_path
         _plan(base, "sequence(base; a, h)", a=a, h=h)
 
 
+@pytest.mark.slow
 def test_the_outcome_can_be_kept_as_a_native_patch(base: Path, tmp_path: Path) -> None:
     patch = read(saved(tmp_path / "a", FourierFTConfig(target_modules=TARGETS, n_frequency=9)), base)
     opened = Checkpoint.open(LocalFolder(base))

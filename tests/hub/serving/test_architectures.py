@@ -24,14 +24,13 @@ from tests.hub.serving.conftest import EngineOnALoop
 from tests.hub.serving.test_runtime import ASKED
 from tests.merging.exactness.architectures import ARCHITECTURES, Architecture
 from tests.merging.exactness.compare import trained
-from tests.merging.exactness.conftest import QUICK
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False but the target module is `Conv1D`"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 RATE = 16_000
-EVERY = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ARCHITECTURES]
+EVERY = [pytest.param(name, marks=() if name in ("llama", "t5") else pytest.mark.slow) for name in ARCHITECTURES]
 
 
 def sound() -> Any:

@@ -34,37 +34,40 @@ def test_folds_as_peft_merges(name: str, variant: str, dtype: str, tmp_path: Pat
     check_weights(variant, architecture, dtype, base, patch, adapted, tmp_path)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("variant", ["lora", "lora (dora)"])
 @pytest.mark.parametrize("name", [one for one in ARCHITECTURES if ARCHITECTURES[one].embedding])
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
-def test_an_embedding_folds_to_the_live_adapters_logits(name: str, variant: str, tmp_path: Path) -> None:
+def test_an_embedding_folds_to_the_live_adapters_logits(name: str, variant: str, dtype: str, tmp_path: Path) -> None:
     architecture = ARCHITECTURES[name]
     config = LoraConfig(target_modules=[str(architecture.embedding), architecture.linear[0]], **VARIANTS[variant])
-    base, patch, adapted = prepared(architecture, "float32", config, tmp_path)
-    check_logits(variant, architecture, base, patch, adapted, tmp_path, oracle="live adapter")
+    base, patch, adapted = prepared(architecture, dtype, config, tmp_path)
+    check_logits(variant, architecture, dtype, base, patch, adapted, tmp_path)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["gpt2", "llama", "llama-tied", "bert"])
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
-def test_rows_of_an_embedding_trained_beside_a_lora_fold(name: str, tmp_path: Path) -> None:
+def test_rows_of_an_embedding_trained_beside_a_lora_fold(name: str, dtype: str, tmp_path: Path) -> None:
     architecture = ARCHITECTURES[name]
     rows = {str(architecture.embedding): [5, 2, 9]}
     config = LoraConfig(target_modules=[architecture.linear[0]], trainable_token_indices=rows, **VARIANTS["lora"])
-    base, patch, adapted = prepared(architecture, "float32", config, tmp_path)
-    check_logits("lora (token rows)", architecture, base, patch, adapted, tmp_path, oracle="live adapter")
+    base, patch, adapted = prepared(architecture, dtype, config, tmp_path)
+    check_logits("lora (token rows)", architecture, dtype, base, patch, adapted, tmp_path)
 
 
 REPLICATING = ("bert", "gemma", "llama", "llama-tied", "mistral", "mixtral", "phi3")
 """Architectures whose layers peft finds; it looks for those of Falcon and GPT-2 where theirs are not."""
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", REPLICATING)
-def test_each_copy_of_a_repeated_layer_takes_its_own_delta(name: str, tmp_path: Path) -> None:
+def test_each_copy_of_a_repeated_layer_takes_its_own_delta(name: str, dtype: str, tmp_path: Path) -> None:
     """peft's own merge puts the deltas of all copies into the one weight that they share."""
     architecture = ARCHITECTURES[name]
     config = LoraConfig(target_modules=list(architecture.linear), layer_replication=[(0, 2), (0, 2), (1, 2)], r=4)
-    base, patch, adapted = prepared(architecture, "float32", config, tmp_path)
-    check_logits("lora (layer_replication)", architecture, base, patch, adapted, tmp_path, oracle="live adapter")
+    base, patch, adapted = prepared(architecture, dtype, config, tmp_path)
+    check_logits("lora (layer_replication)", architecture, dtype, base, patch, adapted, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

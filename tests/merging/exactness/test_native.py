@@ -37,8 +37,8 @@ def test_native_patches_fold_to_their_formula(kind: str, name: str, dtype: str, 
     error = roundings(weights(fold(base, tmp_path / "patch", tmp_path / "out")), expected, DTYPES[dtype])
     record(kind, name, dtype, "formula, float64", error)
     assert error <= 1.0
-    if dtype == "float32" and name in DENSE_ON:
-        check_dense(kind, name, base, tmp_path / "patch", expected, tmp_path)
+    if name in DENSE_ON:
+        check_dense(kind, name, dtype, base, tmp_path / "patch", expected, tmp_path)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MAKERS if patches.kinds()[kind].has_factors])
@@ -78,8 +78,8 @@ def test_a_sum_folds_to_its_formula(name: str, dtype: str, tmp_path: Path) -> No
     error = roundings(weights(fold(base, tmp_path / "patch", tmp_path / "out")), expected, DTYPES[dtype])
     record("sum", name, dtype, "formula, float64", error)
     assert error <= 1.0
-    if dtype == "float32" and name in DENSE_ON:
-        check_dense("sum", name, base, tmp_path / "patch", expected, tmp_path)
+    if name in DENSE_ON:
+        check_dense("sum", name, dtype, base, tmp_path / "patch", expected, tmp_path)
 
 
 @every_dtype
@@ -96,5 +96,5 @@ def test_a_full_model_stands_for_its_difference_from_the_base(name: str, dtype: 
     error = roundings(found, expected, DTYPES[dtype])
     record("model", name, dtype, "formula, float64", error)
     assert error <= 1.0
-    if dtype == "float32" and name in DENSE_ON:
-        check_dense("model", name, base, tuned, {site: W.double() for site, W in there.items()}, tmp_path)
+    if name in DENSE_ON:
+        check_dense("model", name, dtype, base, tuned, {site: W.double() for site, W in there.items()}, tmp_path)

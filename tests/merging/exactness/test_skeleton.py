@@ -131,10 +131,11 @@ def test_what_is_not_measured_peft_itself_refuses(variant: str, name: str) -> No
     record_refusal(variant, name, f"peft refuses: {str(refusal.value).split('.')[0]}")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", [one for one in ARCHITECTURES if ARCHITECTURES[one].embedding])
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
-def test_hira_on_an_embedding_folds_to_the_live_adapters_logits(name: str, tmp_path: Path) -> None:
+def test_hira_on_an_embedding_folds_to_the_live_adapters_logits(name: str, dtype: str, tmp_path: Path) -> None:
     architecture = ARCHITECTURES[name]
     config = HiraConfig(target_modules=[str(architecture.embedding), architecture.linear[0]], r=2)
-    base, patch, adapted = prepared(architecture, "float32", config, tmp_path)
-    check_logits("hira (embedding)", architecture, base, patch, adapted, tmp_path, oracle="live adapter")
+    base, patch, adapted = prepared(architecture, dtype, config, tmp_path)
+    check_logits("hira (embedding)", architecture, dtype, base, patch, adapted, tmp_path)

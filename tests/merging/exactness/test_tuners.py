@@ -214,35 +214,38 @@ def test_rows_of_an_embedding_are_replaced(name: str, dtype: str, tmp_path: Path
     check_weights("trainable_tokens", architecture, dtype, base, patch, adapted, tmp_path)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", WITH_TOKENS)
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
-def test_replaced_rows_give_the_live_adapters_logits(name: str, tmp_path: Path) -> None:
+def test_replaced_rows_give_the_live_adapters_logits(name: str, dtype: str, tmp_path: Path) -> None:
     architecture = ARCHITECTURES[name]
     config = peft.TrainableTokensConfig(target_modules=[embedding(architecture)], token_indices=[9, 2, 5])
-    base, patch, adapted = prepared(architecture, "float32", config, tmp_path)
-    check_logits("trainable_tokens", architecture, base, patch, adapted, tmp_path, oracle="live adapter")
+    base, patch, adapted = prepared(architecture, dtype, config, tmp_path)
+    check_logits("trainable_tokens", architecture, dtype, base, patch, adapted, tmp_path)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["gpt2", "llama", "llama-tied"])
 @pytest.mark.parametrize("kind", ["trainable_tokens", "lora"])
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
-def test_rows_of_an_output_embedding_leave_the_input_as_it_is(name: str, kind: str, tmp_path: Path) -> None:
+def test_rows_of_an_output_embedding_leave_the_input_as_it_is(name: str, kind: str, dtype: str, tmp_path: Path) -> None:
     """peft's own merge puts them into the shared tensor: the live adapter is the oracle."""
     architecture = ARCHITECTURES[name]
     rows: Any = peft.TrainableTokensConfig(target_modules=["lm_head"], token_indices=[9, 2, 5])
     if kind == "lora":
         rows = peft.LoraConfig(target_modules=[architecture.linear[0]], trainable_token_indices={"lm_head": [9, 2, 5]})
-    base, patch, adapted = prepared(architecture, "float32", rows, tmp_path)
-    check_logits(f"{kind} (output rows)", architecture, base, patch, adapted, tmp_path, oracle="live adapter")
+    base, patch, adapted = prepared(architecture, dtype, rows, tmp_path)
+    check_logits(f"{kind} (output rows)", architecture, dtype, base, patch, adapted, tmp_path)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", [one for one in ARCHITECTURES if ARCHITECTURES[one].embedding])
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
-def test_a_turned_embedding_gives_the_live_adapters_logits(name: str, tmp_path: Path) -> None:
+def test_a_turned_embedding_gives_the_live_adapters_logits(name: str, dtype: str, tmp_path: Path) -> None:
     architecture = ARCHITECTURES[name]
     config = peft.OFTConfig(target_modules=[embedding(architecture)], oft_block_size=4)
-    base, patch, adapted = prepared(architecture, "float32", config, tmp_path)
-    check_logits("oft (embedding)", architecture, base, patch, adapted, tmp_path, oracle="live adapter")
+    base, patch, adapted = prepared(architecture, dtype, config, tmp_path)
+    check_logits("oft (embedding)", architecture, dtype, base, patch, adapted, tmp_path)
 
 
 # ---- convolutions ----------------------------------------------------------------------------------------------------
@@ -330,11 +333,12 @@ def test_trained_biases_and_whole_modules_come_along(tuner: str, dtype: str, tmp
     check_weights(f"{tuner} (biases, head)", architecture, dtype, base, patch, adapted, tmp_path)
 
 
-def test_a_feed_forward_expression_decides_where_shapes_do_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_feed_forward_expression_decides_where_shapes_do_not(dtype: str, tmp_path: Path) -> None:
     config = peft.IA3Config(target_modules=["projection"], feedforward_modules=r".*\.projection")
-    base, patch, adapted = prepared(VIT, "float32", config, tmp_path)
+    base, patch, adapted = prepared(VIT, dtype, config, tmp_path)
     assert {field for term in read(patch, base).terms for field in term.fields} == {"col"}
-    check_weights("ia3 (expression)", VIT, "float32", base, patch, adapted, tmp_path)
+    check_weights("ia3 (expression)", VIT, dtype, base, patch, adapted, tmp_path)
 
 
 def halved(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -344,17 +348,19 @@ def halved(name: str, value: torch.Tensor) -> torch.Tensor:
     return value.bfloat16() if value.is_floating_point() else value
 
 
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("tuner", [one for one in (*TUNERS, *VARIANTS) if one != "vblora (top weights)"])
-def test_a_file_in_half_precision_folds_as_peft_loads_it(tuner: str, tmp_path: Path) -> None:
+def test_a_file_in_half_precision_folds_as_peft_loads_it(tuner: str, dtype: str, tmp_path: Path) -> None:
     """All but VB-LoRA's top weights, which peft cannot load in half precision: it scatters them into float32."""
     architecture = ARCHITECTURES["llama"]
     config = (TUNERS | VARIANTS)[tuner](architecture)  # type: ignore[operator]
-    base, patch, _ = prepared(architecture, "float32", config, tmp_path)
+    base, patch, _ = prepared(architecture, dtype, config, tmp_path)
     stored = load_file(patch / "adapter_model.safetensors")
     save_file({name: halved(name, value) for name, value in stored.items()}, patch / "adapter_model.safetensors")
-    loaded = peft.PeftModel.from_pretrained(architecture.make(), str(patch), autocast_adapter_dtype=False)
+    before: Any = architecture.make(dtype=DTYPES[dtype])
+    loaded = peft.PeftModel.from_pretrained(before.float(), str(patch), autocast_adapter_dtype=False)
     kind = tuner.replace(")", ", bfloat16 file)") if ")" in tuner else f"{tuner} (bfloat16 file)"
-    check_weights(kind, architecture, "float32", base, patch, loaded, tmp_path)
+    check_weights(kind, architecture, dtype, base, patch, loaded, tmp_path)
 
 
 # ---- as factors ------------------------------------------------------------------------------------------------------
@@ -427,11 +433,12 @@ def check_lora(kind: str, architecture: Architecture, lora: Path, adapted: Any) 
 # ---- files of their own kind -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", ["miss", "miss (bat)"])
-def test_a_file_of_the_old_name_folds_alike(mode: str, tmp_path: Path) -> None:
+def test_a_file_of_the_old_name_folds_alike(mode: str, dtype: str, tmp_path: Path) -> None:
     """BONE, as peft 0.15 saved it: `bone_block` for `miss_block`, and no mini_r in the configuration."""
     architecture = ARCHITECTURES["llama"]
-    base, patch, adapted = prepared(architecture, "float32", (TUNERS | VARIANTS)[mode](architecture), tmp_path)  # type: ignore[operator]
+    base, patch, adapted = prepared(architecture, dtype, (TUNERS | VARIANTS)[mode](architecture), tmp_path)  # type: ignore[operator]
     config = json.loads((patch / "adapter_config.json").read_text())
     del config["mini_r"]
     (patch / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "BONE"}))
@@ -439,21 +446,23 @@ def test_a_file_of_the_old_name_folds_alike(mode: str, tmp_path: Path) -> None:
     renamed = {name.replace("miss_block", "bone_block"): value for name, value in weights.items()}
     save_file(renamed, patch / "adapter_model.safetensors")
     kind = {"miss": "miss (BONE)", "miss (bat)": "miss (bat, BONE)"}[mode]
-    check_weights(kind, architecture, "float32", base, patch, adapted, tmp_path)
+    check_weights(kind, architecture, dtype, base, patch, adapted, tmp_path)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.filterwarnings("ignore:Adapter 'default'. 4 LoRA tensor")
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match")
-def test_an_adalora_that_dropped_ranks_folds_as_peft_loads_it(tmp_path: Path) -> None:
+def test_an_adalora_that_dropped_ranks_folds_as_peft_loads_it(dtype: str, tmp_path: Path) -> None:
     """rank_pattern keeps some ranks, all or none of a module; peft still divides by the first count of ranks."""
     architecture = ARCHITECTURES["llama"]
     config = peft.AdaLoraConfig(target_modules=["q_proj", "v_proj", "down_proj"], init_r=5, lora_alpha=7, total_step=10)
-    base, patch, adapted = prepared(architecture, "float32", config, tmp_path)
+    base, patch, adapted = prepared(architecture, dtype, config, tmp_path)
     kept = {"q_proj": [True, False, True, False, False], "v_proj": [False] * 5, "down_proj": [True] * 5}
     live: Any = adapted
     named = [path for path, one in live.base_model.model.named_modules() if hasattr(one, "lora_E")]
     live.peft_config["default"].rank_pattern = {f"{path}.lora_E": kept[path.rpartition(".")[2]] for path in named}
     adapted.save_pretrained(str(patch), save_embedding_layers=False)
-    loaded = peft.PeftModel.from_pretrained(architecture.make(), str(patch))
+    before: Any = architecture.make(dtype=DTYPES[dtype])
+    loaded = peft.PeftModel.from_pretrained(before.float(), str(patch))
     assert {handle.shape[0] for term in read(patch, base).terms for handle in [term.fields["A"]]} == {2, 5}
-    check_weights("adalora (ranks dropped)", architecture, "float32", base, patch, loaded, tmp_path)
+    check_weights("adalora (ranks dropped)", architecture, dtype, base, patch, loaded, tmp_path)

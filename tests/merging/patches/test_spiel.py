@@ -57,8 +57,8 @@ def test_unsorted_and_repeated_positions_fold_by_the_formula(name: str, dtype: s
     error = roundings(merged.state_dict(), expected, DTYPES[dtype])
     record("spiel", name, dtype, "float64 formula (SparseDelta)", error)
     assert error <= 1.0
-    if dtype == "float32" and name in DENSE_ON:
-        check_dense("spiel", name, base, patch, expected, tmp_path)
+    if name in DENSE_ON:
+        check_dense("spiel", name, dtype, base, patch, expected, tmp_path)
 
 
 def test_it_is_told_by_its_type_and_what_does_not_fit_by_its_name(tmp_path: Path) -> None:

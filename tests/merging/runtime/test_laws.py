@@ -27,7 +27,12 @@ BROKEN_IN_PEFT = frozenset(
 )
 """Kinds that peft puts before every token where the cache is called `cache`: its forward pass is the oracle."""
 
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
+QUICK = ("llama", "gpt2", "bert", "t5")
+every_case = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if case.architecture in QUICK else pytest.mark.slow) for case in CASES],
+    ids=str,
+)
 one_a_kind = pytest.mark.parametrize(
     "case", list({case.kind: case for case in reversed(CASES)}.values()), ids=lambda case: case.kind
 )

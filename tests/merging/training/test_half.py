@@ -11,7 +11,7 @@ from tests.merging.exactness.compare import roundings
 from tests.merging.training.loop import folded, saved, train, weights
 
 
-@pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
+@pytest.mark.parametrize("make", [tiny.llama, pytest.param(tiny.gpt2, marks=pytest.mark.slow)])
 def test_half_of_the_model_stays_and_the_patch_folds_to_the_trained_one(make: object, tmp_path: Path) -> None:
     model = make()  # type: ignore[operator]
     base = saved(model, tmp_path / "base")

@@ -13,7 +13,8 @@ from tests.merging.training.loop import TOKENS, folded, saved, train, weights
 
 
 @pytest.mark.parametrize(
-    ("make", "projection"), [(tiny.llama, "fastfood"), (tiny.gpt2, "fastfood"), (tiny.llama, "dense")]
+    ("make", "projection"),
+    [(tiny.llama, "fastfood"), pytest.param(tiny.gpt2, "fastfood", marks=pytest.mark.slow), (tiny.llama, "dense")],
 )
 def test_the_trained_model_is_what_the_patch_folds_to(make: object, projection: str, tmp_path: Path) -> None:
     model = make()  # type: ignore[operator]

@@ -11,7 +11,7 @@ from tests.merging import tiny
 from tests.merging.training.loop import TOKENS, folded, saved, train, weights
 
 
-@pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
+@pytest.mark.parametrize("make", [tiny.llama, pytest.param(tiny.gpt2, marks=pytest.mark.slow)])
 def test_the_learnt_graft_is_what_the_patch_folds_to(make: object, tmp_path: Path) -> None:
     tuned = make()  # type: ignore[operator]
     train(tuned, tmp_path)

@@ -13,7 +13,7 @@ from tests.merging.exactness.compare import roundings
 from tests.merging.training.loop import folded, saved, train, weights
 
 
-@pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
+@pytest.mark.parametrize("make", [tiny.llama, pytest.param(tiny.gpt2, marks=pytest.mark.slow)])
 def test_only_the_entries_that_moved_most_move_and_the_patch_folds_to_them(make: object, tmp_path: Path) -> None:
     model = make()  # type: ignore[operator]
     base = saved(model, tmp_path / "base")

@@ -17,7 +17,7 @@ from tests.merging.training.loop import TOKENS, arguments, folded, saved, weight
 DATA: Any = [{"input_ids": row, "labels": row} for row in TOKENS]
 
 
-@pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
+@pytest.mark.parametrize("make", [tiny.llama, pytest.param(tiny.gpt2, marks=pytest.mark.slow)])
 def test_the_replayed_steps_give_the_trained_model_bit_for_bit(make: object, tmp_path: Path) -> None:
     model = make()  # type: ignore[operator]
     base = saved(model, tmp_path / "base")
