@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pydantic import SecretStr
 
@@ -14,13 +15,13 @@ from adapterhub.hub.services.commits import commit
 from adapterhub.hub.services.wiring import open_hub
 from adapterhub.hub.settings import Settings
 from adapterhub.hub.worker import handlers_of
-from tests.hub.services.samples import lora, model
+from tests.hub.services.samples import lora, model, sparse
 
 TOKEN = "ah_a-token-that-opens-only-the-kept-data-folders"
 
 
 def main() -> None:
-    """Write `tests/upgrades/<version>`: two models, a patch and a merge, with their jobs, lineage and recipe."""
+    """Write `tests/upgrades/<version>`: two models, patches and a merge, with their jobs, lineage and recipe."""
     folder = Path(__file__).parent / __version__
     shutil.rmtree(folder, ignore_errors=True)
     hub = open_hub(Settings(data=folder, admin_token=SecretStr(TOKEN), secret=SecretStr("kept" * 10)))
@@ -30,6 +31,10 @@ def main() -> None:
     for repo_id, files in {"ann/base": model(), "ann/code": lora("ann/base"), "ann/secret": lora("ann/base")}.items():
         repos.create(hub, ann, repo_id, private=repo_id == "ann/secret")
         commit(hub, ann, repo_id, "main", files, "push")
+    with TemporaryDirectory() as into:
+        native = sparse(Path(into), {"repo_id": "ann/base"}, contract={"chat_template": "KEPT"})
+    repos.create(hub, ann, "ann/sparse")
+    commit(hub, ann, "ann/sparse", "main", native, "push")
     merges.request(hub, ann, "ann/base + 0.5*ann/code", push="ann/both")
     InlineExecutor(hub.jobs, handlers_of(hub)).drain()
     hub.db.close()

@@ -89,3 +89,12 @@ def test_accounts_follow_the_service_until_their_owners_choose(kept: Hub, ann: C
 
 def test_nothing_is_warned_of_where_nobody_looked(kept: Hub, ann: Caller) -> None:
     assert [one["warnings"] for one in describe.repo_view(kept, ann, "ann/code")["patches"]] == [[]]
+
+
+def test_what_a_patch_needs_to_work_is_still_told(kept: Hub, ann: Caller) -> None:
+    with kept.db.read() as session:
+        names = [item["id"] for item in search.search(session, ann)["items"]]
+    if "ann/sparse" not in names:
+        pytest.skip("made before patches told what they need")
+    (patch,) = describe.repo_view(kept, ann, "ann/sparse")["patches"]
+    assert (patch["kind"], patch["contract"]) == ("sparse", {"chat_template": "KEPT"})

@@ -76,11 +76,14 @@ def lora(base: str, *, hidden: int = HIDDEN, r: int = 2, layers: int = 2, folder
     ]
 
 
-def sparse(into: Path, base: Mapping[str, object], *, hidden: int = HIDDEN) -> list[AddRegular]:
+def sparse(
+    into: Path, base: Mapping[str, object], *, hidden: int = HIDDEN, contract: Mapping[str, object] | None = None
+) -> list[AddRegular]:
     """The files of a native sparse patch on one site, written by way of the folder `into`."""
     delta = np.zeros((hidden, hidden), np.float32)
     delta[0, 1] = 0.5
-    native.write_patch(into, sites={SITE.format(layer=0, module="v_proj"): native.sparse(delta)}, base=base)
+    sites = {SITE.format(layer=0, module="v_proj"): native.sparse(delta)}
+    native.write_patch(into, sites=sites, base=base, contract=contract)
     return [AddRegular(file.name, file.read_bytes()) for file in sorted(into.iterdir())]
 
 
