@@ -16,6 +16,7 @@ from adapterhub.merging.errors import NonFinite, NotFoldable
 from adapterhub.merging.methods import methods
 from adapterhub.merging.ops.quantise import quantisation_error
 from adapterhub.merging.ops.tensors import accumulator, as_matrix, dtype_name, is_finite, is_floating, torch_dtype
+from adapterhub.merging.registry import MergeSite
 from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def fold(
         return Folded(_checked(W.to(dtype), output, W), Norms())
     wide = _working_dtype(output, W)
     source = as_matrix(W)
-    whole = _effects(output.addends, W, wide)
+    whole = _effects(output.name, output.addends, W, wide)
     result = torch.empty(W.shape, dtype=dtype, device=W.device)
     target = as_matrix(result)
     squares = _Squares(is_rounded=dtype != wide)
@@ -88,7 +89,7 @@ def _working_dtype(output: OutputTensor, W: torch.Tensor) -> torch.dtype:
     return max(accumulator(output.dtype), accumulator(stored), key=lambda dtype: dtype.itemsize)
 
 
-def _effects(addends: Sequence[Addend], W: torch.Tensor, wide: torch.dtype) -> Effects:
+def _effects(name: str, addends: Sequence[Addend], W: torch.Tensor, wide: torch.dtype) -> Effects:
     """The effect of all addends on a site with the base's values W, in the order in which they act."""
     import torch
 
@@ -100,7 +101,7 @@ def _effects(addends: Sequence[Addend], W: torch.Tensor, wide: torch.dtype) -> E
             case ModelDelta(tuned=tuned, base=base):
                 others.append(_difference(read(tuned, device), read(base, device), addend.weight))
             case MethodDelta():
-                merged = _merge(addend.delta, W.to(wide, memory_format=torch.contiguous_format))
+                merged = _merge(name, addend.delta, W.to(wide, memory_format=torch.contiguous_format))
                 others.append(_addition(merged, addend.weight))
             case TermDelta():
                 pass  # with all the others of its kind
@@ -117,15 +118,14 @@ def _difference(tuned: torch.Tensor, base: torch.Tensor, weight: float) -> Apply
     return apply
 
 
-def _merge(step: MethodDelta, W: torch.Tensor) -> torch.Tensor:
+def _merge(name: str, step: MethodDelta, W: torch.Tensor) -> torch.Tensor:
     spec = methods()[step.method]
     deltas, here = [], W
     for weight, addends in zip(step.weights, step.inputs, strict=True):
-        deltas.append(_effects(addends, here, here.dtype).change(here))
+        deltas.append(_effects(name, addends, here, here.dtype).change(here))
         if spec.is_sequential:
             here = here.add(deltas[-1], alpha=weight)
-    merged: torch.Tensor = spec.function(deltas, step.weights, step.parameters)
-    return merged
+    return spec.merge(deltas, step.weights, step.parameters, MergeSite(name, W, step.digests, step.depth))
 
 
 def _addition(whole: torch.Tensor, weight: float) -> Apply:

@@ -4,7 +4,7 @@ A plan holds names, shapes and lazy handles, never values. `engine` runs it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from math import prod
@@ -22,7 +22,7 @@ from adapterhub.merging.errors import (
     PlanTooLarge,
     RecipeTooLarge,
 )
-from adapterhub.merging.folders import Beside, join
+from adapterhub.merging.folders import Beside, join, json_digest
 from adapterhub.merging.gguf import gguf_layout
 from adapterhub.merging.manifest import MANIFEST
 from adapterhub.merging.methods import methods
@@ -32,6 +32,7 @@ from adapterhub.merging.quantised import SIMULATED, dequantised, quantisation_of
 from adapterhub.merging.recipes.canonical import (
     MODEL,
     Input,
+    Leaf,
     Merged,
     Normal,
     Part,
@@ -45,6 +46,7 @@ from adapterhub.merging.recipes.canonical import (
 )
 from adapterhub.merging.recipes.nodes import Delta, Recipe, Ref
 from adapterhub.merging.replicas import replicated
+from adapterhub.merging.sites import depths
 from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
 from adapterhub.merging.terms import terms
 
@@ -244,6 +246,7 @@ class _Sums:
         self._base = base
         self._normal = normal
         self._inputs = inputs
+        self._depths = depths(base.tensors)
         self._digests = {ref: patch.digest for ref, patch in read.items()}
         self._terms = {ref: _by_site(patch.terms) for ref, patch in read.items()}
         trained_on = {ref: _trained_on(inputs[ref], read[ref]) for ref in _refs(normal.parts)}
@@ -316,7 +319,23 @@ class _Sums:
             _check_mergeable(site, leaf.method, one)
             if number and methods()[leaf.method].is_sequential:
                 _check_comes_first(site, one)
-        return MethodDelta(leaf.method, leaf.parameters, leaf.weights, inputs) if any(inputs) else None
+        if not any(inputs) and not methods()[leaf.method].moves_base:
+            return None
+        digests = tuple(self._digest(parts) for parts in leaf.inputs)
+        return MethodDelta(leaf.method, leaf.parameters, leaf.weights, inputs, digests, self._depths.get(site))
+
+    def _digest(self, parts: Iterable[Part]) -> str:
+        """Names what a sum is, so that random numbers belong to it wherever it stands."""
+        return json_digest([[part.weight, *self._named(part.leaf)] for part in parts])
+
+    def _named(self, leaf: Leaf) -> list[Any]:
+        match leaf:
+            case Patched(ref=ref):
+                return [self._digests[ref]]
+            case Delta(model=model, base=base):
+                return [self._digests[model], self._digests[base]]
+            case Merged(method=method, parameters=parameters, weights=weights, inputs=inputs):
+                return [method, asdict(parameters), weights, [self._digest(parts) for parts in inputs]]
 
 
 def _trained_on(one: Input, patch: Patch) -> str:

@@ -171,30 +171,68 @@ class NoParameters:
 
 
 @dataclass(frozen=True)
+class MergeSite:
+    """What a method may know of the tensor it merges, besides the deltas.
+
+    name: of the tensor. base: its values before, in the deltas' shape, dtype and device; not to be modified. digests:
+    one an input, which key random numbers. depth: l / (L - 1) of layer l of L, None outside layers.
+    """
+
+    name: str
+    base: torch.Tensor
+    digests: tuple[str, ...]
+    depth: float | None = None
+
+
+@dataclass(frozen=True)
 class MethodSpec:
     """One merge method.
 
     function: `(deltas, weights, parameters) -> delta`: deltas and result float32 (float64 for float64 bases) of one
-    shape, the base not included; weights one number a delta. parameters: a frozen dataclass whose fields `parameter`
-    made. coefficients: `(weights, parameters)` of a method whose result is a weighted sum of the deltas whatever they
-    are: that sum's factors, so it can stay in patch space. Raises InvalidParameter where the two do not go together.
-    laws: names of the laws it obeys besides those of all methods. is_sequential: each delta is taken at the base plus
-    the weighted deltas before it, instead of all at the base.
+    shape, the base not included; weights one number a delta. takes_site: it takes a MergeSite as its fourth argument.
+    inputs: fewest and most of them, None for any number. takes_weights: whether a weight other than 1 means something.
+    check: raises InvalidParameter for parameters that do not go together, before any work.
+    is_experimental: known from its paper alone. moves_base: its result is not zero where no input changes anything.
+    parameters: a frozen dataclass whose fields `parameter` made. coefficients: `(weights, parameters)` of one whose
+    result is a weighted sum of the deltas whatever they are: that sum's factors, so it can stay in patch space. Raises
+    InvalidParameter where the two do not go together. laws: names of the laws it obeys besides those of all methods.
+    is_sequential: each delta is taken at the base plus the weighted deltas before it, instead of all at the base.
     """
 
     name: str
     title: str
     summary: str
     source: str
-    function: Callable[[Sequence[torch.Tensor], Sequence[float], Any], torch.Tensor]
+    function: Callable[..., torch.Tensor]
     parameters: type = NoParameters
     laws: frozenset[str] = frozenset()
     coefficients: Callable[[Sequence[float], Any], list[float]] | None = None
     is_sequential: bool = False
+    takes_site: bool = False
+    inputs: tuple[int, int | None] = (1, None)
+    takes_weights: bool = True
+    is_experimental: bool = False
+    moves_base: bool = False
+    check: Callable[[Any], None] = lambda parameters: None
 
     @property
     def is_linear(self) -> bool:
         return self.coefficients is not None
+
+    def merge(
+        self, deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: Any, site: MergeSite
+    ) -> torch.Tensor:
+        """The function's result. Raises InvalidParameter for what it does not take."""
+        return self.function(deltas, weights, parameters, *([site] if self.takes_site else []))
+
+    def check_inputs(self, weights: Sequence[float]) -> None:
+        """Raises InvalidParameter for a number of inputs, or weights, that the method does not take."""
+        fewest, most = self.inputs
+        if len(weights) < fewest or (most is not None and len(weights) > most):
+            wanted = str(fewest) if most == fewest else f"{fewest} or more" if most is None else f"{fewest} to {most}"
+            raise InvalidParameter(f"{self.name}: has {len(weights)} inputs after its base; it takes {wanted}")
+        if not self.takes_weights and any(weight != 1.0 for weight in weights):
+            raise InvalidParameter(f"{self.name}: takes no weights, and found {', '.join(f'{w:g}' for w in weights)}")
 
 
 @dataclass(frozen=True)

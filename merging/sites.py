@@ -169,3 +169,19 @@ def targets_of(sites: Iterable[str]) -> tuple[str, ...]:
     """The module types among the sites ("q_proj", "c_attn"), sorted."""
     modules = (site.removesuffix(".weight").removesuffix(".bias") for site in sites)
     return tuple(sorted({module.rpartition(".")[2] for module in modules}))
+
+
+def depths(sites: Iterable[str]) -> dict[str, float]:
+    """l / (L - 1) of each site in layer l of L, 1 where there is one layer; sites outside layers are left out.
+
+    Each list of layers counts for itself: an encoder's and a decoder's both go from 0 to 1.
+    """
+    places = {}
+    for site in sites:
+        number = layer_of(site)
+        if number != "-":
+            places[site] = site.partition(f".{number}.")[0], int(number)
+    last: dict[str, int] = {}
+    for before, place in places.values():
+        last[before] = max(last.get(before, 0), place)
+    return {site: place / last[before] if last[before] else 1.0 for site, (before, place) in places.items()}

@@ -30,13 +30,16 @@ class MethodDelta:
     """The delta that a merge method makes of others.
 
     inputs: for each input the addends whose sum is its delta at this tensor, () for none: a zero delta. weights: one an
-    input. parameters: an instance of the method's dataclass.
+    input. parameters: an instance of the method's dataclass. digests: what each input is made of, one an input. depth:
+    l / (L - 1) of layer l of L, None outside layers.
     """
 
     method: str
     parameters: Any
     weights: tuple[float, ...]
     inputs: tuple[tuple[Addend, ...], ...]
+    digests: tuple[str, ...] = ()
+    depth: float | None = None
 
 
 Delta: TypeAlias = TermDelta | ModelDelta | MethodDelta

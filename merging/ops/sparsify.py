@@ -40,6 +40,80 @@ def keep_largest(delta: torch.Tensor, density: float) -> torch.Tensor:
     return kept.view(delta.shape)
 
 
+def largest(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Where the `count` largest of values (…) stand, bool; of equal ones those of smaller flat index come first."""
+    import torch
+
+    flat = values.reshape(-1)
+    mask = torch.zeros_like(flat, dtype=torch.bool)
+    mask[torch.argsort(flat, stable=True, descending=True)[:count]] = True
+    return mask.view(values.shape)
+
+
+def quantiles(values: torch.Tensor, shares: tuple[float, ...]) -> list[float]:
+    """The quantiles of all entries, at shares in [0, 1]; between two neighbours the lower one."""
+    return [float(one) for one in np.quantile(values.detach().cpu().numpy().reshape(-1), shares, method="lower")]
+
+
+def keep_middle(delta: torch.Tensor, density: float, gamma: float) -> torch.Tensor:
+    """The tensor without its largest entries by magnitude, a share gamma of them, nor its smallest: a density is left.
+
+    Where both cannot be had, fewer of the largest go. density in (0, 1], gamma in [0, 1): of n entries floor(density·n)
+    stay and floor(gamma·n) of the largest go; density 1 gives the input itself. Among equal magnitudes those of smaller
+    flat index count as larger. Source: arXiv:2312.06795 sec. 3 (Model Breadcrumbs); mergekit 0.1.5 magnitude_outliers.
+    """
+    import torch
+
+    count = delta.numel()
+    if density >= 1 or not count:
+        return delta
+    kept = max(1, int(density * count))
+    bottom = max(0, count - kept - int(gamma * count))
+    flat = delta.reshape(-1)
+    order = torch.argsort(flat.abs(), stable=True, descending=True).flip(0)  # ascending, equal ones backwards
+    result = torch.zeros_like(flat)
+    places = order[bottom : bottom + kept]
+    result[places] = flat[places]
+    return result.view(delta.shape)
+
+
+def keep_ranked(delta: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
+    """Probabilities by which entries stay: from density - epsilon for a row's smallest to density + epsilon, by rank.
+
+    delta: any shape; rows are along its first dimension, a vector is one row. A row of one entry has the density
+    itself. Returns float64 of that shape. Source: arXiv:2406.11617 sec. 3.1 (DELLA, MagPrune).
+    """
+    import torch
+
+    rows = delta.reshape(1, -1) if delta.dim() < 2 else delta.flatten(1)
+    size = rows.shape[1]
+    if size < 2:
+        return torch.full(delta.shape, density, dtype=torch.float64, device=delta.device)
+    ranks = rows.abs().argsort(dim=1, stable=True).argsort(dim=1).double()  # 0 the smallest
+    return ((density - epsilon) + ranks * (2 * epsilon / (size - 1))).view(delta.shape)
+
+
+RESCALES = ("inverse", "l1", "l2", "linf", "none")
+"""How what is left of a delta is brought back to size."""
+
+
+def rescaled(kept: torch.Tensor, before: torch.Tensor, how: str, factor: torch.Tensor | float) -> torch.Tensor:
+    """What is left of a delta, times `factor` for "inverse", or so that a norm is what it was; a new tensor.
+
+    A norm below 1e-7, before or after, leaves it as it is. Source: arXiv:2311.03099 sec. 3 for "inverse"; mergekit
+    0.1.5 for the norms.
+    """
+    if how == "inverse":
+        return kept * factor
+    if how == "none":
+        return kept.clone()
+    if not kept.numel():
+        return kept.clone()
+    order = {"l1": 1.0, "l2": 2.0, "linf": float("inf")}[how]
+    size, left = (float(one.double().reshape(-1).norm(order)) for one in (before, kept))
+    return kept * (size / left if min(size, left) >= 1e-7 else 1.0)
+
+
 def _ascending(values: torch.Tensor, position: int) -> float:
     """The value at a position of the sorted tensor (n,), without sorting it. NaN counts as the largest."""
     if values.device.type == "cpu":

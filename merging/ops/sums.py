@@ -21,6 +21,12 @@ def normalised(method: str, weights: Sequence[float]) -> list[float]:
     return [weight / total for weight in weights]
 
 
+def shared(weights: Sequence[float]) -> list[float]:
+    """The weights divided by their sum; as they are where that is 0 to within 1e-8, as mergekit does."""
+    total = math.fsum(weights)
+    return list(weights) if abs(total) < 1e-8 else [weight / total for weight in weights]
+
+
 def weighted_sum(tensors: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
     """Σ coefficients[i] · tensors[i], in their dtype and shape, added in the given order; inputs are not modified."""
     total = tensors[0] * coefficients[0]
