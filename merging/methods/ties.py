@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.signs import elect_signs
+from adapterhub.merging.ops.agreement import average_agreeing
 from adapterhub.merging.ops.sparsify import keep_largest
 from adapterhub.merging.registry import MethodSpec, parameter
 
@@ -43,33 +43,14 @@ def ties(deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: P
     Source: arXiv:2306.01708 sec. 3. Differs from the paper, like mergekit 0.1.5: trimmed per tensor, signs elected on
     the weighted deltas, divided by weights; normalize="count" and elect="unweighted" give the paper's choices.
     """
-    import torch
-
-    trimmed = [keep_largest(delta, parameters.density).reshape(-1) for delta in deltas]
-    merged = torch.empty_like(trimmed[0])
-    for start in range(0, merged.numel(), _PIECE):  # in pieces that stay in a core's cache
-        stop = start + _PIECE
-        merged[start:stop] = _average_agreeing([delta[start:stop] for delta in trimmed], weights, parameters)
-    return merged.view(deltas[0].shape)
-
-
-_PIECE = 1 << 16
-
-
-def _average_agreeing(deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: Parameters) -> torch.Tensor:
-    """λ times the mean of the deltas that have the elected sign, entry by entry."""
-    import torch
-
-    weighted = [delta * weight for delta, weight in zip(deltas, weights, strict=True)]
-    signs = elect_signs(weighted if parameters.elect == "weighted" else deltas)
-    total, divisor = torch.zeros_like(signs), torch.zeros_like(signs)
-    for delta, weight in zip(weighted, weights, strict=True):
-        agreeing = (delta * signs).clamp_min_(0)  # |w·Δ| where the signs agree, else 0
-        total += agreeing
-        divisor.add_(agreeing.sign_(), alpha=weight if parameters.normalize == "weights" else 1.0)
-    if parameters.normalize != "none":
-        total /= divisor.masked_fill_(divisor == 0, 1.0)
-    return total.mul_(signs).mul_(parameters.scale)
+    trimmed = [keep_largest(delta, parameters.density) for delta in deltas]
+    return average_agreeing(
+        trimmed,
+        weights,
+        scale=parameters.scale,
+        normalize=parameters.normalize,
+        is_weighted=parameters.elect == "weighted",
+    )
 
 
 SPEC = MethodSpec(

@@ -1,0 +1,47 @@
+"""breadcrumbs: leave out the largest and the smallest entries of each delta, and sum the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adapterhub.merging.ops.sparsify import keep_middle
+from adapterhub.merging.ops.sums import shared, weighted_sum
+from adapterhub.merging.registry import MethodSpec, parameter
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What breadcrumbs may be told."""
+
+    density: float = parameter(0.9, "share of each patch's entries kept", low=0, high=1, is_low_open=True)
+    gamma: float = parameter(0.01, "share of the largest entries left out", low=0, high=1, is_high_open=True)
+    scale: float = parameter(1.0, "λ, the factor on the result")
+    normalize: bool = parameter(False, "divide by the sum of the weights")
+
+
+def breadcrumbs(deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: Parameters) -> torch.Tensor:
+    """Task vectors without their outliers and their smallest entries, and their weighted sum.
+
+    deltas: each (…), float32 or float64, not modified; the result is of their shape and dtype. Trimmed per tensor;
+    density 1 keeps all, outliers too.
+    Source: arXiv:2312.06795 sec. 3. Differs from the paper, like mergekit 0.1.5: shares are of a tensor, not a layer.
+    """
+    kept = [keep_middle(delta, parameters.density, parameters.gamma) for delta in deltas]
+    shares = shared(weights) if parameters.normalize else weights
+    return weighted_sum(kept, [parameters.scale * share for share in shares])
+
+
+SPEC = MethodSpec(
+    name="breadcrumbs",
+    title="Breadcrumbs",
+    summary="Largest and smallest entries of each patch left out, the rest summed",
+    source="arXiv:2312.06795",
+    function=breadcrumbs,
+    parameters=Parameters,
+    laws=frozenset({"commutative", "neutral_zero"}),
+)

@@ -1,0 +1,73 @@
+"""della_linear: keep entries of each delta at random, large ones likelier, rescale, and sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adapterhub.merging.ops.draws import check_probabilities, keep_likely
+from adapterhub.merging.ops.sparsify import RESCALES
+from adapterhub.merging.ops.sums import shared, weighted_sum
+from adapterhub.merging.registry import MethodSpec, parameter
+
+if TYPE_CHECKING:
+    import torch
+
+    from adapterhub.merging.registry import MergeSite
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What della_linear may be told."""
+
+    density: float = parameter(0.5, "mean share of each patch's entries kept", low=0, high=1, is_low_open=True)
+    epsilon: float = parameter(0.15, "how much likelier large entries are kept, and less small ones", low=0, high=0.5)
+    rescale: str = parameter(
+        "inverse",
+        "how what is left is brought back to size: each by 1/its probability, by a norm of the tensor, or not",
+        choices=RESCALES,
+    )
+    seed: int = parameter(0, "of the random numbers, which belong to a patch and tensor", low=0, high=2**63 - 1)
+    scale: float = parameter(1.0, "λ, the factor on the result")
+    normalize: bool = parameter(False, "divide by the sum of the weights")
+
+
+def check(parameters: Parameters) -> None:
+    """Raises InvalidParameter unless density ± epsilon lies between 0 and 1."""
+    check_probabilities("della_linear", parameters.density, parameters.epsilon)
+
+
+def della_linear(
+    deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: Parameters, site: MergeSite
+) -> torch.Tensor:
+    """Task vectors pruned by MagPrune, and their weighted sum.
+
+    Of each row an entry stays with a probability that goes by its rank from density - epsilon to density + epsilon.
+    deltas: each (…), float32 or float64, not modified; the result is of their shape and dtype. A row of one entry has
+    the density itself; which stay depends on seed, patch and tensor alone. Raises InvalidParameter as `check`.
+    Source: arXiv:2406.11617 sec. 3. Differs: mergekit 0.1.5 rescales by the L1 norm (rescale="l1"), and fails on rows
+    of one entry.
+    """
+    check(parameters)
+    kept = [
+        keep_likely(
+            delta, parameters.density, parameters.epsilon, parameters.rescale, parameters.seed, digest, site.name
+        )
+        for delta, digest in zip(deltas, site.digests, strict=True)
+    ]
+    shares = shared(weights) if parameters.normalize else weights
+    return weighted_sum(kept, [parameters.scale * share for share in shares])
+
+
+SPEC = MethodSpec(
+    name="della_linear",
+    title="DELLA, summed",
+    summary="Entries kept at random, large ones likelier, then summed",
+    source="arXiv:2406.11617",
+    function=della_linear,
+    parameters=Parameters,
+    laws=frozenset({"commutative", "neutral_zero"}),
+    takes_site=True,
+    check=check,
+)
