@@ -11,13 +11,15 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from adapterhub.merging.effects import Effects, effects, read, tiles
+from adapterhub.merging.effects import Effects, effects, part, read, tiles
 from adapterhub.merging.errors import NonFinite, NotFoldable
 from adapterhub.merging.methods import methods
+from adapterhub.merging.ops.lowrank import Factors, concatenate
 from adapterhub.merging.ops.quantise import quantisation_error
 from adapterhub.merging.ops.tensors import accumulator, as_matrix, dtype_name, is_finite, is_floating, torch_dtype
 from adapterhub.merging.registry import MergeSite
 from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
+from adapterhub.merging.terms import terms
 
 if TYPE_CHECKING:
     import torch
@@ -120,12 +122,38 @@ def _difference(tuned: torch.Tensor, base: torch.Tensor, weight: float) -> Apply
 
 def _merge(name: str, step: MethodDelta, W: torch.Tensor) -> torch.Tensor:
     spec = methods()[step.method]
+    products = _products(step, W) if spec.on_factors is not None else None
+    if spec.on_factors is not None and products is not None:
+        for number, product in enumerate(products, 1):
+            _check_delta(name, step, number, *product)
+        left, right = spec.on_factors(products, step.weights, step.parameters)
+        return (left.double() @ right.double()).to(W.dtype).view(W.shape)
     deltas, here = [], W
-    for weight, addends in zip(step.weights, step.inputs, strict=True):
+    for number, (weight, addends) in enumerate(zip(step.weights, step.inputs, strict=True), 1):
         deltas.append(_effects(name, addends, here, here.dtype).change(here))
+        _check_delta(name, step, number, deltas[-1])
         if spec.is_sequential:
             here = here.add(deltas[-1], alpha=weight)
     return spec.merge(deltas, step.weights, step.parameters, MergeSite(name, W, step.digests, step.depth))
+
+
+def _check_delta(name: str, step: MethodDelta, number: int, *tensors: torch.Tensor) -> None:
+    """Raises NonFinite for a delta that a method might hide, or put everywhere."""
+    if not all(map(is_finite, tensors)):
+        raise NonFinite(name, f"the delta of input {number} of {step.method}")
+
+
+def _products(step: MethodDelta, W: torch.Tensor) -> list[Factors] | None:
+    """Every input's delta as one product of factors; None where an input is more than low-rank terms of a matrix."""
+    factors = terms()["lowrank"].factors
+    assert factors is not None
+    found = []
+    for addends in step.inputs:
+        deltas = [(one.weight, one.delta.term) for one in addends if isinstance(one.delta, TermDelta)]
+        if len(deltas) < len(addends) or not deltas or any(term.term != "lowrank" for _, term in deltas):
+            return None
+        found.append(concatenate([Factors(*factors(part(term, w, str(W.device)), W.shape)) for w, term in deltas]))
+    return found
 
 
 def _addition(whole: torch.Tensor, weight: float) -> Apply:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from adapterhub.merging.folders import Folder
+    from adapterhub.merging.ops.lowrank import Factors
 
 
 class Named(Protocol):
@@ -191,11 +192,13 @@ class MethodSpec:
     function: `(deltas, weights, parameters) -> delta`: deltas and result float32 (float64 for float64 bases) of one
     shape, the base not included; weights one number a delta. takes_site: it takes a MergeSite as its fourth argument.
     inputs: fewest and most of them, None for any number. takes_weights: whether a weight other than 1 means something.
+    on_factors: `(deltas as products, weights, parameters)` gives the same as a product, of one that works on factors.
     check: raises InvalidParameter for parameters that do not go together, before any work.
     is_experimental: known from its paper alone. moves_base: its result is not zero where no input changes anything.
     parameters: a frozen dataclass whose fields `parameter` made. coefficients: `(weights, parameters)` of one whose
     result is a weighted sum of the deltas whatever they are: that sum's factors, so it can stay in patch space. Raises
-    InvalidParameter where the two do not go together. laws: names of the laws it obeys besides those of all methods.
+    InvalidParameter where the two do not go together. laws: names of those it obeys whatever its parameters
+    are, besides those of all methods; laws_at: of others, and parameters at which it obeys them.
     is_sequential: each delta is taken at the base plus the weighted deltas before it, instead of all at the base.
     """
 
@@ -206,6 +209,7 @@ class MethodSpec:
     function: Callable[..., torch.Tensor]
     parameters: type = NoParameters
     laws: frozenset[str] = frozenset()
+    laws_at: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     coefficients: Callable[[Sequence[float], Any], list[float]] | None = None
     is_sequential: bool = False
     takes_site: bool = False
@@ -213,6 +217,7 @@ class MethodSpec:
     takes_weights: bool = True
     is_experimental: bool = False
     moves_base: bool = False
+    on_factors: Callable[..., Factors] | None = None
     check: Callable[[Any], None] = lambda parameters: None
 
     @property

@@ -44,4 +44,5 @@ SPEC = MethodSpec(
     function=breadcrumbs,
     parameters=Parameters,
     laws=frozenset({"commutative", "neutral_zero"}),
+    laws_at={"identity": {"density": 1.0}},
 )

@@ -44,4 +44,5 @@ SPEC = MethodSpec(
     function=breadcrumbs_ties,
     parameters=Parameters,
     laws=frozenset({"commutative", "neutral_zero"}),
+    laws_at={"identity": {"density": 1.0}},
 )

@@ -58,5 +58,6 @@ SPEC = MethodSpec(
     function=dare_linear,
     parameters=Parameters,
     laws=frozenset({"commutative", "neutral_zero"}),
+    laws_at={"identity": {"density": 1.0}},
     takes_site=True,
 )

@@ -68,6 +68,7 @@ SPEC = MethodSpec(
     function=della_linear,
     parameters=Parameters,
     laws=frozenset({"commutative", "neutral_zero"}),
+    laws_at={"identity": {"density": 1.0}},
     takes_site=True,
     check=check,
 )

@@ -43,7 +43,7 @@ SPEC = MethodSpec(
     source="Karcher, Comm. Pure Appl. Math. 30 (1977)",
     function=karcher,
     parameters=Parameters,
-    laws=frozenset({"commutative"}),
+    laws=frozenset({"identity", "commutative", "idempotent"}),
     takes_site=True,
     takes_weights=False,
 )

@@ -43,6 +43,7 @@ SPEC = MethodSpec(
     source="arXiv:2203.05482",
     function=linear,
     parameters=Parameters,
-    laws=frozenset({"identity", "commutative", "idempotent"}),
+    laws=frozenset({"identity", "commutative"}),
+    laws_at={"idempotent": {"normalize": True}},
     coefficients=coefficients,
 )

@@ -55,7 +55,7 @@ SPEC = MethodSpec(
     source="arXiv:2403.19522",
     function=model_stock,
     parameters=Parameters,
-    laws=frozenset({"commutative"}),
+    laws=frozenset({"commutative", "idempotent"}),
     inputs=(2, None),
     takes_weights=False,
 )

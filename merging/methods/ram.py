@@ -37,6 +37,7 @@ SPEC = MethodSpec(
     source="arXiv:2601.13572",
     function=ram,
     parameters=Parameters,
-    laws=frozenset({"commutative", "idempotent", "neutral_zero"}),
+    laws=frozenset({"commutative", "neutral_zero"}),
+    laws_at={"identity": {"epsilon": 0.0}, "idempotent": {"epsilon": 0.0}},
     takes_weights=False,
 )

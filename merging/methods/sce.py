@@ -53,6 +53,7 @@ SPEC = MethodSpec(
     source="arXiv:2408.07990",
     function=sce,
     parameters=Parameters,
-    laws=frozenset({"commutative"}),
+    laws=frozenset({"identity", "commutative"}),
+    laws_at={"neutral_zero": {"select_topk": 1.0}, "idempotent": {"select_topk": 1.0}},
     takes_weights=False,
 )
