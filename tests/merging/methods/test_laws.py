@@ -1,5 +1,7 @@
 """Laws that every registered merge method keeps, as far as its spec claims them."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ def merge(
     weights: list[float] | None = None,
     *,
     digests: list[str] | None = None,
-    **told: object,
+    **told: Any,
 ) -> torch.Tensor:
     """What the method makes of as many of the deltas as it takes; told: parameters, the others at their defaults."""
     count = len(deltas) if spec.inputs[1] is None else min(len(deltas), spec.inputs[1])
@@ -40,13 +42,13 @@ def is_near(found: torch.Tensor, expected: torch.Tensor) -> bool:
     return torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def identity(spec: MethodSpec, shape: tuple[int, ...] = (8, 8), **told: object) -> bool:
+def identity(spec: MethodSpec, shape: tuple[int, ...] = (8, 8), **told: Any) -> bool:
     """One patch with weight 1 comes back."""
     (delta,) = random_deltas(1, shape)
     return is_near(merge(spec, [delta], **told), delta)
 
 
-def commutative(spec: MethodSpec, **told: object) -> bool:
+def commutative(spec: MethodSpec, **told: Any) -> bool:
     """The order of patches does not matter."""
     deltas, weights = random_deltas(3, (33, 17)), [0.5, 0.25, 1.5]
     if spec.inputs[1] is not None:
@@ -56,14 +58,14 @@ def commutative(spec: MethodSpec, **told: object) -> bool:
     return is_near(merge(spec, deltas[::-1], weights[::-1], digests=names[::-1], **told), merged)
 
 
-def neutral_zero(spec: MethodSpec, **told: object) -> bool:
+def neutral_zero(spec: MethodSpec, **told: Any) -> bool:
     """A patch of nothing changes nothing."""
     deltas = random_deltas(2, (8, 8))
     merged = merge(spec, deltas, [0.5, 0.7], **told)
     return is_near(merge(spec, [*deltas, torch.zeros(8, 8)], [0.5, 0.7, 0.9], **told), merged)
 
 
-def idempotent(spec: MethodSpec, **told: object) -> bool:
+def idempotent(spec: MethodSpec, **told: Any) -> bool:
     """A patch merged with itself comes back."""
     (delta,) = random_deltas(1, (8, 8))
     return is_near(merge(spec, [delta, delta], [0.5, 0.7], **told), delta)
@@ -71,8 +73,8 @@ def idempotent(spec: MethodSpec, **told: object) -> bool:
 
 LAWS = {law.__name__: law for law in (identity, commutative, neutral_zero, idempotent)}
 
-_THIN = [{"density": 0.05}]
-OTHERWISE: dict[str, list[dict[str, object]]] = {
+_THIN: list[dict[str, Any]] = [{"density": 0.05}]
+OTHERWISE: dict[str, list[dict[str, Any]]] = {
     "ties": [*_THIN, {"normalize": "count"}, {"normalize": "none"}, {"elect": "unweighted"}],
     "core_space": _THIN,
     "knots": _THIN,

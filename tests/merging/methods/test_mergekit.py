@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -114,20 +113,6 @@ def error(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> fl
     return float(((found.double() - expected.double()).abs() / allowed).max()) if found.numel() else 0.0
 
 
-@pytest.fixture(autouse=True)
-def _stable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of equal magnitudes, which bfloat16 has many of, mergekit takes those that its sort puts first; here ours do."""
-
-    def argsort(values: torch.Tensor, dim: int = -1, descending: bool = False) -> torch.Tensor:
-        return torch.sort(values, dim=dim, descending=descending, stable=True).indices
-
-    def ascending(values: torch.Tensor, descending: bool = False) -> SimpleNamespace:
-        return SimpleNamespace(indices=torch.sort(values, descending=True, stable=True).indices.flip(0))
-
-    stable = SimpleNamespace(**vars(torch) | {"argsort": argsort, "sort": ascending})
-    monkeypatch.setattr(sparsify, "torch", stable)
-
-
 DTYPES = [torch.float32, torch.bfloat16]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 both_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
@@ -136,6 +121,7 @@ both_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16
 @both_dtypes
 @every_shape
 @pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.usefixtures("stable")
 def test_is_what_mergekit_makes(case: Case, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     base, models = tensors(shape, case.models, dtype)
     assert error(ours(case, base, models), theirs(case, base, models), dtype) <= 1.0
@@ -157,6 +143,7 @@ RANDOM = [
 @both_dtypes
 @pytest.mark.parametrize("shape", [(24, 16), (40,), (1, 9)], ids=str)
 @pytest.mark.parametrize("case", RANDOM, ids=str)
+@pytest.mark.usefixtures("stable")
 def test_is_what_mergekit_makes_with_our_masks(
     case: Case, shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,7 +78,7 @@ def test_iso_cts_without_own_directions_is_iso_c() -> None:
 def test_wudi_is_the_minimum_of_its_objective() -> None:
     given = dense(factors(3, r=16))
     found = on_matrices(methods()["wudi"], given).requires_grad_()
-    loss = sum(((found - one) @ one.T).square().sum() / one.square().sum() for one in given)
+    loss = torch.stack([((found - one) @ one.T).square().sum() / one.square().sum() for one in given]).sum()
     (gradient,) = torch.autograd.grad(loss, found)
     assert float(gradient.abs().max()) < 1e-8 * float(loss.detach())
 
