@@ -134,7 +134,8 @@ class Plan:
             "as": self.as_kind or MODEL,
             "base": self.base.name,
             "inputs": [
-                {"ref": str(ref), "name": one.name, "path": one.path, "kind": one.kind} for ref, one in self.inputs
+                {"ref": str(ref), "name": one.name, "path": one.path, "kind": one.kind, "licence": one.licence}
+                for ref, one in self.inputs
             ],
             "tensors": len(self.outputs) if self.export is None else len(self.export.tensors),
             "tensors_touched": len(self.touched) if self.export is None else len(self.export.tensors),

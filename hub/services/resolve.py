@@ -127,7 +127,8 @@ def find(session: Session, caller: Caller, ref: Ref, commit: str | None = None) 
 def as_input(session: Session, hub: Hub, revision: Revision) -> Input:
     """The revision as the algebra takes it: its files read lazily from the store."""
     folder = mirror_reading.folder(session, hub, revision.repo, revision.commit)
-    return Input(revision.name, folder, revision.path, revision.kind, revision.patch.base_quantisation)
+    declared = revision.patch.base_quantisation
+    return Input(revision.name, folder, revision.path, revision.kind, declared, revision.licence)
 
 
 def mapped(one: Input) -> Input:

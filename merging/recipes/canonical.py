@@ -49,7 +49,7 @@ class Input:
 
     name: "ns/name@<commit, 40 hex digits>", or any text that names these bytes for good. folder: its files. path: the
     sub-folder that holds the patch. kind: "model" or a patch kind. quantisation: of the base a patch was trained on,
-    where its own files do not say and somebody else does.
+    where its own files do not say and somebody else does. licence: as its owner declares it, for the result's card.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Input:
     path: str = ""
     kind: str = MODEL
     quantisation: str = "unknown"
+    licence: str | None = None
 
 
 @dataclass(frozen=True)
