@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from adapterhub.cli.client import Client
     from adapterhub.merging.engine import Progress, Result
     from adapterhub.merging.extract import Extracted
+    from adapterhub.merging.plan import Plan
     from adapterhub.merging.recipes.nodes import Ref
 
 
@@ -121,12 +123,35 @@ def merge(
     Raises Misused for names without a folder, and what `merging.plan.plan` and `merging.engine.run` raise.
     """
     from adapterhub.merging import engine
+
+    found = planned(expression, folders, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
+    return engine.run(found, out, progress=progress)
+
+
+def planned(
+    expression: str, folders: Mapping[str, Path], *, as_kind: str | None, dtype: str | None, memory_bytes: int
+) -> Plan:
+    """The plan of a merge of local folders, by their names in the expression. Raises as `merge`."""
     from adapterhub.merging.plan import plan
 
     recipe = parse(expression)
     inputs = {ref: _input(ref, folders) for ref in recipe.references()}
-    found = plan(recipe, inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
-    return engine.run(found, out, progress=progress)
+    return plan(recipe, inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
+
+
+def explain(
+    expression: str, folders: Mapping[str, Path], *, as_kind: str | None, dtype: str | None, memory_bytes: int
+) -> dict[str, Any]:
+    """What a merge of local folders would do, as the server's explanation has it. Raises as `merge`."""
+    from adapterhub.hub.services import licences
+    from adapterhub.merging.explain import explained
+
+    found = planned(expression, folders, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
+    return explained(found) | {
+        "digest": found.recipe_digest,
+        "canonical": json.loads(found.canonical),
+        "licences": licences.join(one.licence for _, one in found.inputs),
+    }
 
 
 def convert(
@@ -246,7 +271,17 @@ def _input(ref: Ref, folders: Mapping[str, Path]) -> Input:
     root = folders[str(ref)]
     folder = LocalFolder(root)
     here = [facts for facts in patches.inspect(folder) if facts.path == ref.path]
-    return Input(str(ref), folder, ref.path, _sound(here, root).kind)
+    return Input(str(ref), folder, ref.path, _sound(here, root).kind, licence=_licence(root))
+
+
+def _licence(root: Path) -> str | None:
+    """What the folder's card declares; None without a card that can be read."""
+    from adapterhub.hub.errors import InvalidCard
+    from adapterhub.hub.services import cards
+
+    with suppress(OSError, InvalidCard):
+        return cards.parse((root / cards.FILE).read_bytes()[: cards.READ_BYTES]).text_of("license")
+    return None
 
 
 def _sound(found: Sequence[Facts], root: Path) -> Facts:

@@ -15,6 +15,9 @@ from adapterhub.cli.output import Waiting, say
 if TYPE_CHECKING:
     from adapterhub.hub.settings import Settings
 
+MEMORY_BYTES = 2 << 30
+"""What one step of a merge on this machine may use, unless somebody says otherwise."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from adapterhub.cli.output import say, show_fields, show_heading, show_table, show_text
-from adapterhub.hub.web.wording import ago, bytes_short, count_short, plain
+from adapterhub.hub.web.wording import ago, bytes_short, count_short, plain, seconds_short
 
 Json = Mapping[str, Any]
 
@@ -198,6 +198,48 @@ def show_merge(result: Json) -> None:
             ("made for a quantised base", plain(sorted(report.get("mostly_quantisation") or {}))),
         ]
     )
+
+
+def show_plan(plan: Json, *, tensors: bool = False) -> None:
+    """Print what a merge would do; tensors: with a line for each."""
+    show_fields(
+        [
+            ("recipe", plan["recipe"]),
+            ("digest", plan["digest"]),
+            ("makes", plan["as"]),
+            ("base", plan["base"]),
+            ("tensors", f"{plan['tensors_touched']} of {plan['tensors']} changed"),
+            ("methods", _counted(plan["methods"])),
+            ("dtypes", _counted(plan["dtypes"])),
+            ("size", bytes_short(plan["size_bytes"])),
+            ("memory", f"{bytes_short(plan['peak_bytes'])} at most for one step"),
+            ("time", f"about {seconds_short(plan['estimate']['seconds'])} ({plan['estimate']['source']})"),
+            ("licences", plain(plan["licences"])),
+            *(("approximated", told) for told in plan["approximations"]),
+            *(("note", note) for note in plan["notes"]),
+        ]
+    )
+    show_heading("inputs")
+    rows = ((one["ref"], one["kind"], _commit(one["name"]), one["licence"]) for one in plan["inputs"])
+    show_table(("name", "kind", "commit", "licence"), rows)
+    if tensors:
+        show_heading("tensors")
+        lines = ((one["name"], one["method"], one["dtype"], _shape(one["shape"])) for one in plan["per_tensor"])
+        show_table(("tensor", "method", "dtype", "shape"), lines)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    """ "ties: 28 tensors, copied: 2"."""
+    told = [f"{name}: {count}" for name, count in counts.items()]
+    return ", ".join([told[0] + (" tensors" if next(iter(counts.values())) != 1 else " tensor"), *told[1:]])
+
+
+def _commit(name: str) -> str:
+    return name.partition("@")[2][:12]
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "a number"
 
 
 def show_port(result: Json) -> None:

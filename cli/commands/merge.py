@@ -10,13 +10,11 @@ import typer
 
 from adapterhub.cli import views
 from adapterhub.cli.errors import Misused
-from adapterhub.cli.options import AsJson, connect, examples, group, wait
+from adapterhub.cli.options import MEMORY_BYTES, AsJson, connect, examples, group, wait
 from adapterhub.cli.output import Waiting, say, show_json, show_json_lines, show_table
 
 if TYPE_CHECKING:
     from adapterhub.merging.engine import Progress
-
-MEMORY_BYTES = 2 << 30
 
 merge = group("merge", "Merge a base and patches into a model, or patches into one patch.")
 

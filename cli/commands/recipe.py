@@ -7,13 +7,15 @@ from urllib.parse import quote
 
 import typer
 
-from adapterhub.cli.options import AsJson, connect, examples, group
+from adapterhub.cli import views
+from adapterhub.cli.options import MEMORY_BYTES, AsJson, connect, examples, group
 from adapterhub.cli.output import say, show_fields, show_heading, show_json, show_table
-from adapterhub.hub.web.wording import bytes_short, plain
 
 recipe = group("recipe", "Parse, explain and show recipes.")
 
 Expression = Annotated[str, typer.Argument(help="The expression.")]
+AsKind = Annotated[str | None, typer.Option("--as", help="Form of the result, such as lora; default: a full model.")]
+Dtype = Annotated[str | None, typer.Option(help="dtype of the result, such as BF16; default: the base's.")]
 
 
 def join(app: typer.Typer) -> None:
@@ -32,31 +34,41 @@ def parse(expression: Expression, as_json: AsJson = False) -> None:
         say(str(found), to_stdout=True)
 
 
-@recipe.command(epilog=examples('recipe explain "demo/base + 0.5*demo/code"'))
-def explain(ctx: typer.Context, expression: Expression, as_json: AsJson = False) -> None:
-    """Show what a merge would do: inputs by commit, tensors, bytes on disk, memory."""
-    plan = connect(ctx).post("/api/recipes/explain", {"expression": expression})
+@recipe.command(
+    epilog=examples(
+        'recipe explain "demo/base + 0.5*demo/code"',
+        'recipe explain "ties(demo/base; demo/code, demo/licences)" --tensors',
+        'recipe explain "base + 0.5*code" --input base=./base --input code=./code',
+    )
+)
+def explain(
+    ctx: typer.Context,
+    expression: Expression,
+    as_kind: AsKind = None,
+    dtype: Dtype = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List the method of every tensor.")] = False,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="NAME=FOLDER for each name, without a server; may be repeated."),
+    ] = None,
+    memory_bytes: Annotated[
+        int, typer.Option(min=1 << 20, help="With --input: bytes one step may use.")
+    ] = MEMORY_BYTES,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a merge would do: inputs, methods, size, memory, time, what is approximated, the licence."""
+    if inputs:
+        from adapterhub.cli import local
+
+        folders = local.named_folders(inputs)
+        plan = local.explain(expression, folders, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
+    else:
+        asked = {"expression": expression, "as": as_kind, "dtype": dtype}
+        plan = connect(ctx).post("/api/recipes/explain", asked)
     if as_json:
         show_json(plan)
-        return
-    show_fields(
-        [
-            ("recipe", plan["recipe"]),
-            ("digest", plan["digest"]),
-            ("makes", plan["as"]),
-            ("base", plan["base"]),
-            ("tensors", f"{plan['tensors_touched']} of {plan['tensors']} changed"),
-            ("size", bytes_short(plan["size_bytes"])),
-            ("memory", f"{bytes_short(plan['peak_bytes'])} at most for one step"),
-            ("licences", plain(plan["licences"])),
-            *(("note", note) for note in plan["notes"]),
-        ]
-    )
-    show_heading("inputs")
-    show_table(
-        ("name", "kind", "commit"),
-        ((one["ref"], one["kind"], one["name"].rpartition("@")[2][:12]) for one in plan["inputs"]),
-    )
+    else:
+        views.show_plan(plan, tensors=tensors)
 
 
 @recipe.command(epilog=examples("recipe show sha256:5b0f..."))

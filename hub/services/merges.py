@@ -1,5 +1,6 @@
 """Merges: checked and queued in the web process, computed and committed in a job process."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,9 +14,10 @@ from adapterhub.hub.services.cards import FILE as CARD
 from adapterhub.hub.services.mirror_inputs import Wanted
 from adapterhub.hub.services.publish import Written
 from adapterhub.hub.services.resolve import Resolved, resolve_expression
+from adapterhub.merging.explain import explained
 from adapterhub.merging.plan import Plan
 
-KIND = "merge"
+KIND = recipes.MERGE
 
 
 class Progress(Protocol):
@@ -99,7 +101,9 @@ def run(hub: Hub, job: Job, report: Report, *, engine: Engine) -> Mapping[str, A
         hub, caller, asked["expression"], pins=asked["pins"], as_kind=asked["as"], dtype=asked["dtype"]
     )
     with publish.workplace(hub, job) as out:
+        began = time.monotonic()
         result = engine(found, out, progress=_shown(report), cancelled=report.cancelled)
+        work = _work(found, time.monotonic() - began)
         files = _with_licence(out, result.files, resolved)
         report.hold()
         summary = asked["message"] or f"Merge {asked['expression']}"[:200]
@@ -113,7 +117,14 @@ def run(hub: Hub, job: Job, report: Report, *, engine: Engine) -> Mapping[str, A
         "recipe_digest": found.recipe_digest,
         "files": [{"path": one.name, "size": one.size_bytes, "digest": one.digest} for one in files],
         "report": dict(result.report),
+        "work": work,
     }
+
+
+def _work(found: Plan, seconds: float) -> dict[str, Any]:
+    """What estimates of later merges are made from: bytes read and written, seconds, tensors by method."""
+    told = explained(found)
+    return {"bytes": told["read_bytes"] + told["size_bytes"], "seconds": seconds, "methods": told["methods"]}
 
 
 def _shown(report: Report) -> Callable[[Progress], None]:

@@ -8,11 +8,15 @@ from sqlmodel import Session
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Recipe
 from adapterhub.hub.errors import NotFetched, NotFound, RecipeNotFound
-from adapterhub.hub.services import licences, mirror_inputs, recipe_inputs, repos
+from adapterhub.hub.services import licences, mirror_inputs, rates, recipe_inputs, repos
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.resolve import Resolved, resolve_expression
+from adapterhub.merging.explain import explained
 from adapterhub.merging.plan import Plan, plan
 from adapterhub.merging.recipes.expression import parse
+
+MERGE = "merge"
+"""The kind of job that merges."""
 
 
 def parsed(text: str) -> dict[str, Any]:
@@ -21,15 +25,21 @@ def parsed(text: str) -> dict[str, Any]:
     return {"text": str(recipe), "references": [ref.address for ref in recipe.references()]}
 
 
-def explain(hub: Hub, caller: Caller, text: str) -> dict[str, Any]:
-    """What a merge by `text` would do: inputs by commit, bytes of the result, memory, licence. Raises as `planned`."""
-    resolved, found = planned(hub, caller, text)
-    joined = licences.join(one.licence for one in resolved.revisions.values())
-    described = found.describe()
-    return described | {
+def explain(
+    hub: Hub, caller: Caller, text: str, *, as_kind: str | None = None, dtype: str | None = None
+) -> dict[str, Any]:
+    """What a merge by `text` would do: inputs by commit, the method of each tensor, bytes, memory, time, licence.
+
+    The time follows from this hub's own merges where there were any. Raises as `planned`.
+    """
+    resolved, found = planned(hub, caller, text, as_kind=as_kind, dtype=dtype)
+    told = explained(found)
+    with hub.db.read() as session:
+        rate = rates.measured(session, MERGE, told["methods"])
+    return explained(found, rate) | {
         "digest": found.recipe_digest,
         "canonical": json.loads(found.canonical),
-        "licences": joined,
+        "licences": licences.join(one.licence for one in resolved.revisions.values()),
     }
 
 

@@ -41,6 +41,16 @@ def ago(when: str | datetime | None) -> str:
     return "just now"
 
 
+def seconds_short(seconds: float) -> str:
+    """A length of time in the largest unit that keeps it at or above one: "less than a second", "3 s", "2.5 hours"."""
+    if seconds < 1:
+        return "less than a second"
+    for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def shorten(text: str, length: int) -> str:
     """`text`, its middle replaced by "…" where it is longer than `length` characters."""
     half = (length - 1) // 2

@@ -205,3 +205,21 @@ def test_inspect_warns_without_an_exit_code(command: Command, tmp_path: Path) ->
     ended = command("patch", "inspect", str(tmp_path), "--values")
     assert ended.code == 0
     assert "w of 1 sites: B is all zeros" in ended.out
+
+
+def test_explain_of_folders_tells_methods_bytes_time_and_licences(command: Command, folders: Path) -> None:
+    (folders / "base" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    named = [f"--input={name}={folders / name}" for name in ("base", "code", "licences")]
+    expression = "dare_ties(base; code, 0.5*licences, seed=3)"
+    told = json.loads(command("recipe", "explain", expression, *named, "--dtype", "BF16", "--json").out)
+    assert told["methods"] == {"dare_ties": 2, "cast": 2}
+    assert told["licences"] == ["apache-2.0", "unknown"]
+    assert told["estimate"]["source"].startswith("stated: ")
+    assert any("seed 3" in one for one in told["approximations"])
+    merged = command("merge", "run", expression, *named, "--dtype", "BF16", "--out", str(folders / "x"), "--json")
+    assert json.loads(merged.out)["recipe_digest"] == told["digest"]
+    shown = command("recipe", "explain", expression, *named, "--tensors").out
+    assert "dare_ties: 2 tensors, copied: 2" in shown
+    assert any(SITE.format(layer=1, module="q_proj") in line and "dare_ties" in line for line in shown.splitlines())
+    missing = command("recipe", "explain", expression, *named[:2])
+    assert (missing.code, "--input licences=FOLDER" in missing.err) == (2, True)

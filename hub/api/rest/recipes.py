@@ -1,5 +1,6 @@
 """Recipes: parsed, explained and shown."""
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -7,7 +8,7 @@ from fastapi import Path as InPath
 
 from adapterhub.hub.api import threads
 from adapterhub.hub.api.deps import CallerDep, HubDep
-from adapterhub.hub.api.rest.schemas import Explanation, Expression, ParsedRecipe, RecipeView
+from adapterhub.hub.api.rest.schemas import Explained, Explanation, Expression, ParsedRecipe, RecipeView
 from adapterhub.hub.services import recipes
 
 router = APIRouter(prefix="/api/recipes", tags=["recipes"])
@@ -20,9 +21,10 @@ async def parse_recipe(asked: Expression) -> dict[str, Any]:
 
 
 @router.post("/explain", response_model=Explanation)
-async def explain_recipe(asked: Expression, hub: HubDep, caller: CallerDep) -> dict[str, Any]:
-    """Explain what a merge would do, before any work: inputs by commit, size, memory, licence."""
-    return await threads.run(recipes.explain, hub, caller, asked.expression)
+async def explain_recipe(asked: Explained, hub: HubDep, caller: CallerDep) -> dict[str, Any]:
+    """Explain what a merge would do, before any work: inputs by commit, methods, size, memory, time, licence."""
+    explain = partial(recipes.explain, hub, caller, asked.expression, as_kind=asked.as_kind, dtype=asked.dtype)
+    return await threads.run(explain)
 
 
 @router.get("/{digest}", response_model=RecipeView)

@@ -91,6 +91,13 @@ class Expression(Strict):
     expression: str = Field(examples=["demo/base + 0.7*demo/code"], max_length=4096)
 
 
+class Explained(Expression):
+    """What to explain, and what the result shall be."""
+
+    as_kind: str | None = Field(default=None, alias="as", examples=["lora"], max_length=96)
+    dtype: str | None = Field(default=None, examples=["BF16"], max_length=96)
+
+
 class RecipeView(BaseModel):
     """A recipe: what it means (canonical), its digest, and what its author wrote."""
 
@@ -107,13 +114,28 @@ class ParsedRecipe(BaseModel):
     references: list[str]
 
 
+class Estimate(BaseModel):
+    """How long a merge may take. source: whether the rate was measured here, and on what."""
+
+    seconds: float
+    bytes_per_s: float
+    source: str
+
+
 class Explanation(BaseModel):
-    """What a merge would do: inputs by commit, every output tensor, bytes on disk, peak memory."""
+    """What a merge would do: inputs by commit, the method of every output tensor, bytes on disk, peak memory, time."""
 
     model_config = ConfigDict(extra="allow")
 
     digest: str
     canonical: dict[str, Any]
+    methods: dict[str, int] = Field(description="Tensors by method.", examples=[{"ties": 28, "sum": 4, "copied": 2}])
+    per_tensor: list[dict[str, Any]]
+    size_bytes: int
+    peak_bytes: int
+    estimate: Estimate
+    approximations: list[str] = Field(description="Sentences on what is no exact arithmetic on the inputs.")
+    licences: list[str]
 
 
 class StoredFile(BaseModel):

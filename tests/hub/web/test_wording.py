@@ -2,7 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from adapterhub.hub.web.wording import ago, bytes_short, count_short, plain, shorten
+from adapterhub.hub.web.wording import ago, bytes_short, count_short, plain, seconds_short, shorten
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,14 @@ def test_counts_and_times_read_as_words() -> None:
     assert ago(datetime.now(UTC) - timedelta(hours=3, minutes=5)) == "3 hours ago"
     assert ago((datetime.now(UTC) - timedelta(days=1)).isoformat()) == "1 day ago"
     assert ago(datetime.now(UTC)) == "just now"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0.2, "less than a second"), (59, "59 s"), (90, "1.5 minutes"), (9000, "2.5 hours"), (86_400, "1.0 days")],
+)
+def test_lengths_of_time_are_written_in_the_largest_unit(seconds: float, expected: str) -> None:
+    assert seconds_short(seconds) == expected
 
 
 def test_values_of_any_shape_become_one_line() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from adapterhub.hub.jobs.inline import InlineExecutor
 from adapterhub.hub.jobs.process import ProcessExecutor
-from adapterhub.hub.services import describe, repos
+from adapterhub.hub.services import describe, rates, repos
 from adapterhub.hub.services.commits import AddRegular, commit
 from adapterhub.hub.services.wiring import worker_environment
 from adapterhub.hub.worker import handlers_of
@@ -110,6 +110,24 @@ def test_an_expression_is_parsed_and_explained(stocked: Site) -> None:
     explained = stocked.client(None).post("/api/recipes/explain", json={"expression": "maria/base:maria/code"}).json()
     assert (explained["tensors"], explained["tensors_touched"]) == (4, 2)
     assert explained["canonical"]["inputs"]
+    assert explained["methods"] == {"sum": 2, "copied": 2}
+    assert explained["estimate"]["source"].startswith("stated: ")
+    as_lora = {"expression": "maria/base:maria/code", "as": "lora"}
+    assert stocked.client(None).post("/api/recipes/explain", json=as_lora).json()["as"] == "lora"
+
+
+def test_the_time_of_a_merge_follows_from_this_hubs_own_merges(stocked: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = stocked.client()
+    for expression in ("maria/base + maria/code", "ties(maria/base; maria/code)"):
+        work(stocked, client.post("/api/merges", json={"expression": expression, "push": "maria/both"}).json())
+
+    def source(expression: str) -> str:
+        return str(client.post("/api/recipes/explain", json={"expression": expression}).json()["estimate"]["source"])
+
+    assert source("maria/base + 2*maria/code").startswith("stated: ")  # a few kB tell nothing
+    monkeypatch.setattr(rates, "LEAST_BYTES", 1)
+    assert source("maria/base + 2*maria/code").endswith("in the last merge here by the same methods")
+    assert source("dare_linear(maria/base; maria/code)").endswith("in the last 2 merges here by other methods")
 
 
 def test_a_port_reports_and_lands_on_its_branch(stocked: Site) -> None:
