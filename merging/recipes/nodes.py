@@ -5,8 +5,8 @@ factor of 1 is no factor.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from adapterhub.merging.errors import ExpressionError
@@ -154,6 +154,28 @@ def children(node: Node) -> Sequence[Node]:
             return (model, base_ref)
         case Ref():
             return ()
+
+
+def rewritten(node: Node, put: Callable[[Ref], Node]) -> Node:
+    """The node with `put(name)` in the place of each of its names.
+
+    Raises ExpressionError where something else than a name would stand in delta().
+    """
+    match node:
+        case Ref():
+            return put(node)
+        case Weighted(weight=weight, node=inner):
+            return weighted(weight, rewritten(inner, put))
+        case Sum(terms=terms):
+            return total([rewritten(one, put) for one in terms])
+        case Call(base=base, inputs=inputs):
+            start = rewritten(base, put) if base is not None else None
+            return replace(node, base=start, inputs=tuple(rewritten(one, put) for one in inputs))
+        case Delta(model=model, base=base_ref):
+            names = [put(one) for one in (model, base_ref)]
+            if not all(isinstance(one, Ref) for one in names):
+                raise ExpressionError(str(node), 0, "delta takes the names of two models, and nothing in their place")
+            return Delta(*(one for one in names if isinstance(one, Ref)))
 
 
 def _references(node: Node) -> Iterator[Ref]:
