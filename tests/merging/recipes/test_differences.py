@@ -1,7 +1,6 @@
 """Differences of recipes: what is told of each kind of change, and that equal recipes have none."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
