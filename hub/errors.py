@@ -16,6 +16,7 @@ HubError
 │       DiscussionNotFound  PatchNotFound
 ├── Conflict              the thing exists already or moved meanwhile
 │   ├── RepoExists  RefExists  AccountExists  NameReserved  CollectionExists  ItemExists
+│   ├── RecipeExists
 │   ├── MergeConflict     a pull request that changes what changed on the branch meanwhile
 │   ├── HeadMoved         the branch is no longer where the caller thinks
 │   ├── LeaseLost         a worker whose job was given to another
@@ -140,7 +141,7 @@ class JobNotFound(NotFound):
 
 
 class RecipeNotFound(NotFound):
-    """No recipe of that digest."""
+    """No recipe of that digest, or none of that name."""
 
 
 class AliasNotFound(NotFound):
@@ -202,6 +203,10 @@ class CollectionExists(Conflict):
     def __init__(self, title: str, slug: str) -> None:
         super().__init__(f"{title!r}: the collection {slug} has that title already")
         self.slug = slug
+
+
+class RecipeExists(Conflict):
+    """Another saved recipe has that name."""
 
 
 class ItemExists(Conflict):

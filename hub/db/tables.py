@@ -306,6 +306,46 @@ class Recipe(SQLModel, table=True):
     created_at: datetime = _time()
 
 
+class SavedRecipe(SQLModel, table=True):
+    """A recipe under a name of its own, "team/support"; its versions are kept for good. A deleted one stays, nameless.
+
+    version: the number of its latest version.
+    """
+
+    __tablename__ = "saved_recipe"
+    id: str = Field(default_factory=new_id, primary_key=True)
+    owner_id: str = Field(foreign_key="account.id", index=True)
+    full_name: str = Field(description="ns/name as its owner spells it")
+    name_key: str | None = Field(unique=True, description="full name case-folded; null once deleted")
+    is_private: bool = False
+    version: int = 0
+    created_at: datetime = _time()
+    updated_at: datetime = _time(index=True)
+    deleted_at: datetime | None = _optional_time()
+
+
+class SavedRecipeVersion(SQLModel, table=True):
+    """One saved text of a recipe and what it meant then.
+
+    text: as it was written; syntax: of what it is written in. as_kind, dtype: what the result shall be, null for a
+    model in the base's dtypes. pins: commits by name, and of saved recipes in the text "<id>@<version>". digest: of the
+    canonical recipe, which names every input by commit.
+    """
+
+    __tablename__ = "saved_recipe_version"
+    recipe_id: str = Field(foreign_key="saved_recipe.id", primary_key=True)
+    number: int = Field(primary_key=True)
+    syntax: str
+    text: str = Field(sa_type=Text)
+    as_kind: str | None = None
+    dtype: str | None = None
+    pins: dict[str, Any] = _json(dict)
+    digest: str = Field(foreign_key="recipe.digest", index=True)
+    message: str = Field(sa_type=Text)
+    created_by: str = Field(foreign_key="account.id")
+    created_at: datetime = _time()
+
+
 class Alias(SQLModel, table=True):
     """A movable name for an expression or revision: "team/support@prod" is owner team, name support, channel prod."""
 

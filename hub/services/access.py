@@ -18,6 +18,7 @@ from adapterhub.hub.db.tables import (
     Mirror,
     MirrorAccess,
     Repository,
+    SavedRecipe,
     Token,
     TokenScope,
     now,
@@ -103,6 +104,10 @@ RULES: Mapping[str, Rule] = {
         "see private collections", _MEMBERS, frozenset({"collection.read", "collection.write"}), reads=True
     ),
     "write collections": Rule("make and change collections", _WRITERS, frozenset({"collection.write"})),
+    "read recipes": Rule(
+        "see private saved recipes", _MEMBERS, frozenset({"repo.content.read", "repo.write"}), reads=True
+    ),
+    "write recipes": Rule("save, rename, share and delete recipes", _WRITERS, frozenset({"repo.write"})),
     "see webhooks": Rule("see webhooks", _ADMINS, _SEE_HOOKS, reads=True),
     "write webhooks": Rule("make and change webhooks", _ADMINS, frozenset({"user.webhooks.write"})),
     "choose members": Rule("choose the members of an organisation", _ADMINS, frozenset({"org.write"})),
@@ -157,6 +162,15 @@ def readable_collections(caller: Caller) -> ColumnElement[bool]:
         return true()
     owner = col(Collection.owner_id)
     return or_(col(Collection.is_private).is_(False), _own(caller, "read collections", owner, owner))
+
+
+def readable_recipes(caller: Caller) -> ColumnElement[bool]:
+    """The SQL condition on `SavedRecipe` under which `caller` may know of it; deleted ones never."""
+    alive = col(SavedRecipe.deleted_at).is_(None)
+    if caller.is_admin:
+        return alive
+    owner = col(SavedRecipe.owner_id)
+    return alive & or_(col(SavedRecipe.is_private).is_(False), _own(caller, "read recipes", owner, owner))
 
 
 def require_read(session: Session, caller: Caller, repo: Repository) -> None:
@@ -257,6 +271,11 @@ def require_namespace(session: Session, caller: Caller, owner_id: str, deed: str
 def require_collections(session: Session, caller: Caller, owner: Account) -> None:
     """Pass when `caller` may make and change collections of `owner`. Raises NotAuthenticated or Forbidden."""
     _require(session, caller, "write collections", owner.id, f"change collections of {owner.name}")
+
+
+def require_recipes(session: Session, caller: Caller, owner: Account) -> None:
+    """Pass when `caller` may save and change recipes of `owner`. Raises NotAuthenticated or Forbidden."""
+    _require(session, caller, "write recipes", owner.id, f"change saved recipes of {owner.name}")
 
 
 def require_webhooks(session: Session, caller: Caller, owner: Account, *, change: bool) -> None:
