@@ -8,11 +8,12 @@ from typing import Any, Protocol
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Job
 from adapterhub.hub.jobs.runner import Report
-from adapterhub.hub.services import jobs, licences, publish, recipes
+from adapterhub.hub.services import jobs, licences, publish, recipes, saved_recipes
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.cards import FILE as CARD
 from adapterhub.hub.services.mirror_inputs import Wanted
 from adapterhub.hub.services.publish import Written
+from adapterhub.hub.services.recipe_texts import EXPRESSION
 from adapterhub.hub.services.resolve import Resolved, resolve_expression
 from adapterhub.merging.explain import explained
 from adapterhub.merging.plan import Plan
@@ -61,18 +62,22 @@ def request(
     dtype: str | None = None,
     private: bool = False,
     message: str | None = None,
+    syntax: str = EXPRESSION,
+    pins: Mapping[str, str] | None = None,
 ) -> Job:
     """A job that merges by `expression` and commits the result to `push`, or to one named after the recipe.
 
+    syntax: what the expression is written in. pins: the commits that its names mean, where others than now.
     Names are resolved to commits now; whatever can be known to fail is refused now: unknown names, shapes that do not
     fit, a method's parameters, memory, the right to push. Asking again for what is not finished gives the same job. A
     repository that is made for the result is private where any input is private or gated.
     """
-    resolved, found = recipes.planned(hub, caller, expression, as_kind=as_kind, dtype=dtype)
+    resolved, found = recipes.planned(hub, caller, expression, pins=pins, syntax=syntax, as_kind=as_kind, dtype=dtype)
     target = push or f"{caller.name}/merge-{found.recipe_digest[7:15]}"
     publish.require_target(hub, caller, target)
     payload = {
         "expression": expression,
+        "syntax": syntax,
         "pins": resolved.pins,
         "push": target,
         "as": as_kind,
@@ -89,7 +94,8 @@ def inputs(hub: Hub, job: Job) -> list[Wanted]:
     """What the job reads. Raises as `resolve_expression`."""
     with hub.db.read() as session:
         caller = jobs.caller_of(session, job)
-    return resolve_expression(hub, caller, job.payload["expression"], job.payload["pins"]).wanted
+    asked = job.payload
+    return resolve_expression(hub, caller, asked["expression"], asked["pins"], syntax=_syntax(job)).wanted
 
 
 def run(hub: Hub, job: Job, report: Report, *, engine: Engine) -> Mapping[str, Any]:
@@ -97,9 +103,8 @@ def run(hub: Hub, job: Job, report: Report, *, engine: Engine) -> Mapping[str, A
     with hub.db.read() as session:
         caller = jobs.caller_of(session, job)
     asked = job.payload
-    resolved, found = recipes.planned(
-        hub, caller, asked["expression"], pins=asked["pins"], as_kind=asked["as"], dtype=asked["dtype"]
-    )
+    meant = {"pins": asked["pins"], "syntax": _syntax(job), "as_kind": asked["as"], "dtype": asked["dtype"]}
+    resolved, found = recipes.planned(hub, caller, asked["expression"], **meant)
     with publish.workplace(hub, job) as out:
         began = time.monotonic()
         result = engine(found, out, progress=_shown(report), cancelled=report.cancelled)
@@ -119,6 +124,43 @@ def run(hub: Hub, job: Job, report: Report, *, engine: Engine) -> Mapping[str, A
         "report": dict(result.report),
         "work": work,
     }
+
+
+def rerun(
+    hub: Hub,
+    caller: Caller,
+    name: str,
+    number: int | None = None,
+    *,
+    latest: bool = False,
+    push: str | None = None,
+    private: bool = False,
+    message: str | None = None,
+) -> Job:
+    """A job that merges by a version of a saved recipe, at the commits that it was saved with.
+
+    latest: at those that its names mean now, instead. Raises RecipeNotFound, and as `request`.
+    """
+    with hub.db.read() as session:
+        saved = saved_recipes.get(session, caller, name, number)
+    one = saved.version
+    return request(
+        hub,
+        caller,
+        one.text,
+        push=push,
+        as_kind=one.as_kind,
+        dtype=one.dtype,
+        private=private or saved.row.is_private,
+        message=message or f"Merge {saved.address}" + (" anew" if latest else ""),
+        syntax=one.syntax,
+        pins=None if latest else {str(ref): str(pin) for ref, pin in one.pins.items()},
+    )
+
+
+def _syntax(job: Job) -> str:
+    # a job that an earlier version queued says nothing of it
+    return str(job.payload.get("syntax", EXPRESSION))
 
 
 def _work(found: Plan, seconds: float) -> dict[str, Any]:

@@ -1,18 +1,24 @@
 """Recipes: read, explained before any work, and kept by their digest."""
 
 import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from sqlmodel import Session
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Recipe
-from adapterhub.hub.errors import NotFetched, NotFound, RecipeNotFound
-from adapterhub.hub.services import licences, mirror_inputs, rates, recipe_inputs, repos
+from adapterhub.hub.errors import InvalidRequest, NotFetched, RecipeNotFound
+from adapterhub.hub.services import licences, mirror_inputs, rates, recipe_views, saved_recipes
 from adapterhub.hub.services.access import Caller
+from adapterhub.hub.services.recipe_texts import EXPRESSION
 from adapterhub.hub.services.resolve import Resolved, resolve_expression
+from adapterhub.hub.services.saved_recipes import Draft
 from adapterhub.merging.explain import explained
 from adapterhub.merging.plan import Plan, plan
+from adapterhub.merging.recipes.differences import as_json, differences
 from adapterhub.merging.recipes.expression import parse
 
 MERGE = "merge"
@@ -48,7 +54,8 @@ def planned(
     caller: Caller,
     text: str,
     *,
-    pins: dict[str, str] | None = None,
+    pins: Mapping[str, str] | None = None,
+    syntax: str = EXPRESSION,
     as_kind: str | None = None,
     dtype: str | None = None,
 ) -> tuple[Resolved, Plan]:
@@ -57,7 +64,7 @@ def planned(
     A plan reads headers, which a mirrored input need not be here for; where it reads tensors too, as `plan` does for a
     difference of models, NotFetched is raised until they are.
     """
-    resolved = resolve_expression(hub, caller, text, pins)
+    resolved = resolve_expression(hub, caller, text, pins, syntax=syntax)
     memory_bytes = hub.settings.merge_memory_bytes
     try:
         found = plan(resolved.recipe, resolved.inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
@@ -65,6 +72,77 @@ def planned(
         mirror_inputs.require(hub, resolved.wanted)
         raise
     return resolved, found
+
+
+def save(
+    hub: Hub,
+    caller: Caller,
+    name: str,
+    text: str,
+    *,
+    syntax: str = EXPRESSION,
+    message: str = "",
+    as_kind: str | None = None,
+    dtype: str | None = None,
+    private: bool = False,
+) -> dict[str, Any]:
+    """The next version of the saved recipe of that name, its inputs pinned to what they are now.
+
+    A recipe that is made here is private where any input is private or gated. Raises InvalidName, NotAuthenticated,
+    Forbidden; InvalidRequest where the recipe would stand inside of itself; and as `planned`.
+    """
+    with hub.db.read() as session:
+        target = saved_recipes.require_target(session, caller, name)
+    resolved, found = planned(hub, caller, text, syntax=syntax, as_kind=as_kind, dtype=dtype)
+    if target is not None and target.id in resolved.inlined.ids:
+        raise InvalidRequest(f"{name}: would stand inside of itself; write out what it adds to, or save another name")
+    hides = any(one.repo.is_private or one.repo.gated for one in resolved.revisions.values())
+    draft = Draft(syntax, text, found.recipe_digest, message, as_kind, dtype, resolved.pins)
+
+    def write(session: Session) -> dict[str, Any]:
+        keep(session, caller, found, text)
+        session.flush()
+        saved = saved_recipes.add(session, caller, name, draft, private=private or hides)
+        return recipe_views.of(session, caller, saved_recipes.find(session, caller, name), saved.number)
+
+    return hub.db.transact(write)
+
+
+def difference(hub: Hub, caller: Caller, before: str, after: str) -> dict[str, Any]:
+    """What two recipes differ in: each a saved recipe's name, the digest of a kept one, or an expression.
+
+    "ns/name" is the saved recipe of that name where there is one, else the repository. Raises RecipeNotFound, and as
+    `planned`.
+    """
+    old, new = (_meant(hub, caller, text) for text in (before, after))
+    changes = differences(old.canonical, new.canonical)
+    sides = [{"name": one.name, "digest": one.digest} for one in (old, new)]
+    return {
+        "before": sides[0],
+        "after": sides[1],
+        "is_same": old.digest == new.digest,
+        "changes": as_json(changes),
+    }
+
+
+@dataclass(frozen=True)
+class _Meant:
+    """A recipe that somebody named, and what it means."""
+
+    name: str
+    digest: str
+    canonical: Mapping[str, Any]
+
+
+def _meant(hub: Hub, caller: Caller, text: str) -> _Meant:
+    if text.startswith("sha256:"):
+        return _Meant(text, text, show(hub, caller, text)["canonical"])
+    if saved_recipes.is_address(text):
+        with hub.db.read() as session, suppress(RecipeNotFound):
+            saved = saved_recipes.get(session, caller, *saved_recipes.split_address(text))
+            return _Meant(saved.address, saved.version.digest, saved.canonical)
+    _, found = planned(hub, caller, text)
+    return _Meant(text, found.recipe_digest, json.loads(found.canonical))
 
 
 def keep(session: Session, caller: Caller, found: Plan, text: str) -> None:
@@ -82,11 +160,8 @@ def show(hub: Hub, caller: Caller, digest: str) -> dict[str, Any]:
         if recipe is None:
             raise RecipeNotFound(f"{digest}: no such recipe")
         canonical = json.loads(recipe.canonical)
-        try:
-            for one in recipe_inputs.of(canonical):
-                repos.find(session, caller, one.name)
-        except NotFound as hidden:
-            raise RecipeNotFound(f"{digest}: no such recipe") from hidden
+        if not saved_recipes.sees(session, caller, canonical):
+            raise RecipeNotFound(f"{digest}: no such recipe")
         return {
             "digest": recipe.digest,
             "text": recipe.text,

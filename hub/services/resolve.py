@@ -12,13 +12,14 @@ from sqlmodel import Session, col
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Patch, Repository, RevisionFacts
 from adapterhub.hub.errors import InvalidRequest, NotFetched, RepoNotFound
-from adapterhub.hub.services import mirror, mirror_reading, refs, repos
+from adapterhub.hub.services import mirror, mirror_reading, recipe_texts, refs, repos
 from adapterhub.hub.services.access import Caller, readable, require_content
+from adapterhub.hub.services.inlining import Inlined, inlined
 from adapterhub.hub.services.mirror_inputs import Wanted
+from adapterhub.hub.services.recipe_texts import EXPRESSION
 from adapterhub.merging.checkpoint import MappedFolder
 from adapterhub.merging.errors import UnknownName
 from adapterhub.merging.recipes.canonical import Input, canonical, recipe_digest
-from adapterhub.merging.recipes.expression import parse
 from adapterhub.merging.recipes.nodes import Recipe, Ref, total
 
 MODEL = "model"
@@ -52,16 +53,20 @@ class Revision:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A recipe with every name pinned to a commit. Its base is named even where the text left it to the patches."""
+    """A recipe with every name pinned to a commit. Its base is named even where the text left it to the patches.
+
+    inlined: the saved recipes that stood in the text, which are written out in `recipe`.
+    """
 
     recipe: Recipe
     inputs: Mapping[Ref, Input]
     revisions: Mapping[Ref, Revision]
+    inlined: Inlined
 
     @property
     def pins(self) -> dict[str, str]:
-        """The commit of each name, by the name as the recipe has it."""
-        return {ref.address: revision.commit for ref, revision in self.revisions.items()}
+        """The commit of each name, by the name as the recipe has it, and the version of each saved recipe."""
+        return {ref.address: revision.commit for ref, revision in self.revisions.items()} | dict(self.inlined.pins)
 
     @property
     def wanted(self) -> list[Wanted]:
@@ -79,15 +84,21 @@ class Resolved:
         return recipe_digest(self.canonical)
 
 
-def resolve_expression(hub: Hub, caller: Caller, text: str, pins: Mapping[str, str] | None = None) -> Resolved:
+def resolve_expression(
+    hub: Hub, caller: Caller, text: str, pins: Mapping[str, str] | None = None, *, syntax: str = EXPRESSION
+) -> Resolved:
     """The recipe of `text` and what its names mean now, or meant when `pins` were taken.
+
+    Saved recipes in it are written out, as `inlining` says. syntax: what the text is written in.
 
     Patches alone stand for the one base on this hub that all were trained on, plus each of them. Raises
     ExpressionError, RecipeTooLarge; UnknownName for a repository that is not there or not for this caller, naming a
     near one; GatedRepo; RevisionNotFound; InvalidRequest where a repository holds no or several patches, or the bases
-    differ; as `mirror.ensure` for what another hub may have.
+    differ; as `inlining.inlined`; as `mirror.ensure` for what another hub may have.
     """
-    recipe = parse(text)
+    with hub.db.read() as session:
+        written = inlined(session, caller, recipe_texts.read(text, syntax), pins or {})
+    recipe = written.recipe
     for ref in recipe.references():
         look_up(hub, caller, ref, (pins or {}).get(ref.address))
     with hub.db.read() as session:
@@ -98,7 +109,7 @@ def resolve_expression(hub: Hub, caller: Caller, text: str, pins: Mapping[str, s
             recipe = replace(recipe, root=total([base_ref, recipe.root]))
             found = {base_ref: base, **found}
         inputs = {ref: as_input(session, hub, revision) for ref, revision in found.items()}
-    return Resolved(recipe, inputs, found)
+    return Resolved(recipe, inputs, found, written)
 
 
 def look_up(hub: Hub, caller: Caller, ref: Ref, commit: str | None = None) -> None:
