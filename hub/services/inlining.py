@@ -1,7 +1,7 @@
 """Saved recipes as inputs of others: "recipe/ns/name[@version]" replaced by what that version says.
 
-A saved version has the names in it pinned to commits, and the saved recipes in it to versions; so a recipe that names it
-means the same for good once the version is pinned too.
+A saved version has the names in it pinned to commits, and the saved recipes in it to versions; so a recipe that names
+it means the same for good once the version is pinned too.
 """
 
 from collections.abc import Mapping

@@ -5,8 +5,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from adapterhub.merging.recipes.expression import DEFAULT_LIMITS
+
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 REPO_ID = r"^[^/]{1,96}/[^/]{1,96}$"
+EXPRESSION_CHARACTERS = DEFAULT_LIMITS.characters
 
 
 class Strict(BaseModel):
@@ -61,7 +64,9 @@ class JobList(BaseModel):
 class MergeRequest(Strict):
     """What to merge and where to put it."""
 
-    expression: str = Field(examples=["demo/base + 0.7*demo/code + 0.5*demo/licences"], max_length=4096)
+    expression: str = Field(
+        examples=["demo/base + 0.7*demo/code + 0.5*demo/licences"], max_length=EXPRESSION_CHARACTERS
+    )
     push: str | None = Field(
         default=None,
         pattern=REPO_ID,
@@ -88,7 +93,7 @@ class PortRequest(Strict):
 
 
 class Expression(Strict):
-    expression: str = Field(examples=["demo/base + 0.7*demo/code"], max_length=4096)
+    expression: str = Field(examples=["demo/base + 0.7*demo/code"], max_length=EXPRESSION_CHARACTERS)
 
 
 class Explained(Expression):
@@ -105,6 +110,84 @@ class RecipeView(BaseModel):
     text: str
     canonical: dict[str, Any]
     created_at: datetime | None = None
+
+
+class SavedRecipeVersion(BaseModel):
+    """A version of a saved recipe. What it says is null where it names something that you may not see."""
+
+    model_config = ConfigDict(extra="allow")
+
+    version: int
+    syntax: str
+    text: str | None = Field(description="As it was written: its names are not pinned.")
+    digest: str | None = Field(description="Of the recipe with its names at the commits of the day it was saved.")
+    message: str | None
+    author: str | None
+    created_at: datetime
+
+
+class SavedRecipeView(SavedRecipeVersion):
+    """A saved recipe and one of its versions. `name` is how expressions call it; `canonical` has the commits."""
+
+    id: str = Field(examples=["team/support"])
+    name: str = Field(examples=["recipe/team/support"])
+    private: bool
+    latest: int
+    updated_at: datetime
+
+
+class SavedRecipeList(BaseModel):
+    items: list[SavedRecipeView]
+    next: str | None = Field(description="URL of the next page, null on the last.")
+
+
+class SavedRecipeVersionList(BaseModel):
+    items: list[SavedRecipeVersion]
+    next: str | None = Field(description="URL of the next page, null on the last.")
+
+
+class NewRecipe(Explained):
+    """A recipe to save: a first version, or the next one of a recipe that is there."""
+
+    name: str = Field(examples=["team/support"], pattern=REPO_ID)
+    syntax: str = Field(default="expression", max_length=20)
+    message: str = Field(default="", max_length=1000)
+    private: bool = Field(default=False, description="Of one that is made; it is where any input is private or gated.")
+
+
+class RecipeChanges(Strict):
+    """What to change of a saved recipe; null and absent fields stay."""
+
+    name: str | None = Field(default=None, examples=["team/help"], pattern=REPO_ID)
+    private: bool | None = None
+
+
+class RecipeRun(Strict):
+    """How to merge by a saved recipe again."""
+
+    version: int | None = Field(default=None, ge=1, description="Default: the latest.")
+    latest: bool = Field(
+        default=False, description="At the commits that its names mean now, not those it was saved at."
+    )
+    push: str | None = Field(default=None, pattern=REPO_ID, description="As of a merge.")
+    private: bool = False
+    message: str | None = Field(default=None, max_length=1000)
+
+
+class TwoRecipes(Strict):
+    """Two recipes to compare: each a saved recipe's name, a digest, or an expression."""
+
+    before: str = Field(examples=["team/support@1"], max_length=EXPRESSION_CHARACTERS)
+    after: str = Field(examples=["team/support"], max_length=EXPRESSION_CHARACTERS)
+
+
+class RecipeDifference(BaseModel):
+    """What two recipes differ in: `changes` has inputs, weights, methods and parameters, each with a sentence."""
+
+    before: dict[str, str]
+    after: dict[str, str]
+    is_same: bool
+    changes: list[dict[str, Any]]
 
 
 class ParsedRecipe(BaseModel):
