@@ -79,6 +79,10 @@ class Client:
         """The JSON that answers a change, None where there is nothing to tell."""
         return self._ask("PUT", path, body)
 
+    def patch(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The JSON that answers a change of a part."""
+        return self._ask("PATCH", path, body)
+
     def delete(self, path: str) -> None:
         """Have the thing at a path removed."""
         self._ask("DELETE", path)

@@ -10,7 +10,7 @@ import typer
 
 from adapterhub.cli.client import Client, outcome
 from adapterhub.cli.errors import Misused
-from adapterhub.cli.output import Waiting, say
+from adapterhub.cli.output import Waiting, say, show_json
 
 if TYPE_CHECKING:
     from adapterhub.hub.settings import Settings
@@ -66,6 +66,15 @@ def wait(client: Client, job: dict[str, Any], title: str) -> dict[str, Any]:
         say(f"job {job['id']} goes on; watch it with `adapterhub job watch {job['id']}`")
         raise
     return outcome(job)
+
+
+def show_queued(job: dict[str, Any], as_json: bool) -> None:
+    """Print a job that goes on without us."""
+    if as_json:
+        show_json(job)
+    else:
+        say(str(job["id"]), to_stdout=True)
+        say(f"watch it with `adapterhub job watch {job['id']}`")
 
 
 def bytes_shown(waiting: Waiting) -> Callable[[str, int], None]:

@@ -13,6 +13,9 @@ Json = Mapping[str, Any]
 LIST_COLUMNS = ("repository", "kind", "base", "rank", "parameters", "size", "licence", "updated")
 FOLDER_COLUMNS = ("folder", "kind", "base", "rank", "parameters", "size", "problems")
 JOB_COLUMNS = ("job", "kind", "state", "progress", "created", "result")
+RECIPE_COLUMNS = ("recipe", "version", "text", "by", "updated")
+VERSION_COLUMNS = ("version", "text", "message", "digest", "by", "saved")
+UNSEEN = "(names something that your token may not see)"
 
 FITS = {
     "exact": "fits exactly",
@@ -198,6 +201,41 @@ def show_merge(result: Json) -> None:
             ("made for a quantised base", plain(sorted(report.get("mostly_quantisation") or {}))),
         ]
     )
+
+
+def recipe_row(item: Json) -> Sequence[object]:
+    """One line of `recipe list`."""
+    name = item["id"] + (" (private)" if item["private"] else "")
+    return (name, item["version"], item["text"] or UNSEEN, item["author"], ago(item["updated_at"]))
+
+
+def version_row(item: Json) -> Sequence[object]:
+    """One line of `recipe versions`."""
+    text, digest = item["text"] or UNSEEN, (item["digest"] or "")[:19]
+    return (item["version"], text, item["message"], digest, item["author"], ago(item["created_at"]))
+
+
+def show_saved_recipe(found: Json) -> None:
+    """Print a version of a saved recipe."""
+    show_fields(
+        [
+            ("name", f"{found['name']}@{found['version']}" + (" (private)" if found["private"] else "")),
+            ("recipe", found["text"]),
+            ("message", found["message"]),
+            ("makes", found["as"] or "model"),
+            ("dtype", found["dtype"]),
+            ("digest", found["digest"]),
+            ("saved", f"by {found['author']} {ago(found['created_at'])}"),
+            ("latest", f"version {found['latest']}" if found["latest"] != found["version"] else ""),
+        ]
+    )
+    show_recipe_inputs(found["canonical"])
+
+
+def show_recipe_inputs(canonical: Json) -> None:
+    """Print the inputs of a canonical recipe, with their commits."""
+    show_heading("inputs")
+    show_table(("name", "kind", "digest"), ((i["name"], i["kind"], i["digest"][:19]) for i in canonical["inputs"]))
 
 
 def show_plan(plan: Json, *, tensors: bool = False) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from adapterhub.cli import views
 from adapterhub.cli.errors import Misused
-from adapterhub.cli.options import MEMORY_BYTES, AsJson, connect, examples, group, wait
+from adapterhub.cli.options import MEMORY_BYTES, AsJson, connect, examples, group, show_queued, wait
 from adapterhub.cli.output import Waiting, say, show_json, show_json_lines, show_table
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def run(
         asked = {"expression": expression, "push": push, "as": as_kind, "dtype": dtype, "private": private}
         job = client.post("/api/merges", asked | {"message": message})
         if no_wait:
-            _show_queued(job, as_json)
+            show_queued(job, as_json)
             return
         result = wait(client, job, "merge")
     if as_json:
@@ -125,11 +125,3 @@ def _shown(waiting: Waiting) -> Callable[[Progress], None]:
         waiting.update({"state": "running", "progress": {"done": at.done, "total": at.total, "message": at.message}})
 
     return show
-
-
-def _show_queued(job: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        show_json(job)
-    else:
-        say(str(job["id"]), to_stdout=True)
-        say(f"watch it with `adapterhub job watch {job['id']}`")

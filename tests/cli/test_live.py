@@ -96,6 +96,36 @@ def test_patches_are_pushed_shown_merged_ported_and_pulled(pushed: Command, fold
     assert all((there[name] == local[name]).all() for name in there.keys() | local.keys())
 
 
+def test_recipes_are_saved_compared_run_again_and_deleted(pushed: Command, folders: Path) -> None:
+    expression = "admin/base + 0.5*admin/code"
+    first = json.loads(pushed("recipe", "save", "admin/support", expression, "--message", "half", "--json").out)
+    assert (first["version"], first["author"]) == (1, "admin")
+    assert "recipe/admin/support@2" in pushed("recipe", "save", "admin/support", f"{expression} + admin/licences").out
+    [line] = map(json.loads, pushed("recipe", "list", "supp", "--author", "admin", "--json").out.splitlines())
+    assert (line["id"], line["version"]) == ("admin/support", 2)
+    shown = pushed("recipe", "show", "recipe/admin/support@1").out
+    for told in (expression, "half", "version 2", "admin/code@"):
+        assert told in shown
+    listed = pushed("recipe", "versions", "admin/support").out.splitlines()
+    assert [row.split()[0] for row in listed[1:]] == ["2", "1"]
+    changed = pushed("recipe", "diff", "admin/support@1", "admin/support")
+    assert "admin/licences: added with the weight 1" in changed.out
+    assert pushed("recipe", "diff", "admin/support@1", expression).err.strip() == "no difference"
+    done = pushed("recipe", "run", "admin/support@1", "--push", "admin/again", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["recipe_digest"] == first["digest"]
+    assert "admin/again" in pushed("recipe", "run", "admin/support@1", "--latest", "--push", "admin/again").out
+    assert pushed("recipe", "explain", "recipe/admin/support + admin/code").code == 0
+    assert "(private)" in pushed("recipe", "set", "admin/support", "--name", "admin/help", "--private").out
+    refused = pushed("recipe", "delete", "admin/help")
+    assert (refused.code, "--yes" in refused.err) == (2, True)
+    assert pushed("recipe", "delete", "admin/help@1", "--yes").code == 2
+    assert pushed("recipe", "delete", "admin/help", "--yes").code == 0
+    assert pushed("recipe", "show", "admin/help").code == 3
+    for wrong in ("help", "admin/help@main", "a/b/c"):
+        assert pushed("recipe", "show", wrong).code == 2
+
+
 def test_what_is_not_there_exits_with_3_and_what_is_refused_with_4(pushed: Command, folders: Path) -> None:
     assert pushed("patch", "show", "admin/nothing").code == 3
     assert pushed("patch", "pull", "admin/nothing", str(folders / "x")).code == 3
