@@ -5,6 +5,7 @@ MergingError
 ├── InvalidPatch         files that say they are a patch and contradict themselves
 ├── ExpressionError      a recipe's text that does not parse; carries the position
 ├── RecipeTooLarge       a recipe past the limits on length, depth, terms or total rank
+├── InvalidRecipe        a canonical recipe that contradicts itself, or says what this version does not know
 ├── UnknownName          an expression names an input that was not given
 ├── UnknownMethod        no merge method of that name
 ├── InvalidParameter     a method's parameter outside its range, or of no such name
@@ -54,6 +55,10 @@ class ExpressionError(MergingError):
 
 class RecipeTooLarge(MergingError):
     """A recipe past the limits on length, depth, number of terms or total rank."""
+
+
+class InvalidRecipe(MergingError):
+    """A canonical recipe that contradicts itself, or that says what this version does not know."""
 
 
 class UnknownName(MergingError):

@@ -1,0 +1,131 @@
+"""From a canonical recipe back to a recipe of nodes: what makes the same result again, at the same commits.
+
+The JSON comes from whoever pushed it, so nothing in it is taken for granted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub.merging.errors import InvalidRecipe, RecipeTooLarge
+from adapterhub.merging.recipes.canonical import FORMAT, FORMAT_VERSION
+from adapterhub.merging.recipes.expression import DEFAULT_LIMITS
+from adapterhub.merging.recipes.nodes import Call, Delta, Node, Recipe, Ref, Sum, Weighted
+
+MAX_BYTES = 4 << 20
+"""Most bytes of a canonical recipe that are read."""
+
+_WHOLE = frozenset({"format", "format_version", "inputs", "base", "sum", "dtype", "as"})
+_PARTS: Mapping[str, frozenset[str]] = {
+    "input": frozenset({"weight", "input"}),
+    "delta": frozenset({"weight", "delta"}),
+    "method": frozenset({"weight", "method", "parameters", "inputs"}),
+}
+"""What each kind of part says."""
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A recipe whose canonical form is the one it was rebuilt from, where the inputs are the same.
+
+    refs: of the inputs, in their order in the canonical form; names: what they are called there, "ns/name@<commit>".
+    """
+
+    recipe: Recipe
+    refs: tuple[Ref, ...]
+    names: tuple[str, ...]
+    dtype: str | None
+    as_kind: str | None
+
+
+def rebuilt(content: bytes) -> Rebuilt:
+    """The recipe that canonical JSON means. Raises InvalidRecipe, RecipeTooLarge."""
+    if len(content) > MAX_BYTES:
+        raise RecipeTooLarge(f"recipe.json has {len(content)} bytes; at most {MAX_BYTES} are read")
+    try:
+        value = json.loads(content)
+        return _recipe(value)
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+        raise InvalidRecipe(f"recipe.json: no canonical recipe ({type(error).__name__}: {error})") from error
+
+
+def _recipe(value: Mapping[str, Any]) -> Rebuilt:
+    if value["format"] != FORMAT or value["format_version"] != FORMAT_VERSION:
+        raise InvalidRecipe(
+            f"recipe.json: is {value['format']!r} version {value['format_version']!r}; "
+            f"{FORMAT!r} version {FORMAT_VERSION} is read here"
+        )
+    _check_known(value, _WHOLE, "the recipe")
+    refs = tuple(_ref(one) for one in value["inputs"])
+    root = Sum((refs[_number(value["base"])], *_Parts(refs).terms(value["sum"], 0)))
+    names = tuple(str(one["name"]) for one in value["inputs"])
+    return Rebuilt(Recipe(root), refs, names, _text(value["dtype"]), _text(value["as"]))
+
+
+@dataclass
+class _Parts:
+    """Makes nodes of parts. left: how many may still be made."""
+
+    refs: Sequence[Ref]
+    left: int = DEFAULT_LIMITS.terms
+
+    def terms(self, parts: Iterable[Mapping[str, Any]], depth: int) -> tuple[Node, ...]:
+        return tuple(Weighted(_weight(part["weight"]), self._leaf(part, depth)) for part in parts)
+
+    def _leaf(self, part: Mapping[str, Any], depth: int) -> Node:
+        self.left -= 1
+        if self.left < 0 or depth > DEFAULT_LIMITS.depth:
+            raise RecipeTooLarge(f"recipe.json: has more than {DEFAULT_LIMITS.terms} parts, or is deeper than any text")
+        kind = next((kind for kind in _PARTS if kind in part), None)
+        if kind is None:
+            raise InvalidRecipe(f"recipe.json: a part has none of {', '.join(_PARTS)}")
+        _check_known(part, _PARTS[kind], f"a part with {kind!r}")
+        if kind == "input":
+            return self.refs[_number(part["input"])]
+        if kind == "delta":
+            model, base = part["delta"]
+            return Delta(self.refs[_number(model)], self.refs[_number(base)])
+        # a sum of one stays a sum, so that its own weight is not taken for the method's
+        inputs = tuple(self._input(one, depth + 1) for one in part["inputs"])
+        return Call(str(part["method"]), None, inputs, tuple(sorted(part["parameters"].items())))
+
+    def _input(self, one: Mapping[str, Any], depth: int) -> Node:
+        _check_known(one, frozenset({"weight", "sum"}), "an input of a method")
+        return Weighted(_weight(one["weight"]), Sum(self.terms(one["sum"], depth)))
+
+
+def _check_known(value: Mapping[str, Any], known: frozenset[str], what: str) -> None:
+    more = sorted(key for key, given in value.items() if key not in known and given is not None)
+    if more:
+        raise InvalidRecipe(
+            f"recipe.json: {what} says {', '.join(more)}, which this version of adapterhub does not know"
+        )
+
+
+def _ref(one: Mapping[str, Any]) -> Ref:
+    """The input's name, its sub-folder said by `path` alone."""
+    name, _, revision = str(one["name"]).partition("@")
+    path = _text(one["path"]) or ""
+    return Ref(name, revision or None, path)
+
+
+def _number(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InvalidRecipe(f"recipe.json: {value!r} is no number of an input")
+    return value
+
+
+def _weight(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InvalidRecipe(f"recipe.json: {value!r} is no weight")
+    return float(value)
+
+
+def _text(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise InvalidRecipe(f"recipe.json: {value!r} is no text")
+    return value

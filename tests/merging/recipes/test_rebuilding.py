@@ -1,0 +1,80 @@
+"""Recipes rebuilt from their canonical form: the same form again, and nothing from what is none."""
+
+import json
+from typing import Any
+
+import pytest
+
+from adapterhub.merging.errors import InvalidRecipe, RecipeTooLarge
+from adapterhub.merging.recipes.canonical import Input, Ref, canonical
+from adapterhub.merging.recipes.expression import parse
+from adapterhub.merging.recipes.rebuilding import rebuilt
+from tests.merging.recipes.test_canonical import inputs
+
+__all__ = ["inputs"]
+
+EXPRESSIONS = [
+    "demo/base",
+    "demo/base + demo/a - 0.3*demo/b",
+    "demo/base + 0.1*delta(demo/m, demo/base) + demo/a",
+    "demo/m + delta(demo/base, demo/m)",
+    "ties(demo/base; 0.5*demo/a, 0.5*demo/b, density=0.2)",
+    "demo/base + 2*ties(0.5*(demo/a + 0.25*demo/b), demo/c, normalize=count)",
+    "demo/base + dare_ties(linear(0.3*demo/a, normalize=false), demo/b, seed=7, density=0.9)",
+    "slerp(demo/base; demo/m, t=0.25)",
+    "della(demo/base; demo/a - demo/a, demo/b, epsilon=0.01)",
+]
+
+
+@pytest.mark.parametrize("text", EXPRESSIONS)
+@pytest.mark.parametrize("result", [{}, {"dtype": "BF16"}, {"as_kind": "lora"}])
+def test_a_rebuilt_recipe_has_the_same_canonical_form(
+    text: str, result: dict[str, Any], inputs: dict[Ref, Input]
+) -> None:
+    before = canonical(parse(text), inputs, **result)
+    found = rebuilt(before.encode())
+    by_name = {(one.name, one.path): one for one in inputs.values()}
+    given = {ref: by_name[name, ref.path] for ref, name in zip(found.refs, found.names, strict=True)}
+    assert canonical(found.recipe, given, dtype=found.dtype, as_kind=found.as_kind) == before
+
+
+def broken(given: dict[Ref, Input], **changes: Any) -> bytes:
+    value = json.loads(canonical(parse("ties(demo/base; demo/a, demo/b)"), given))
+    return json.dumps(value | changes).encode()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": "mergekit"}, "is 'mergekit' version 1"),
+        ({"format_version": 9}, "version 9"),
+        ({"base": 7}, "no canonical recipe"),
+        ({"base": -1}, "-1 is no number of an input"),
+        ({"base": True}, "True is no number of an input"),
+        ({"sum": [{"weight": "much", "input": 0}]}, "'much' is no weight"),
+        ({"sum": [{"weight": 1e999, "input": 0}]}, "inf is no weight"),
+        ({"sum": [{"input": 0}]}, "no canonical recipe"),
+        ({"sum": [{"weight": 1, "input": 0, "layers": "3-5"}]}, "a part with 'input' says layers"),
+        ({"sum": [{"weight": 1, "model": 0}]}, "a part has none of input, delta, method"),
+        ({"tokenizer": "union"}, "the recipe says tokenizer"),
+        ({"dtype": 16}, "16 is no text"),
+        ({"inputs": "demo/base"}, "no canonical recipe"),
+    ],
+)
+def test_what_is_no_canonical_recipe_is_refused(changes: dict[str, Any], said: str, inputs: dict[Ref, Input]) -> None:
+    with pytest.raises(InvalidRecipe, match=said):
+        rebuilt(broken(inputs, **changes))
+
+
+def test_what_is_too_large_or_too_deep_is_refused(inputs: dict[Ref, Input]) -> None:
+    part: dict[str, Any] = {"weight": 1.0, "input": 0}
+    with pytest.raises(RecipeTooLarge, match="more than 512 parts"):
+        rebuilt(broken(inputs, sum=[part] * 513))
+    for _ in range(70):
+        part = {"weight": 1.0, "method": "ties", "parameters": {}, "inputs": [{"weight": 1.0, "sum": [part]}]}
+    with pytest.raises(RecipeTooLarge):
+        rebuilt(broken(inputs, sum=[part]))
+    with pytest.raises(InvalidRecipe):
+        rebuilt(b"[" * 100_000)
+    with pytest.raises(RecipeTooLarge, match="bytes"):
+        rebuilt(b" " * (5 << 20))
