@@ -19,6 +19,8 @@ from adapterhub.merging.container import LayoutWriter
 from adapterhub.merging.container import layout as safetensors_layout
 from adapterhub.merging.effects import part, read
 from adapterhub.merging.errors import Cancelled, NonFinite
+from adapterhub.merging.execution import FILE as EXECUTION
+from adapterhub.merging.execution import execution
 from adapterhub.merging.fold import Norms, fold
 from adapterhub.merging.gguf import gguf_layout
 from adapterhub.merging.ops.lowrank import Factors, concatenate
@@ -84,10 +86,12 @@ def run(
     with ResultFolder(out) as folder:
         job = _Job(folder, progress, check, threads)
         report = _write_model(plan, job) if plan.export is None else _write_export(plan.export, job)
+        ran = execution(plan)
         folder.write("recipe.json", plan.canonical.encode())
+        folder.write(EXECUTION, _json_bytes(ran))
         folder.write("README.md", card(plan).encode())
         check()
-        return Result(folder.publish(), report)
+        return Result(folder.publish(), {**report, "execution": ran})
 
 
 def variant(

@@ -69,7 +69,8 @@ def test_a_merge_is_a_complete_folder_that_transformers_loads(planned: Callable[
     from transformers import AutoModelForCausalLM
 
     result = run(planned(MIXED), tmp_path / "out")
-    names = ["README.md", "config.json", "generation_config.json", "model.safetensors", "recipe.json", "tokenizer.json"]
+    names = ["README.md", "config.json", "execution.json", "generation_config.json", "model.safetensors"]
+    names += ["recipe.json", "tokenizer.json"]
     assert [file.name for file in result.files] == names
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
