@@ -1,0 +1,97 @@
+"""A result beside the one that was made of the same recipe before: equal, or which tensor first differs and by how much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from adapterhub.merging.checkpoint import Folder, TensorHandle, open_tensors
+from adapterhub.merging.effects import read
+from adapterhub.merging.execution import FILE as EXECUTION
+
+UNCOMPARED = ("README.md", EXECUTION)
+"""Files of a result that say nothing of its values: a card may be edited, and the machine be another."""
+
+_WEIGHTS = (".safetensors", ".gguf")
+
+SAME, DIFFERS, MISSING, EXTRA = "same", "differs", "missing", "extra"
+"""States of a file: missing from the committed result, and extra in it."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A result made again, beside the committed one.
+
+    files: state by path. tensors: of the safetensors files, where any of these differs: {"differing", "of", "first":
+    {"name", "found", "expected", "largest"}}; largest is the greatest absolute difference of two finite entries.
+    """
+
+    files: Mapping[str, str]
+    tensors: Mapping[str, Any] | None
+
+    @property
+    def is_same(self) -> bool:
+        """Whether every file that was made is there, byte by byte, and no weights are besides."""
+        return all(state == SAME for state in self.files.values())
+
+
+def compare(made: Folder, committed: Folder) -> Compared:
+    """Files by their digests, then the tensors of weights that differ. Raises BrokenContainer."""
+    here, there = ({name for name in one.names() if name not in UNCOMPARED} for one in (made, committed))
+    files = {name: _state(name, made, committed) for name in sorted(here)}
+    files |= {name: EXTRA for name in sorted(there - here) if name.endswith(_WEIGHTS)}
+    is_told = any(state != SAME and name.endswith(".safetensors") for name, state in files.items())
+    return Compared(files, _tensors(made, committed) if is_told else None)
+
+
+def _state(name: str, made: Folder, committed: Folder) -> str:
+    if name not in committed.names():
+        return MISSING
+    return SAME if made.digest(name) == committed.digest(name) else DIFFERS
+
+
+def _tensors(made: Folder, committed: Folder) -> Mapping[str, Any]:
+    here, there = _handles(made), _handles(committed)
+    names = sorted(here.keys() | there.keys())
+    found = [told for name in names if (told := _difference(name, here.get(name), there.get(name)))]
+    return {"differing": len(found), "of": len(names), "first": found[0] if found else None}
+
+
+def _handles(folder: Folder) -> dict[str, TensorHandle]:
+    found: dict[str, TensorHandle] = {}
+    for file in (name for name in folder.names() if name.endswith(".safetensors")):
+        found |= open_tensors(folder, file)[0]
+    return found
+
+
+def _difference(name: str, here: TensorHandle | None, there: TensorHandle | None) -> dict[str, Any] | None:
+    """What a tensor differs in, None for equal bytes."""
+    if here is None or there is None:
+        return {"name": name, "found": _said(here), "expected": _said(there), "largest": None}
+    if (here.dtype, here.shape) == (there.dtype, there.shape) and here.read() == there.read():
+        return None
+    largest = _largest(here, there) if here.shape == there.shape else None
+    return {"name": name, "found": _said(here), "expected": _said(there), "largest": largest}
+
+
+def _largest(here: TensorHandle, there: TensorHandle) -> float | None:
+    """max |a - b| over entries that are finite in both, in float64; None where there are none, or no numbers."""
+    both = [read(one).flatten() for one in (here, there)]
+    greatest: float | None = None
+    for a, b in _pieces(*both):
+        gap = (a.double() - b.double()).abs()
+        gap = gap[gap.isfinite()]
+        if gap.numel():
+            greatest = max(float(gap.max()), greatest or 0.0)
+    return greatest
+
+
+def _pieces(a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    yield from zip(a.split(1 << 22), b.split(1 << 22), strict=True)
+
+
+def _said(one: TensorHandle | None) -> str | None:
+    return f"{one.dtype} {list(one.shape)}" if one is not None else None
