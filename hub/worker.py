@@ -27,6 +27,7 @@ from adapterhub.hub.services import (
     merges,
     mirror_inputs,
     ports,
+    reproductions,
     webhook_events,
     webhooks,
     xet_retention,
@@ -35,7 +36,7 @@ from adapterhub.hub.services.mirror_inputs import before
 from adapterhub.hub.services.wiring import open_hub
 from adapterhub.hub.serving.cores import threads_of
 from adapterhub.hub.settings import Settings
-from adapterhub.merging import engine, porting
+from adapterhub.merging import engine, porting, reproduction
 from adapterhub.merging.analysis.norms import layer_norms
 from adapterhub.merging.transfer.report import portability
 
@@ -64,8 +65,10 @@ def handlers_of(hub: Hub) -> Mapping[str, Handler]:
     """Every kind of job, joined with what computes it."""
     threads = threads_of(hub.settings.threads)
     run_engine = partial(engine.run, threads=threads)
+    reproduce = partial(reproductions.run, hub, engine=run_engine, comparer=reproduction.verdict)
     return {
         merges.KIND: before(hub, merges.inputs, partial(merges.run, hub, engine=run_engine)),
+        reproductions.KIND: before(hub, reproductions.inputs, reproduce),
         ports.KIND: before(hub, ports.inputs, partial(ports.run, hub, porter=porting.port, reporter=portability)),
         ingest.FINGERPRINT_JOB: before(hub, fingerprints.inputs, partial(fingerprints.run, hub)),
         layers.KIND: before(hub, layers.inputs, partial(layers.run, hub, layer_norms=layer_norms)),

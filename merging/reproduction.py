@@ -1,16 +1,19 @@
-"""A result beside the one that was made of the same recipe before: equal, or which tensor first differs and by how much."""
+"""A result beside the one made by the same recipe before: equal, or which tensor first differs and by how much."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from adapterhub.merging.checkpoint import Folder, TensorHandle, open_tensors
+from adapterhub.merging.checkpoint import Folder, LocalFolder, TensorHandle, open_tensors
 from adapterhub.merging.effects import read
 from adapterhub.merging.execution import FILE as EXECUTION
+from adapterhub.merging.execution import unlike
 
 UNCOMPARED = ("README.md", EXECUTION)
 """Files of a result that say nothing of its values: a card may be edited, and the machine be another."""
@@ -19,6 +22,8 @@ _WEIGHTS = (".safetensors", ".gguf")
 
 SAME, DIFFERS, MISSING, EXTRA = "same", "differs", "missing", "extra"
 """States of a file: missing from the committed result, and extra in it."""
+
+_STATES = {DIFFERS: "differs", MISSING: "is missing there", EXTRA: "is there besides"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,40 @@ class Compared:
     def is_same(self) -> bool:
         """Whether every file that was made is there, byte by byte, and no weights are besides."""
         return all(state == SAME for state in self.files.values())
+
+
+def verdict(made: Path, committed: Folder, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether a result that was made again is the committed one, as JSON, with a sentence; and what may be why not.
+
+    made: the folder. recorded: what the committed result says of its execution, {} where it says nothing.
+    """
+    found = compare(LocalFolder(made), committed)
+    here = json.loads((made / EXECUTION).read_bytes())
+    unalike = list(unlike(recorded, here)) if recorded else ["its execution is not recorded"]
+    return {
+        "is_same": found.is_same,
+        "sentence": _sentence(found),
+        "files": dict(found.files),
+        "tensors": found.tensors,
+        "execution": {"recorded": dict(recorded) or None, "here": here, "unalike": unalike},
+    }
+
+
+def _sentence(found: Compared) -> str:
+    if found.is_same:
+        return f"reproduced: all {len(found.files)} files are the same, byte by byte"
+    differing = [f"{name} {_STATES[state]}" for name, state in found.files.items() if state != SAME]
+    told = f"not reproduced: {', '.join(differing)}"
+    if found.tensors is None:
+        return told
+    first = found.tensors["first"]
+    if first is None:
+        return f"{told}; all {found.tensors['of']} tensors are the same"
+    told += f"; {found.tensors['differing']} of {found.tensors['of']} tensors differ, first {first['name']}: "
+    if first["found"] != first["expected"]:
+        return f"{told}{first['found'] or 'no such tensor'} now, {first['expected'] or 'no such tensor'} committed"
+    largest = first["largest"]
+    return told + ("no finite entries to compare" if largest is None else f"by up to {largest:.3g}")
 
 
 def compare(made: Folder, committed: Folder) -> Compared:

@@ -107,7 +107,7 @@ def run(hub: Hub, job: Job, report: Report, *, engine: Engine) -> Mapping[str, A
     resolved, found = recipes.planned(hub, caller, asked["expression"], **meant)
     with publish.workplace(hub, job) as out:
         began = time.monotonic()
-        result = engine(found, out, progress=_shown(report), cancelled=report.cancelled)
+        result = engine(found, out, progress=shown(report), cancelled=report.cancelled)
         work = _work(found, time.monotonic() - began)
         files = _with_licence(out, result.files, resolved)
         report.hold()
@@ -169,7 +169,8 @@ def _work(found: Plan, seconds: float) -> dict[str, Any]:
     return {"bytes": told["read_bytes"] + told["size_bytes"], "seconds": seconds, "methods": told["methods"]}
 
 
-def _shown(report: Report) -> Callable[[Progress], None]:
+def shown(report: Report) -> Callable[[Progress], None]:
+    """What tells a job's report how far the engine is."""
     return lambda at: report.progress(at.done, at.total, "bytes", at.message)
 
 

@@ -65,13 +65,17 @@ def planned(
     difference of models, NotFetched is raised until they are.
     """
     resolved = resolve_expression(hub, caller, text, pins, syntax=syntax)
+    return resolved, planned_recipe(hub, resolved, as_kind=as_kind, dtype=dtype)
+
+
+def planned_recipe(hub: Hub, resolved: Resolved, *, as_kind: str | None, dtype: str | None) -> Plan:
+    """The plan of a resolved recipe. Raises as `planned`."""
     memory_bytes = hub.settings.merge_memory_bytes
     try:
-        found = plan(resolved.recipe, resolved.inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
+        return plan(resolved.recipe, resolved.inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
     except NotFetched:
         mirror_inputs.require(hub, resolved.wanted)
         raise
-    return resolved, found
 
 
 def save(

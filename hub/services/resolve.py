@@ -98,11 +98,20 @@ def resolve_expression(
     """
     with hub.db.read() as session:
         written = inlined(session, caller, recipe_texts.read(text, syntax), pins or {})
+    return _resolved(hub, caller, written, pins or {})
+
+
+def resolve_recipe(hub: Hub, caller: Caller, recipe: Recipe) -> Resolved:
+    """What the names of a recipe without saved recipes mean now. Raises as `resolve_expression`."""
+    return _resolved(hub, caller, Inlined(recipe), {})
+
+
+def _resolved(hub: Hub, caller: Caller, written: Inlined, pins: Mapping[str, str]) -> Resolved:
     recipe = written.recipe
     for ref in recipe.references():
-        look_up(hub, caller, ref, (pins or {}).get(ref.address))
+        look_up(hub, caller, ref, pins.get(ref.address))
     with hub.db.read() as session:
-        found = {ref: find(session, caller, ref, (pins or {}).get(ref.address)) for ref in recipe.references()}
+        found = {ref: find(session, caller, ref, pins.get(ref.address)) for ref in recipe.references()}
         if not any(revision.kind == MODEL for revision in found.values()):
             base = _common_base(session, caller, found)
             base_ref = Ref(base.repo.full_name, base.commit, base.path)

@@ -20,12 +20,13 @@ from adapterhub.hub.api.rest.schemas import (
     RecipeDifference,
     RecipeRun,
     RecipeView,
+    ReproduceRequest,
     SavedRecipeList,
     SavedRecipeVersionList,
     SavedRecipeView,
     TwoRecipes,
 )
-from adapterhub.hub.services import jobs, merges, recipe_views, recipes, saved_recipes
+from adapterhub.hub.services import jobs, merges, recipe_views, recipes, reproductions, saved_recipes
 from adapterhub.hub.services.access import require_jobs
 
 router = APIRouter(prefix="/api/recipes", tags=["recipes"])
@@ -52,6 +53,17 @@ async def explain_recipe(asked: Explained, hub: HubDep, caller: CallerDep) -> di
 async def compare_recipes(asked: TwoRecipes, hub: HubDep, caller: CallerDep) -> dict[str, Any]:
     """Tell what two recipes differ in: saved ones by name and version, kept ones by digest, or expressions."""
     return await threads.run(recipes.difference, hub, caller, asked.before, asked.after)
+
+
+@router.post("/reproduce", status_code=202, response_model=JobView)
+async def reproduce_result(asked: ReproduceRequest, hub: HubDep, caller: CallerDep) -> dict[str, Any]:
+    """Make a merge's result again by the recipe.json in it, and compare file by file; the answer is the job.
+
+    Its result tells `is_same`, a `sentence`, the state of each file, the first tensor that differs, and what in the
+    versions and the machine is unlike.
+    """
+    require_jobs(caller)
+    return jobs.view(await threads.run(reproductions.request, hub, caller, asked.repo, asked.revision))
 
 
 @router.get("", response_model=SavedRecipeList)

@@ -174,6 +174,13 @@ class RecipeRun(Strict):
     message: str | None = Field(default=None, max_length=1000)
 
 
+class ReproduceRequest(Strict):
+    """A merge's result that shall be made again."""
+
+    repo: str = Field(examples=["demo/both"], pattern=REPO_ID)
+    revision: str | None = Field(default=None, max_length=200)
+
+
 class TwoRecipes(Strict):
     """Two recipes to compare: each a saved recipe's name, a digest, or an expression."""
 
