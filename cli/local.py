@@ -154,6 +154,43 @@ def explain(
     }
 
 
+def reproduce(
+    result: Path, folders: Mapping[str, Path], *, memory_bytes: int, progress: Callable[[Progress], None]
+) -> dict[str, Any]:
+    """The verdict on a local result made again from local folders, as the server's job has it.
+
+    folders: by names of inputs in its recipe.json, with their commits or without. Raises Missing, Misused, and as
+    `merge`; InvalidRecipe.
+    """
+    from adapterhub.hub.services.recipe_inputs import FILE
+    from adapterhub.merging import engine, execution, reproduction
+    from adapterhub.merging.plan import plan
+    from adapterhub.merging.recipes.rebuilding import rebuilt
+
+    if not (result / FILE).is_file():
+        raise Missing(f"{result}: holds no {FILE}, so nobody knows what it was made of")
+    found = rebuilt((result / FILE).read_bytes())
+    inputs = {
+        ref: _input_at(_folder_of(name, folders), ref.path, name)
+        for ref, name in zip(found.refs, found.names, strict=True)
+    }
+    made = plan(found.recipe, inputs, as_kind=found.as_kind, dtype=found.dtype, memory_bytes=memory_bytes)
+    recorded = result / execution.FILE
+    said = json.loads(recorded.read_bytes()) if recorded.is_file() else {}
+    with TemporaryDirectory(prefix=".adapterhub-reproduce-", dir=result.resolve().parent) as place:
+        out = Path(place) / "result"
+        engine.run(made, out, progress=progress)
+        verdict = reproduction.verdict(out, LocalFolder(result), said)
+    return {"folder": str(result), "recipe_digest": made.recipe_digest, **verdict}
+
+
+def _folder_of(name: str, folders: Mapping[str, Path]) -> Path:
+    plain = name.partition("@")[0]
+    if name not in folders and plain not in folders:
+        raise Misused(f"{name}: say which folder that is, with --input {plain}=FOLDER")
+    return folders.get(name) or folders[plain]
+
+
 def convert(
     source: Path, out: Path, form: str, *, base: Path | None, initial: Path | None, layout: str | None = None
 ) -> dict[str, Any]:
@@ -268,10 +305,13 @@ def named_folders(pairs: Sequence[str]) -> dict[str, Path]:
 def _input(ref: Ref, folders: Mapping[str, Path]) -> Input:
     if str(ref) not in folders:
         raise Misused(f"{ref}: say which folder that is, with --input {ref}=FOLDER")
-    root = folders[str(ref)]
+    return _input_at(folders[str(ref)], ref.path, str(ref))
+
+
+def _input_at(root: Path, path: str, name: str) -> Input:
     folder = LocalFolder(root)
-    here = [facts for facts in patches.inspect(folder) if facts.path == ref.path]
-    return Input(str(ref), folder, ref.path, _sound(here, root).kind, licence=_licence(root))
+    here = [facts for facts in patches.inspect(folder) if facts.path == path]
+    return Input(name, folder, path, _sound(here, root).kind, licence=_licence(root))
 
 
 def _licence(root: Path) -> str | None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from adapterhub.merging.engine import Progress
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _PIPE_WIDTH = 10_000
@@ -131,6 +133,15 @@ class Waiting:
                 self._task, total=total, completed=at["done"], description=f"{clean(self._title)}  {what}"
             )
         self._state = job["state"]
+
+
+def progress_shown(waiting: Waiting) -> Callable[[Progress], None]:
+    """Shows how far the merging library is, as a job's progress is shown."""
+
+    def show(at: Progress) -> None:
+        waiting.update({"state": "running", "progress": {"done": at.done, "total": at.total, "message": at.message}})
+
+    return show
 
 
 def _cell(value: object) -> str:

@@ -280,6 +280,22 @@ def _shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) or "a number"
 
 
+def show_reproduction(found: Json) -> None:
+    """Print whether a result that was made again is the committed one."""
+    first = (found["tensors"] or {}).get("first") or {}
+    show_fields(
+        [
+            ("result", f"{found['repo']}@{found['commit'][:12]}" if "repo" in found else found["folder"]),
+            ("verdict", found["sentence"]),
+            ("recipe", found["recipe_digest"]),
+            ("first tensor", first.get("name")),
+            *(("unlike", told) for told in found["execution"]["unalike"]),
+        ]
+    )
+    show_heading("files")
+    show_table(("file", "state"), found["files"].items())
+
+
 def show_port(result: Json) -> None:
     """Print the verdict of a port, its measurements by layer, and where the ported patch is."""
     report = result["report"]

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from adapterhub.cli import views
 from adapterhub.cli.errors import Misused
 from adapterhub.cli.options import MEMORY_BYTES, AsJson, connect, examples, group, show_queued, wait
-from adapterhub.cli.output import Waiting, say, show_json, show_json_lines, show_table
-
-if TYPE_CHECKING:
-    from adapterhub.merging.engine import Progress
+from adapterhub.cli.output import Waiting, progress_shown, say, show_json, show_json_lines, show_table
 
 merge = group("merge", "Merge a base and patches into a model, or patches into one patch.")
 
@@ -113,15 +109,8 @@ def _merge_here(
             as_kind=as_kind,
             dtype=dtype,
             memory_bytes=memory_bytes,
-            progress=_shown(waiting),
+            progress=progress_shown(waiting),
         )
     files = [{"path": name, "size": size, "digest": digest} for name, size, digest in done.files]
     recipe = next(file["digest"] for file in files if file["path"] == "recipe.json")
     return {"folder": str(out), "recipe_digest": recipe, "files": files, "report": dict(done.report)}
-
-
-def _shown(waiting: Waiting) -> Callable[[Progress], None]:
-    def show(at: Progress) -> None:
-        waiting.update({"state": "running", "progress": {"done": at.done, "total": at.total, "message": at.message}})
-
-    return show

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
 
 from adapterhub.cli import views
-from adapterhub.cli.client import split_revision
-from adapterhub.cli.errors import Misused
+from adapterhub.cli.client import repo_path, split_revision
+from adapterhub.cli.errors import Declined, Misused
 from adapterhub.cli.options import MEMORY_BYTES, AsJson, connect, examples, group, show_queued, wait
-from adapterhub.cli.output import say, show_fields, show_json, show_json_lines, show_table
+from adapterhub.cli.output import Waiting, progress_shown, say, show_fields, show_json, show_json_lines, show_table
 
 if TYPE_CHECKING:
     from adapterhub.cli.client import Client
@@ -22,6 +23,10 @@ Name = Annotated[str, typer.Argument(help="The saved recipe: namespace/name, whe
 Limit = Annotated[int, typer.Option(min=1, help="Most lines.")]
 Expression = Annotated[str, typer.Argument(help="The expression.")]
 AsKind = Annotated[str | None, typer.Option("--as", help="Form of the result, such as lora; default: a full model.")]
+Inputs = Annotated[
+    list[str] | None, typer.Option("--input", help="NAME=FOLDER for each name, without a server; may be repeated.")
+]
+MemoryBytes = Annotated[int, typer.Option(min=1 << 20, help="With --input: bytes one step may use.")]
 Dtype = Annotated[str | None, typer.Option(help="dtype of the result, such as BF16; default: the base's.")]
 
 
@@ -202,6 +207,42 @@ def run(
         show_json(result)
     else:
         views.show_merge(result)
+
+
+@recipe.command(
+    epilog=examples(
+        "recipe reproduce demo/both",
+        "recipe reproduce ./merged --input demo/base=./base --input demo/code=./code",
+    )
+)
+def reproduce(
+    ctx: typer.Context,
+    result: Annotated[str, typer.Argument(help="namespace/name[@revision] at the server; with --input a folder.")],
+    inputs: Inputs = None,
+    memory_bytes: MemoryBytes = MEMORY_BYTES,
+    as_json: AsJson = False,
+) -> None:
+    """Make a merge's result again by its recipe.json and compare; exits with 4 where it is not the same."""
+    if inputs:
+        from adapterhub.cli import local
+
+        with Waiting("reproduce") as waiting:
+            shown = progress_shown(waiting)
+            found = local.reproduce(
+                Path(result), local.named_folders(inputs), memory_bytes=memory_bytes, progress=shown
+            )
+    else:
+        repo_id, revision = split_revision(result)
+        repo_path(repo_id)
+        client = connect(ctx)
+        job = client.post("/api/recipes/reproduce", {"repo": repo_id, "revision": revision})
+        found = wait(client, job, "reproduce")
+    if as_json:
+        show_json(found)
+    else:
+        views.show_reproduction(found)
+    if not found["is_same"]:
+        raise Declined(found["sentence"])
 
 
 @recipe.command("set", epilog=examples("recipe set team/support --name team/help", "recipe set team/support --public"))

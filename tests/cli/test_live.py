@@ -115,6 +115,15 @@ def test_recipes_are_saved_compared_run_again_and_deleted(pushed: Command, folde
     assert done.code == 0, done.err
     assert json.loads(done.out)["recipe_digest"] == first["digest"]
     assert "admin/again" in pushed("recipe", "run", "admin/support@1", "--latest", "--push", "admin/again").out
+    again = pushed("recipe", "reproduce", "admin/again")
+    assert (again.code, "reproduced: all" in again.out) == (0, True), again.err
+    assert pushed("patch", "pull", "admin/again", str(folders / "again")).code == 0
+    (folders / "again" / "config.json").write_text("{}")
+    assert pushed("patch", "push", str(folders / "again"), "admin/again").code == 0
+    differs = pushed("recipe", "reproduce", "admin/again")
+    assert (differs.code, "config.json differs" in differs.err) == (4, True)
+    assert pushed("recipe", "reproduce", "admin/base").code == 4
+    assert pushed("recipe", "reproduce", "admin/nothing").code == 3
     assert pushed("recipe", "explain", "recipe/admin/support + admin/code").code == 0
     assert "(private)" in pushed("recipe", "set", "admin/support", "--name", "admin/help", "--private").out
     refused = pushed("recipe", "delete", "admin/help")

@@ -223,3 +223,20 @@ def test_explain_of_folders_tells_methods_bytes_time_and_licences(command: Comma
     assert any(SITE.format(layer=1, module="q_proj") in line and "dare_ties" in line for line in shown.splitlines())
     missing = command("recipe", "explain", expression, *named[:2])
     assert (missing.code, "--input licences=FOLDER" in missing.err) == (2, True)
+
+
+def test_a_local_result_is_made_again_and_compared(command: Command, folders: Path) -> None:
+    named = [f"--input={name}={folders / name}" for name in ("base", "code", "licences")]
+    made = command("merge", "run", "ties(base; code, 0.5*licences)", *named, "--out", str(folders / "x"))
+    assert made.code == 0, made.err
+    same = command("recipe", "reproduce", str(folders / "x"), *named)
+    assert (same.code, "reproduced: all" in same.out) == (0, True)
+    assert sorted(one.name for one in folders.iterdir()) == ["base", "base-v2", "code", "licences", "x"]
+    other = [*named[:1], f"--input=code={folders / 'licences'}", f"--input=licences={folders / 'code'}"]
+    differs = command("recipe", "reproduce", str(folders / "x"), *other, "--json")
+    told = json.loads(differs.out)
+    assert (differs.code, told["is_same"], told["tensors"]["differing"]) == (4, False, 2)
+    assert told["files"]["recipe.json"] == "differs"
+    missing = command("recipe", "reproduce", str(folders / "x"), *named[:2])
+    assert (missing.code, "--input licences=FOLDER" in missing.err) == (2, True)
+    assert command("recipe", "reproduce", str(folders / "base"), *named).code == 3
