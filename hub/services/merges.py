@@ -75,6 +75,7 @@ def request(
     resolved, found = recipes.planned(hub, caller, expression, pins=pins, syntax=syntax, as_kind=as_kind, dtype=dtype)
     target = push or f"{caller.name}/merge-{found.recipe_digest[7:15]}"
     publish.require_target(hub, caller, target)
+    publish.require_room(hub, found.size_bytes)
     payload = {
         "expression": expression,
         "syntax": syntax,

@@ -13,6 +13,7 @@ from adapterhub.hub.services import accounts, commits, refs, repos, trees
 from adapterhub.hub.services.access import Caller, require_namespace, require_write
 from adapterhub.hub.services.names import check_repo_id
 from adapterhub.hub.services.wiring import SPOOL_FOLDER
+from adapterhub.merging.errors import PlanTooLarge
 from adapterhub.merging.folders import file_digest
 from adapterhub.merging.results import ResultFile
 
@@ -54,6 +55,16 @@ def require_target(hub: Hub, caller: Caller, repo_id: str) -> None:
         except RepoNotFound:
             owner = accounts.find(session, namespace)
             require_namespace(session, caller, owner.id, f"create {repo_id}")
+
+
+def require_room(hub: Hub, size_bytes: int) -> None:
+    """Pass when a result of that size fits where jobs work. Raises PlanTooLarge, with both sizes, before any work."""
+    free = shutil.disk_usage(hub.settings.data).free
+    if size_bytes > free:
+        raise PlanTooLarge(
+            f"the result takes {size_bytes} bytes, and {free} are free in the data folder; make room there, or ask for "
+            "a patch (--as lora) or a smaller dtype"
+        )
 
 
 def to_repository(

@@ -165,7 +165,8 @@ def rewritten(node: Node, put: Callable[[Ref], Node]) -> Node:
         case Ref():
             return put(node)
         case Weighted(weight=weight, node=inner):
-            return weighted(weight, rewritten(inner, put))
+            below = rewritten(inner, put)
+            return weighted(weight, below) if isinstance(below, Weighted) else replace(node, node=below)
         case Sum(terms=terms):
             return total([rewritten(one, put) for one in terms])
         case Call(base=base, inputs=inputs):

@@ -1,6 +1,7 @@
 """Commands that need no server: inspect, kinds, parse, methods, and merges of local folders."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -240,3 +241,22 @@ def test_a_local_result_is_made_again_and_compared(command: Command, folders: Pa
     missing = command("recipe", "reproduce", str(folders / "x"), *named[:2])
     assert (missing.code, "--input licences=FOLDER" in missing.err) == (2, True)
     assert command("recipe", "reproduce", str(folders / "base"), *named).code == 3
+
+
+def test_bad_expressions_are_refused_at_once_with_what_to_do(command: Command, folders: Path) -> None:
+    named = [f"--input={name}={folders / name}" for name in ("base", "code")]
+    bad = {
+        "a/b + " * 1_700_000 + "a/b": "at most 20000 are read",
+        "(" * 10_000 + "a/b": "nested deeper than 64",
+        "tise(base; code)": "did you mean ties?",
+        "ties(base; code, densty=0.2)": "did you mean density?",
+        "base + cod": "--input cod=FOLDER",
+    }
+    for expression, said in bad.items():
+        for asked in (("recipe", "explain"), ("merge", "run", "--out", str(folders / "x"))):
+            began = time.monotonic()
+            ended = command(*asked, expression, *named)
+            assert time.monotonic() - began < 15
+            assert (ended.code, said in ended.err) == (2 if "FOLDER" in said else 4, True)
+            assert len(ended.err) < 2000
+    assert not (folders / "x").exists()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +13,11 @@ from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Job
 from adapterhub.hub.errors import Forbidden
 from adapterhub.hub.jobs.inline import InlineExecutor
-from adapterhub.hub.services import blobs, describe, merges, recipes, repos, trees
+from adapterhub.hub.services import blobs, describe, merges, publish, recipes, repos, trees
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.commits import AddRegular, commit
 from adapterhub.hub.worker import handlers_of
-from adapterhub.merging.errors import BaseMismatch, ShapeMismatch, UnknownName
+from adapterhub.merging.errors import BaseMismatch, PlanTooLarge, ShapeMismatch, UnknownName
 from tests.hub.services.samples import HIDDEN, SITE, lora, model, sparse
 
 MakeUser = Callable[..., Caller]
@@ -169,3 +170,17 @@ def test_a_job_leaves_no_files_and_clears_those_of_a_killed_attempt(hub: Hub, an
     left.mkdir(parents=True)
     assert run(hub, job).state == "succeeded"
     assert not list((hub.settings.data / "spool").iterdir())
+
+
+def test_a_result_larger_than_the_disk_is_refused_before_it_is_queued(
+    hub: Hub, ann: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size_bytes = recipes.explain(hub, ann, "ann/base + ann/code")["size_bytes"]
+    for free, is_refused in ((size_bytes - 1, True), (size_bytes, False)):
+        monkeypatch.setattr(publish.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        if is_refused:
+            with pytest.raises(PlanTooLarge, match=f"takes {size_bytes} bytes, and {free} are free"):
+                merges.request(hub, ann, "ann/base + ann/code", push="ann/both")
+            assert all(job.kind != merges.KIND for job in hub.jobs.list())
+        else:
+            assert merges.request(hub, ann, "ann/base + ann/code", push="ann/both").state == "queued"
