@@ -1,0 +1,173 @@
+"""Tokenizers as data, against what transformers loads from the same files."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken as Real
+from tokenizers import Tokenizer as RealTokenizer
+from tokenizers import models
+from transformers import BertTokenizerFast
+
+from adapterhub.merging.checkpoint import LocalFolder
+from adapterhub.merging.errors import InvalidPatch
+from adapterhub.merging.tokenizers import AddedToken, Tokenizer, numbered, read_tokenizer, within, written
+from tests.merging.speech import CODE, ENGLISH, bpe, changed, loaded, saved
+
+TEXT = "the base and a patch make the model"
+
+
+def read(folder: Path) -> Tokenizer:
+    found = read_tokenizer(LocalFolder(folder), "", "tiny/base")
+    assert found is not None
+    return found
+
+
+def put(files: dict[str, bytes], folder: Path) -> Path:
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_ids_are_those_that_transformers_gives(tmp_path: Path) -> None:
+    saved(bpe(ENGLISH), tmp_path, "<|x|>", Real("<|y|>", special=True), pad_token="<pad>")
+    found = read(tmp_path)
+    assert dict(found.ids) == loaded(tmp_path).get_vocab()
+    assert list(found.ids.values()) == sorted(found.ids.values())
+    assert found.added["<|y|>"].special
+    assert not found.added["<|x|>"].special
+
+
+def test_tokens_that_only_the_configuration_names_come_last(tmp_path: Path) -> None:
+    """transformers adds them while it loads, in this order."""
+    size = len(saved(bpe(ENGLISH), tmp_path))
+    decoder = {str(size): {"content": "<|d|>", "special": False}, "0": {"content": "<s>", "special": True}}
+    changed(
+        tmp_path / "tokenizer_config.json",
+        added_tokens_decoder=decoder,
+        pad_token="<pad>",
+        extra_special_tokens=["<|e|>"],
+    )
+    real = loaded(tmp_path)
+    assert dict(read(tmp_path).ids) == real.get_vocab()
+    assert [real.convert_ids_to_tokens(number) for number in range(size, size + 3)] == ["<|d|>", "<pad>", "<|e|>"]
+
+
+def test_older_files_of_special_and_added_tokens_are_read(tmp_path: Path) -> None:
+    size = len(saved(bpe(ENGLISH), tmp_path))
+    changed(tmp_path / "tokenizer_config.json", added_tokens_decoder=None)
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": {"content": "<pad>"}}))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<pad>": size + 1, "<|a|>": size}))
+    assert dict(read(tmp_path).ids) == loaded(tmp_path).get_vocab()
+
+
+def test_tokens_without_a_row_go_and_the_rest_still_loads(tmp_path: Path) -> None:
+    saved(bpe(ENGLISH), tmp_path / "a", "<|x|>", pad_token="<pad>")
+    whole = read(tmp_path / "a")
+    rows = whole.size - 4
+    short = within(whole, rows)
+    assert dict(short.ids) == {token: number for token, number in whole.ids.items() if number < rows}
+    real = loaded(put(written(short, is_stripped=True), tmp_path / "b"))
+    assert real.get_vocab() == short.ids
+    assert real.pad_token is None
+    assert real.decode(real.encode(TEXT)) == TEXT
+    assert within(whole, whole.size) is whole
+
+
+def test_a_token_that_every_text_gets_needs_its_row(tmp_path: Path) -> None:
+    saved(bpe(ENGLISH), tmp_path)
+    told = {"id": "</s>", "ids": [1], "tokens": ["</s>"]}
+    processor = {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {"</s>": told}}
+    changed(tmp_path / "tokenizer.json", post_processor=processor)
+    with pytest.raises(InvalidPatch, match="puts '</s>' into every text"):
+        within(read(tmp_path), 1)
+
+
+def test_files_stay_as_they_are_where_nothing_is_added(tmp_path: Path) -> None:
+    saved(bpe(ENGLISH), tmp_path, chat_template="{{ messages }}")
+    (tmp_path / "tokenizer.py").write_text("no")
+    found = written(read(tmp_path))
+    assert found.keys() == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert all(content == (tmp_path / name).read_bytes() for name, content in found.items())
+
+
+def test_added_tokens_get_the_ids_that_transformers_gives_them(tmp_path: Path) -> None:
+    real = saved(bpe(ENGLISH), tmp_path / "a")
+    base = read(tmp_path / "a")
+    more = [AddedToken("Ġfor"), AddedToken("<|end|>", special=True, normalized=False), AddedToken("Ġbase", lstrip=True)]
+    real.add_tokens(["Ġfor", Real("<|end|>", special=True, normalized=False), Real("Ġbase", lstrip=True)])
+    again = loaded(put(written(base, more), tmp_path / "b"))
+    assert again.get_vocab() == real.get_vocab() == numbered(base, more)
+    assert again.added_tokens_decoder == real.added_tokens_decoder
+    text = f"{TEXT}<|end|> Ġfor"
+    assert again.encode(text) == real.encode(text)
+
+
+def test_a_tokenizer_of_vocab_and_merges_gets_added_tokens(tmp_path: Path) -> None:
+    """As GPT-2 was first published, without tokenizer.json."""
+    bpe(ENGLISH, special=("<|endoftext|>",)).model.save(str(tmp_path))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    found = read(tmp_path)
+    real = loaded(put(written(found, [AddedToken("<|x|>")]), tmp_path / "b"))
+    assert real.get_vocab()["<|x|>"] == found.size
+    assert real.encode("base<|x|>")[-1] == found.size
+
+
+def test_a_tokenizer_of_words_is_read_and_cut(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "base", "patch", "model"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    found = read(tmp_path)
+    assert found.ids == {word: number for number, word in enumerate(words)}
+    short = within(found, 7)
+    files = put(written(short, is_stripped=True), tmp_path / "b")
+    assert BertTokenizerFast(vocab=str(files / "vocab.txt")).get_vocab() == short.ids
+
+
+def test_a_unigram_model_lists_its_tokens(tmp_path: Path) -> None:
+    real = RealTokenizer(models.Unigram([("<unk>", 0.0), ("base", -1.0), ("patch", -2.0)], unk_id=0))
+    saved(real, tmp_path, unk_token="<unk>")
+    assert dict(read(tmp_path).ids) == loaded(tmp_path).get_vocab()
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(10, 60), size=st.integers(20, 50), named=st.lists(st.text("xyz|", min_size=1), max_size=4))
+def test_whatever_is_cut_and_added_ids_are_kept_and_dense(
+    rows: int, size: int, named: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    saved(bpe(CODE, size), folder / "a", "<|x|>")
+    whole = read(folder / "a")
+    short = within(whole, rows)
+    more = [AddedToken(f"<{name}>") for name in named]
+    ids = numbered(short, more)
+    assert {token: ids[token] for token in short.ids} == short.ids
+    assert sorted(ids.values()) == list(range(len(ids)))
+    again = read(put(written(short, more, is_stripped=short is not whole), folder / "b"))
+    assert again.ids == ids
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("tokenizer.json", "[]", "an object is expected"),
+        ("tokenizer.json", "{}", "no model with a vocab"),
+        ("tokenizer.json", '{"model": {"vocab": {"a": -1}}}', "token 'a' has id -1"),
+        ("tokenizer.json", '{"model": {"vocab": {"a": true}}}', "token 'a' has id True"),
+        ("tokenizer.json", '{"model": {"vocab": {"a": 99999999}}}', "0 to 4194303 are ids"),
+        ("tokenizer.json", '{"model": {"vocab": {"a": 0}, "merges": [3]}}', "no list of pairs"),
+        ("tokenizer.json", '{"model": {"vocab": {"a": 0}}, "added_tokens": [3]}', "is no added token"),
+        ("vocab.json", '{"a": "b"}', "token 'a' has id b"),
+        ("tokenizer.model", "x", "sentencepiece alone"),
+    ],
+)
+def test_files_that_make_no_sense_are_refused(name: str, content: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InvalidPatch, match=problem):
+        read_tokenizer(LocalFolder(tmp_path), "", "tiny/base")
+
+
+def test_a_model_without_a_tokenizer_has_none(tmp_path: Path) -> None:
+    assert read_tokenizer(LocalFolder(tmp_path), "", "tiny/base") is None
