@@ -14,6 +14,9 @@ _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "e
 _OUTPUTS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight", "lm_head.decoder.weight")
 """Names of the weight that turns hidden states into logits."""
 
+_OUTPUT_BIASES = ("lm_head.bias", "embed_out.bias", "cls.predictions.bias", "cls.predictions.decoder.bias")
+"""Names of what is added to logits."""
+
 _CONV1D_MODEL_TYPES = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
 _CONV1D_MODULES = {"c_attn", "c_proj", "c_fc", "q_attn"}
 """Where transformers uses its Conv1D, whose weight is stored (in, out)."""
@@ -144,6 +147,11 @@ def is_input_embedding(name: str) -> bool:
 def is_embedding(name: str) -> bool:
     """Whether a parameter's name is that of an input or output embedding."""
     return name.endswith(_EMBEDDINGS + _OUTPUTS)
+
+
+def has_row_for_each_token(name: str) -> bool:
+    """Whether a parameter's name is that of an input or output embedding, or of the latter's bias."""
+    return is_embedding(name) or name.endswith((*_OUTPUT_BIASES, "lm_head.decoder.bias"))
 
 
 def is_conv1d(module: str, base: Checkpoint) -> bool | None:
