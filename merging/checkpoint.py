@@ -21,7 +21,7 @@ from adapterhub.merging.container import (
     read_folder_header,
     read_header,
 )
-from adapterhub.merging.errors import BrokenContainer, InvalidPatch
+from adapterhub.merging.errors import BrokenContainer, InvalidPatch, ShapeMismatch, UnknownSite
 from adapterhub.merging.folders import Folder, LocalFolder, MappedFile, MappedFolder, is_inside, join, read_json
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "SafetensorsWriter",
     "TensorHandle",
     "TensorInfo",
+    "check_fits",
     "find_weights",
     "layout",
     "open_tensors",
@@ -45,12 +46,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TensorHandle:
-    """A tensor that is read when asked for. dtype: safetensors name. Equal when name, dtype and shape are."""
+    """A tensor that is read when asked for. dtype: safetensors name. Equal when name, dtype and shape are.
+
+    is_computed: whether reading takes memory of its own, because the bytes do not lie in a file as they are.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     _read: Callable[[], memoryview] = field(repr=False, compare=False)
+    is_computed: bool = field(default=False, repr=False, compare=False)
 
     @classmethod
     def of_bytes(cls, name: str, dtype: str, shape: Sequence[int], data: bytes | bytearray | memoryview) -> Self:
@@ -146,6 +151,15 @@ class Checkpoint:
             folder=folder,
             prefix=prefix,
         )
+
+
+def check_fits(model: Checkpoint, base: Checkpoint) -> None:
+    """Raises UnknownSite or ShapeMismatch unless every parameter of the model is one of the base, in its shape."""
+    for name, tensor in model.tensors.items():
+        if name not in base.tensors:
+            raise UnknownSite(name, base.name)
+        if base.tensors[name].shape != tensor.shape:
+            raise ShapeMismatch(name, tensor.shape, base.name, base.tensors[name].shape)
 
 
 def find_weights(folder: Folder, prefix: str = "") -> str | None:

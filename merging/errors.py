@@ -79,12 +79,18 @@ class InvalidParameter(MergingError):
 
 
 class ShapeMismatch(MergingError):
-    """A term does not fit the base's parameter."""
+    """A term does not fit the base's parameter. cure: what to do about it."""
 
-    def __init__(self, site: str, found: Sequence[int], base: str, expected: Sequence[int]) -> None:
-        super().__init__(
-            f"{site}: delta is {tuple(found)}, base {base!r} has {tuple(expected)}; port the patch to this base first"
-        )
+    def __init__(
+        self,
+        site: str,
+        found: Sequence[int],
+        base: str,
+        expected: Sequence[int],
+        cure: str = "port the patch to this base first",
+    ) -> None:
+        super().__init__(f"{site}: delta is {tuple(found)}, base {base!r} has {tuple(expected)}; {cure}")
+        self.base = base
         self.site = site
         self.found = tuple(found)
         self.expected = tuple(expected)

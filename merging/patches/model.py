@@ -7,8 +7,8 @@ writes them. As a patch, every parameter replaces the base's.
 from collections import Counter
 from typing import Any
 
-from adapterhub.merging.checkpoint import Checkpoint, Folder, find_weights
-from adapterhub.merging.errors import InvalidPatch, ShapeMismatch, UnknownSite
+from adapterhub.merging.checkpoint import Checkpoint, Folder, check_fits, find_weights
+from adapterhub.merging.errors import InvalidPatch
 from adapterhub.merging.extended_checkpoints import format_of
 from adapterhub.merging.folders import join, json_digest, read_json
 from adapterhub.merging.patch import Facts, Patch, PatchKind, SiteTerm, TrainingBase
@@ -83,15 +83,6 @@ def read(folder: Folder, path: str, base: Checkpoint | None) -> Patch:
         {"kind": "model", "config": stored.config, "files": [folder.digest(one) for one in stored.files]}
     )
     return Patch(facts, digest, tuple(SiteTerm(name, "replace", {"value": one}) for name, one in model.tensors.items()))
-
-
-def check_fits(model: Checkpoint, base: Checkpoint) -> None:
-    """Raises UnknownSite or ShapeMismatch unless every parameter of the model is one of the base, in its shape."""
-    for name, tensor in model.tensors.items():
-        if name not in base.tensors:
-            raise UnknownSite(name, base.name)
-        if base.tensors[name].shape != tensor.shape:
-            raise ShapeMismatch(name, tensor.shape, base.name, base.tensors[name].shape)
 
 
 SPEC = PatchKind(
