@@ -299,7 +299,7 @@ def written(tokenizer: Tokenizer, more: Sequence[AddedToken] = (), *, is_strippe
     if ADDED in parsed:
         stored = parsed.get(VOCAB) or {}
         parsed[ADDED] |= {token: ids[token] for token in tokens if token not in stored}
-    found = {name: _json_bytes(value) for name, value in parsed.items()}
+    found = {name: json_bytes(value) for name, value in parsed.items()}
     for name in tokenizer.files():
         if name in (MERGES, WORDS) and is_stripped:
             found[name] = _lines(tokenizer, name)
@@ -331,5 +331,6 @@ def _parts(merge: str) -> list[str]:
     return [*parts, "".join(parts)]
 
 
-def _json_bytes(value: Mapping[str, Any]) -> bytes:
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """A configuration as transformers writes one."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -6,7 +6,7 @@ Source: mergekit 0.1.5 `tokenizer_source`, `tokenizer` and `chat_template`, whos
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from adapterhub.merging.errors import InvalidParameter
@@ -76,6 +76,14 @@ class TokenizerPolicy:
         named = [self.source] if isinstance(self.source, Ref) else []
         named += [row.model for _, row in self.tokens if row.model is not None]
         return tuple(dict.fromkeys(named))
+
+    def renamed(self, names: Mapping[Ref, Ref]) -> TokenizerPolicy:
+        """The same policy, each model under the name that stands for it."""
+        tokens = [
+            (token, row if row.model is None else replace(row, model=names[row.model])) for token, row in self.tokens
+        ]
+        source = names[self.source] if isinstance(self.source, Ref) else self.source
+        return replace(self, source=source, tokens=tuple(tokens))
 
     def to_json(self, numbers: Mapping[Ref, int]) -> dict[str, Any]:
         """The policy as JSON, models by their numbers in a canonical recipe."""
