@@ -212,6 +212,8 @@ def _write_model(plan: Plan, job: _Job) -> Mapping[str, Any]:
     for source in plan.copied_files:
         assert plan.base.folder is not None  # the plan found the names there
         job.folder.copy(plan.base.folder, source, source.removeprefix(plan.base.prefix).lstrip("/"))
+    for name, content in plan.files.items():
+        job.folder.write(name, content)
     return report.as_json()
 
 

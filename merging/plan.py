@@ -4,15 +4,16 @@ A plan holds names, shapes and lazy handles, never values. `engine` runs it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from math import prod
 from typing import Any
 
 from adapterhub.merging import patches
+from adapterhub.merging.alignment import aligned_inputs, check_patches
 from adapterhub.merging.attachments import Attachment, is_runtime, not_foldable, split
-from adapterhub.merging.checkpoint import DTYPE_BITS, Checkpoint, TensorHandle, layout
+from adapterhub.merging.checkpoint import DTYPE_BITS, Checkpoint, TensorHandle, check_fits, layout
 from adapterhub.merging.contracts import joined
 from adapterhub.merging.errors import (
     BaseMismatch,
@@ -21,6 +22,7 @@ from adapterhub.merging.errors import (
     NotRepresentable,
     PlanTooLarge,
     RecipeTooLarge,
+    ShapeMismatch,
 )
 from adapterhub.merging.folders import Beside, join, json_digest
 from adapterhub.merging.gguf import gguf_layout
@@ -41,12 +43,14 @@ from adapterhub.merging.recipes.canonical import (
     canonical,
     kind_of,
     known,
+    named_by,
     normalise,
     recipe_digest,
 )
 from adapterhub.merging.recipes.nodes import Delta, Recipe, Ref
+from adapterhub.merging.recipes.tokenizer import TokenizerPolicy
 from adapterhub.merging.replicas import replicated
-from adapterhub.merging.sites import depths
+from adapterhub.merging.sites import depths, has_row_for_each_token
 from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
 from adapterhub.merging.terms import terms
 
@@ -82,7 +86,8 @@ class Plan:
 
     inputs: what each name of the recipe was resolved to. base.name is the base input's name. outputs: every tensor of
     the result, sorted by name; with `export` only the adapter is made, and there are none. config: the result's
-    config.json. copied_files: paths in base.folder. peak_bytes: memory of the largest step, for one worker; several
+    config.json. copied_files: paths in base.folder; files: others by name. vocabulary: what a tokenizer setting does to
+    the models' vocabularies, {} without one. peak_bytes: memory of the largest step, for one worker; several
     workers take as much each. notes: sentences on what is allowed and worth knowing. attachments: run-time patches
     that go on the result while it is in memory, the lowest first; a plan whose result is written has none.
     contract: what the patches need to work besides the base, for a result that stays in memory.
@@ -101,6 +106,8 @@ class Plan:
     notes: tuple[str, ...] = ()
     attachments: tuple[Attachment, ...] = ()
     contract: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    vocabulary: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def recipe_digest(self) -> str:
@@ -142,6 +149,7 @@ class Plan:
             "size_bytes": self.size_bytes,
             "peak_bytes": self.peak_bytes,
             "copied_files": list(self.copied_files),
+            "vocabulary": dict(self.vocabulary),
             "notes": list(self.notes),
         }
 
@@ -154,12 +162,14 @@ def plan(
     dtype: str | None = None,
     memory_bytes: int,
     attaches: bool = False,
+    tokenizer: TokenizerPolicy | None = None,
 ) -> Plan:
-    """The plan of a recipe. Reads configurations, headers, and the indices of sparse patches.
+    """The plan of a recipe. Reads configurations, headers, tokenizers' files, and the indices of sparse patches.
 
     as_kind: a patch kind to make instead of a model; None and "model" make one. dtype: of the result's floating-point
     tensors, "bfloat16" or "BF16"; None keeps each tensor's. memory_bytes: what the largest step may take. attaches:
-    whether the result stays in memory, where run-time patches can be put on it; else they are refused.
+    whether the result stays in memory, where run-time patches can be put on it; else they are refused. tokenizer: how
+    models of several vocabularies become one; None refuses them.
     Raises UnknownName, UnknownMethod, InvalidParameter, BaseMismatch, UnknownSite, ShapeMismatch, InvalidPatch,
     NotFoldable, NotStackable, NotRepresentable, RecipeTooLarge, PlanTooLarge.
     """
@@ -168,46 +178,79 @@ def plan(
     base_ref = base_of(recipe, inputs)
     stored = Checkpoint.open(inputs[base_ref].folder, inputs[base_ref].path, name=inputs[base_ref].name)
     base, base_quantisation = dequantised(stored), quantisation_of(stored.config)
-    read = {ref: _read(inputs[ref], base, inputs.values(), attaches=attaches) for ref in references}
+    aligned = aligned_inputs(tokenizer, base_ref, base, references, inputs)
+    if aligned.report and as_kind is not None:
+        raise NotRepresentable(f"--as {as_kind}: a tokenizer setting is one of models; leave out either")
+    read = {ref: _read(inputs[ref], base, inputs.values(), aligned.of(ref), attaches=attaches) for ref in references}
+    check_patches(read, inputs, aligned, attaches=attaches)
     digests = {ref: patch.digest for ref, patch in read.items()}
     whole = normalise(recipe, inputs, digests)
     used = {ref: read[ref] for ref in _refs(whole.parts)}
     check_predecessors(used, inputs, base)
     normal, attachments = split(whole, inputs, read)
     dtype = None if dtype is None else _float_name(dtype)
-    base = _repeated(base, base_ref, read, inputs)
+    base = _repeated(aligned.models[base_ref], base_ref, read, inputs)
     sums = _Sums(base, read, inputs, normal, base_quantisation)
-    outputs = () if as_kind is not None else tuple(sums.outputs(dtype))
+    outputs = () if as_kind is not None else tuple(sums.outputs(dtype, aligned.dtypes))
     export = None if as_kind is None else _export(as_kind, normal, read, inputs, base)
+    text = canonical(recipe, inputs, digests=digests, dtype=dtype, as_kind=as_kind, tokenizer=tokenizer)
     return Plan(
         recipe=recipe,
-        canonical=canonical(recipe, inputs, digests=digests, dtype=dtype, as_kind=as_kind),
-        inputs=tuple((ref, inputs[ref]) for ref in references),
+        canonical=text,
+        inputs=tuple((ref, inputs[ref]) for ref in dict.fromkeys((*references, *named_by(tokenizer, inputs)))),
         base=base,
         outputs=outputs,
         export=export,
         config=_config(base, sums.is_untied, dtype),
         metadata={"format": "pt"},
-        copied_files=_copied_files(base) if as_kind is None else (),
+        copied_files=tuple(filter(aligned.is_copied, _copied_files(base))) if as_kind is None else (),
         peak_bytes=_peak_bytes(outputs, export, memory_bytes),
         notes=tuple(_notes(read, inputs, base_ref, base_quantisation)),
         attachments=attachments,
         contract=joined(used, inputs, base) if attaches else {},
+        files=aligned.files,
+        vocabulary=aligned.report,
     )
 
 
-def _read(one: Input, base: Checkpoint, inputs: Iterable[Input], *, attaches: bool) -> Patch:
-    """The patch; a native one may take its delta from another input."""
+def _read(
+    one: Input,
+    base: Checkpoint,
+    inputs: Iterable[Input],
+    aligned: tuple[Checkpoint, Checkpoint] | None,
+    *,
+    attaches: bool,
+) -> Patch:
+    """The patch; a native one may take its delta from another input. aligned: a model re-indexed, its base."""
     folder = one.folder
     if join(one.path, MANIFEST) in folder.names():
         folder = Beside(folder, [other.folder for other in inputs if other is not one and other.kind != MODEL])
-    patch = kind_of(one).read(folder, one.path, base)
+    patch = _read_model(one, base, aligned) if one.kind == MODEL else kind_of(one).read(folder, one.path, base)
     if is_runtime(patch) and not attaches:
         raise not_foldable(one, patch)
-    missing = base.tensors.keys() - {term.site for term in patch.terms} if one.kind == MODEL else set()
+    here = base if aligned is None else aligned[1]
+    missing = here.tensors.keys() - {term.site for term in patch.terms} if one.kind == MODEL else set()
     if missing:
         raise BaseMismatch(f"{one.name}: has no parameter {min(missing)}, which the base {base.name!r} has")
     return patch
+
+
+def _read_model(one: Input, base: Checkpoint, aligned: tuple[Checkpoint, Checkpoint] | None) -> Patch:
+    """A full model as a patch. Raises ShapeMismatch, which for another vocabulary says what to do about it."""
+    if aligned is not None:
+        model, here = aligned
+        check_fits(model, here)
+        terms = tuple(SiteTerm(name, "replace", {"value": handle}) for name, handle in model.tensors.items())
+        return replace(kind_of(one).read(one.folder, one.path, None), terms=terms)
+    try:
+        return kind_of(one).read(one.folder, one.path, base)
+    except ShapeMismatch as error:
+        if not has_row_for_each_token(error.site):
+            raise
+        cure = (
+            f"{one.name} has another vocabulary: set tokenizer=union for the tokens of both, tokenizer=base for its own"
+        )
+        raise ShapeMismatch(error.site, error.found, error.base, error.expected, cure) from error
 
 
 def _repeated(base: Checkpoint, base_ref: Ref, read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input]) -> Checkpoint:
@@ -269,8 +312,8 @@ class _Sums:
         """Whether input and output embedding, one tensor in the base, are two in the result."""
         return bool(self._untied)
 
-    def outputs(self, dtype: str | None) -> Iterator[OutputTensor]:
-        """Every tensor of the result, sorted by name."""
+    def outputs(self, dtype: str | None, dtypes: Mapping[str, str]) -> Iterator[OutputTensor]:
+        """Every tensor of the result, sorted by name. dtypes: what some are stored in that are computed in more."""
         stored = dict(self._base.tensors)
         stored |= {output: stored[source] for output, source in self._untied.items()}
         for name in sorted(stored.keys() | self._created.keys()):
@@ -280,7 +323,7 @@ class _Sums:
             _check_order(name, addends)
             _check_exact(name, addends)
             is_cast = dtype is not None and handle.dtype in FLOATS
-            out_dtype = dtype if is_cast and dtype else handle.dtype
+            out_dtype = dtype if is_cast and dtype else dtypes.get(name, handle.dtype)
             yield OutputTensor(name, out_dtype, handle.shape, handle, addends, self._trained_on(name))
 
     def _trained_on(self, site: str) -> tuple[str, ...]:
@@ -511,7 +554,7 @@ def _notes(read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input], base: Ref, ba
 
 def _peak_bytes(outputs: Iterable[OutputTensor], export: Export | None, memory_bytes: int) -> int:
     """Memory of the largest step. Raises PlanTooLarge, which names its tensor."""
-    steps = {one.name: _step_bytes(one) for one in outputs if not one.is_copy}
+    steps = {one.name: _step_bytes(one) for one in outputs if not one.is_copy or one.base.is_computed}
     if export is not None:
         steps = {one.name: 2 * _bytes(one.dtype, one.shape) for one in export.tensors}
     largest = max(steps, key=lambda name: steps[name], default=None)
@@ -524,21 +567,21 @@ def _peak_bytes(outputs: Iterable[OutputTensor], export: Export | None, memory_b
 
 def _step_bytes(output: OutputTensor) -> int:
     """Memory to compute one tensor: the result, the tensors of its terms, and for methods whole deltas in float32."""
-    return 2 * _bytes(output.dtype, output.shape) + sum(
-        _addend_bytes(addend, prod(output.shape)) for addend in output.addends
-    )
+    computed = output.base.nbytes if output.base.is_computed else 0
+    return 2 * _bytes(output.dtype, output.shape) + computed + sum(_addend_bytes(one, output) for one in output.addends)
 
 
-def _addend_bytes(addend: Addend, numel: int) -> int:
+def _addend_bytes(addend: Addend, output: OutputTensor) -> int:
     match addend.delta:
         case TermDelta(term=term):
             # Factors and values are widened to float32, positions to int64, beside what is stored.
             return sum(handle.nbytes + 8 * handle.numel for handle in term.fields.values())
         case MethodDelta(inputs=inputs):
-            inner = sum(_addend_bytes(one, numel) for parts in inputs for one in parts)
-            return inner + 4 * numel * (len(inputs) + 3)
-        case ModelDelta():
-            return 0
+            inner = sum(_addend_bytes(one, output) for parts in inputs for one in parts)
+            return inner + 4 * prod(output.shape) * (len(inputs) + 3)
+        case ModelDelta(tuned=tuned, base=base):
+            # The result's own base is held once for all.
+            return sum(one.nbytes for one in (tuned, base) if one.is_computed and one is not output.base)
 
 
 def _bytes(dtype: str, shape: tuple[int, ...]) -> int:

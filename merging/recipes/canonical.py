@@ -21,6 +21,7 @@ from adapterhub.merging.folders import canonical_json, json_digest
 from adapterhub.merging.methods import methods
 from adapterhub.merging.patch import PatchKind
 from adapterhub.merging.recipes.nodes import Call, Delta, Node, Recipe, Ref, Sum, Weighted, children
+from adapterhub.merging.recipes.tokenizer import TokenizerPolicy
 from adapterhub.merging.registry import find_method, make_parameters
 
 __all__ = [
@@ -108,14 +109,19 @@ def canonical(
     digests: Mapping[Ref, str] | None = None,
     dtype: str | None = None,
     as_kind: str | None = None,
+    tokenizer: TokenizerPolicy | None = None,
 ) -> str:
     """The canonical text, JSON: inputs by commit and digest, method, weights, parameters, and what the result shall be.
 
-    digests: of the inputs, where the caller has read them; None reads them. Raises what `normalise` raises.
+    digests: of the inputs, where the caller has read them; None reads them. tokenizer: its models are among the inputs.
+    Raises what `normalise` raises.
     """
     found = dict(digests) if digests is not None else {ref: input_digest(inputs[ref]) for ref in known(recipe, inputs)}
     normal = normalise(recipe, inputs, found)
-    used = sorted(_used(normal), key=lambda ref: (found[ref], inputs[ref].name, inputs[ref].path))
+    same = aliases([*known(recipe, inputs), *named_by(tokenizer, inputs)], inputs)
+    found |= {ref: input_digest(inputs[ref]) for ref in same.values() if ref not in found}
+    models = {same[ref] for ref in named_by(tokenizer, inputs)}
+    used = sorted(_used(normal) | models, key=lambda ref: (found[ref], inputs[ref].name, inputs[ref].path))
     numbers = {ref: number for number, ref in enumerate(used)}
     value = {
         "format": FORMAT,
@@ -126,6 +132,8 @@ def canonical(
         "dtype": dtype,
         "as": as_kind,
     }
+    if tokenizer is not None:
+        value["tokenizer"] = tokenizer.to_json({ref: numbers[one] for ref, one in same.items() if one in numbers})
     return canonical_json(value).decode()
 
 
@@ -151,6 +159,21 @@ def known(recipe: Recipe, inputs: Mapping[Ref, Input]) -> tuple[Ref, ...]:
     return recipe.references()
 
 
+def named_by(tokenizer: TokenizerPolicy | None, inputs: Mapping[Ref, Input]) -> tuple[Ref, ...]:
+    """The models that a tokenizer setting names. Raises UnknownName for one that is not given or is no model."""
+    found = () if tokenizer is None else tokenizer.references()
+    for ref in found:
+        if ref not in inputs or inputs[ref].kind != MODEL:
+            raise UnknownName(f"{ref}: the tokenizer setting names it, and no full model of that name is given")
+    return found
+
+
+def aliases(references: Iterable[Ref], inputs: Mapping[Ref, Input]) -> Mapping[Ref, Ref]:
+    """The one reference that stands for each: two names of one commit are one input, and the first stands for both."""
+    first: dict[tuple[str, str], Ref] = {}
+    return {ref: first.setdefault((inputs[ref].name, inputs[ref].path), ref) for ref in references}
+
+
 def base_of(recipe: Recipe, inputs: Mapping[Ref, Input]) -> Ref:
     """The base: the first full model in the text outside delta(). Raises BaseMismatch where there is none."""
     for ref in _outside_deltas(recipe.root):
@@ -173,9 +196,7 @@ def normalise(recipe: Recipe, inputs: Mapping[Ref, Input], digests: Mapping[Ref,
     named.
     """
     references = known(recipe, inputs)
-    # Two names of one commit are one input: the first of them stands for both.
-    first: dict[tuple[str, str], Ref] = {}
-    same = {ref: first.setdefault((inputs[ref].name, inputs[ref].path), ref) for ref in references}
+    same = aliases(references, inputs)
     base = same[base_of(recipe, inputs)]
     parts = _Flattening(inputs, digests, same, base).parts(recipe.root, 1.0, is_top=True)
     return Normal(base, parts)
