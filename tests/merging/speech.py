@@ -25,7 +25,8 @@ def bpe(texts: list[str], size: int = 60, special: tuple[str, ...] = ("<s>", "</
 def saved(tokenizer: Tokenizer, folder: Path, *more: str | AddedToken, **named: Any) -> PreTrainedTokenizerFast:
     """Saved to `folder` as transformers does, with further tokens added; `named` as bos_token, eos_token and so on."""
     named = {"bos_token": "<s>", "eos_token": "</s>"} | named
-    found = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
+    make: Any = PreTrainedTokenizerFast
+    found: PreTrainedTokenizerFast = make(tokenizer_object=tokenizer, **named)
     found.add_tokens(list(more))
     found.save_pretrained(folder)
     return found

@@ -1,10 +1,12 @@
 """Merging models of different vocabularies, against mergekit 0.1.5's own run on the same tiny models."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,12 +15,21 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from adapterhub.merging.checkpoint import LocalFolder
 from adapterhub.merging.engine import run
+from adapterhub.merging.errors import (
+    InvalidParameter,
+    MergingError,
+    NotFoldable,
+    NotRepresentable,
+    ShapeMismatch,
+    UnknownName,
+)
 from adapterhub.merging.plan import Plan, plan
 from adapterhub.merging.recipes.canonical import Input, Ref
 from adapterhub.merging.recipes.expression import parse
 from adapterhub.merging.recipes.tokenizer import TokenizerPolicy, TokenRow
+from tests.merging import tiny
 from tests.merging.exactness.compare import DTYPES, record, roundings
-from tests.merging.speech import CODE, ENGLISH, LATIN, bpe, loaded, saved
+from tests.merging.speech import CODE, ENGLISH, LATIN, bpe, changed, loaded, saved
 from tests.merging.whole_mergekit import merged, put_in_order
 
 TEXTS = {"base": ENGLISH, "a": LATIN, "b": CODE}
@@ -47,7 +58,11 @@ def model(folder: Path, rows: int, *, seed: int, dtype: torch.dtype = torch.floa
 
 def family(root: Path, dtype: torch.dtype = torch.float32, *, tied: bool = False) -> dict[str, Path]:
     """Three models with tokenizers of their own: words in common, added tokens, and a base with rows to spare."""
-    more = {"base": [], "a": [AddedToken("<|im_end|>", special=True)], "b": ["<|im_end|>", AddedToken("Ġand")]}
+    more: dict[str, list[str | AddedToken]] = {
+        "base": [],
+        "a": [AddedToken("<|im_end|>", special=True)],
+        "b": ["<|im_end|>", AddedToken("Ġand")],
+    }
     for number, (name, texts) in enumerate(TEXTS.items()):
         tokenizer = saved(bpe(texts, SIZES[name]), root / name, *more[name])
         model(root / name, len(tokenizer) + 3 * (name == "base"), seed=number, dtype=dtype, tied=tied)
@@ -174,3 +189,268 @@ def test_models_of_several_vocabularies_merge_as_in_mergekit(
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+UNION, BASE = TokenizerPolicy("union"), TokenizerPolicy("base")
+
+
+def test_other_vocabularies_are_refused_with_both_sizes_and_what_to_do(families: dict[str, dict[str, Path]]) -> None:
+    folders = families["float32"]
+    sizes = [load_file(folders[name] / "model.safetensors")["lm_head.weight"].shape[0] for name in ("a", "base")]
+    with pytest.raises(ShapeMismatch, match=rf"\({sizes[0]}, 16\).*\({sizes[1]}, 16\).*tokenizer=union"):
+        planned("linear(base; 0.5*base, 0.5*a)", folders, None)
+
+
+def test_the_report_names_every_action_before_work(families: dict[str, dict[str, Path]]) -> None:
+    folders = families["float32"]
+    made = planned("linear(base; 0.5*base, 0.3*a, 0.2*b)", folders, TokenizerPolicy("union", pad_to_multiple_of=64))
+    tokenizers = {name: loaded(folder).get_vocab() for name, folder in folders.items()}
+    told = made.describe()["vocabulary"]
+    union = set().union(*tokenizers.values())
+    assert (told["tokens"], told["rows"]) == (len(union), 128)
+    assert told["padding_rows"] == 128 - len(union)
+    assert told["added"]["count"] == len(union - tokenizers["base"].keys())
+    assert "<|im_end|>" in told["added"]["tokens"] + sorted(union)
+    assert told["filled"]["zero"] == 0
+    shared = (tokenizers["a"].keys() & tokenizers["b"].keys()) - tokenizers["base"].keys()
+    assert told["filled"]["averaged"] == len(shared)
+    assert told["models"]["base"] == {
+        "rows": len(tokenizers["base"]) + 3,
+        "kept": len(tokenizers["base"]),
+        "lacking": len(union - tokenizers["base"].keys()),
+        "trimmed": 3,
+    }
+    assert told["tables"] == ["lm_head.weight", "model.embed_tokens.weight"]
+    assert json.loads(json.dumps(made.describe())) == made.describe()
+    left_out = planned("linear(base; 0.5*base, 0.5*a)", folders, BASE).vocabulary["left_out"]
+    assert left_out["count"] == len(tokenizers["a"].keys() - tokenizers["base"].keys())
+
+
+def test_an_unchanged_vocabulary_keeps_its_files_byte_for_byte(
+    families: dict[str, dict[str, Path]], tmp_path: Path
+) -> None:
+    folders = families["float32"]
+    for policy, source in ((BASE, "base"), (TokenizerPolicy(Ref("a")), "a")):
+        run(planned("linear(base; 0.5*base, 0.5*a)", folders, policy), tmp_path / source)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            assert (tmp_path / source / name).read_bytes() == (folders[source] / name).read_bytes()
+
+
+def test_equal_vocabularies_move_no_row(families: dict[str, dict[str, Path]]) -> None:
+    folders = {"base": families["float32"]["a"], "a": families["float32"]["a"]}
+    made = planned("linear(base; 0.5*base, 0.5*a)", folders, UNION)
+    assert not any(one.base.is_computed for one in made.outputs)
+    assert not made.files
+    assert "tokenizer.json" in made.copied_files
+
+
+def test_tied_embeddings_stay_tied_where_all_are(families: dict[str, dict[str, Path]], tmp_path: Path) -> None:
+    run(planned("linear(base; 0.5*base, 0.5*a)", families["tied"], UNION), tmp_path / "out")
+    assert "lm_head.weight" not in load_file(tmp_path / "out/model.safetensors")
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+
+
+def test_tied_and_untied_embeddings_become_untied(families: dict[str, dict[str, Path]], tmp_path: Path) -> None:
+    for base, other in (("tied", "float32"), ("float32", "tied")):
+        folders = {"base": families[base]["base"], "a": families[other]["a"]}
+        run(planned("linear(base; 0.5*base, 0.5*a)", folders, BASE), tmp_path / base)
+        found = load_file(tmp_path / base / "model.safetensors")
+        rows = len(loaded(folders["base"]))
+        one, two = (load_file(folders[name] / "model.safetensors") for name in ("base", "a"))
+        head = one.get("lm_head.weight", one["model.embed_tokens.weight"])[:2]
+        assert found["lm_head.weight"].shape == (rows, 16)
+        expected = (head + two.get("lm_head.weight", two["model.embed_tokens.weight"])[:2]) / 2
+        torch.testing.assert_close(found["lm_head.weight"][:2], expected)
+        assert not AutoModelForCausalLM.from_pretrained(tmp_path / base).config.tie_word_embeddings
+
+
+def test_special_tokens_of_another_source_have_its_ids(families: dict[str, dict[str, Path]], tmp_path: Path) -> None:
+    source = tmp_path / "chat"
+    tokenizer = saved(bpe(LATIN, 40, special=("<x>", "<s>", "</s>", "<end>")), source, eos_token="<end>")
+    model(source, len(tokenizer), seed=5)
+    ids = {"bos_token_id": 1, "eos_token_id": [3, 2], "pad_token_id": 0}
+    for name in ("config.json", "generation_config.json"):
+        changed(source / name, **ids)
+    folders = {"base": families["float32"]["base"], "chat": source}
+    run(planned("linear(base; 0.5*base, 0.5*chat)", folders, TokenizerPolicy(Ref("chat"))), tmp_path / "out")
+    for name in ("config.json", "generation_config.json"):
+        found = json.loads((tmp_path / "out" / name).read_text())
+        assert (found["bos_token_id"], found["eos_token_id"]) == (1, [3, 2]), name
+    assert loaded(tmp_path / "out").eos_token == "<end>"
+    # where the source says nothing, the base's tokens are looked up: <s> and </s> are 1 and 2 there
+    for name in ("config.json", "generation_config.json"):
+        changed(source / name, **dict.fromkeys(ids))
+    run(planned("linear(base; 0.5*base, 0.5*chat)", folders, TokenizerPolicy(Ref("chat"))), tmp_path / "other")
+    config = json.loads((tmp_path / "other/config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)
+
+
+def test_tokens_of_the_base_without_a_row_go(families: dict[str, dict[str, Path]], tmp_path: Path) -> None:
+    """As Llama 2's [PAD], which fine-tuners added to the tokenizer and not to the model."""
+    folders = {name: families["float32"][name] for name in ("base", "a")}
+    short = tmp_path / "short"
+    rows = len(saved(bpe(ENGLISH, SIZES["base"]), short, pad_token="[PAD]"))
+    model(short, rows - 1, seed=0)
+    changed(short / "generation_config.json", pad_token_id=rows - 1)
+    folders["base"] = short
+    made = planned("linear(base; 0.5*base, 0.5*a)", folders, BASE)
+    assert made.vocabulary["without_row"] == {"count": 1, "tokens": ["[PAD]"]}
+    run(made, tmp_path / "out")
+    real = loaded(tmp_path / "out")
+    assert (len(real), real.pad_token) == (rows - 1, None)
+    assert json.loads((tmp_path / "out/generation_config.json").read_text())["pad_token_id"] is None
+
+
+def test_a_model_that_is_not_merged_gives_tokens_and_rows(families: dict[str, dict[str, Path]], tmp_path: Path) -> None:
+    folders = families["float32"]
+    policy = TokenizerPolicy("base", (("<|im_end|>", row("b")),))
+    run(planned("linear(base; 0.5*base, 0.5*a)", folders, policy), tmp_path / "out")
+    number = loaded(tmp_path / "out").convert_tokens_to_ids("<|im_end|>")
+    donor = load_file(folders["b"] / "model.safetensors")["lm_head.weight"]
+    other = load_file(folders["a"] / "model.safetensors")["lm_head.weight"]
+    there, here = (loaded(folders[name]).convert_tokens_to_ids("<|im_end|>") for name in "ba")
+    found = load_file(tmp_path / "out/model.safetensors")["lm_head.weight"]
+    torch.testing.assert_close(found[number], (donor[there] + other[here]) / 2)
+
+
+def test_a_model_without_tokenizer_files_has_the_base_s_if_it_has_its_rows(
+    families: dict[str, dict[str, Path]], tmp_path: Path
+) -> None:
+    folders = {"base": families["float32"]["base"], "a": tmp_path / "a"}
+    rows = load_file(folders["base"] / "model.safetensors")["lm_head.weight"].shape[0]
+    model(folders["a"], rows, seed=8)
+    made = planned("linear(base; 0.5*base, 0.5*a)", folders, UNION)
+    assert "a has no tokenizer files" in made.vocabulary["notes"][0]
+    model(folders["a"], rows + 1, seed=8)
+    with pytest.raises(InvalidParameter, match="no tokenizer files"):
+        planned("linear(base; 0.5*base, 0.5*a)", folders, UNION)
+
+
+def test_patches_of_moved_rows_are_refused_and_others_merge(
+    families: dict[str, dict[str, Path]], tmp_path: Path
+) -> None:
+    folders = {name: families["float32"][name] for name in ("base", "a")}
+    base: Any = LlamaForCausalLM.from_pretrained(folders["base"])
+    tiny.adapter(base, tmp_path / "rows", target_modules=["embed_tokens"])
+    base = LlamaForCausalLM.from_pretrained(folders["base"])
+    tiny.adapter(base, tmp_path / "inner", target_modules=["q_proj"])
+    inputs = inputs_of(folders)
+    for name in ("rows", "inner"):
+        inputs[Ref(name)] = Input(f"{name}@{'0' * 40}", LocalFolder(tmp_path / name), kind="lora")
+    options: dict[str, Any] = {"memory_bytes": 1 << 30, "tokenizer": UNION}
+    with pytest.raises(
+        NotFoldable, match=r"embed_tokens\.weight: rows@.* changes it in the rows of its own vocabulary"
+    ):
+        plan(parse("base + 0.5*a + rows"), inputs, **options)
+    made = plan(parse("base + 0.5*a + inner"), inputs, **options)
+    assert "model.layers.0.self_attn.q_proj.weight" in made.touched
+    with pytest.raises(NotFoldable, match="a base in memory keeps its own"):
+        plan(parse("base + 0.5*a + inner"), inputs, attaches=True, **options)
+    with pytest.raises(NotRepresentable, match="leave out either"):
+        plan(parse("base + inner"), inputs, as_kind="lora", **options)
+
+
+@pytest.mark.parametrize(
+    ("policy", "problem", "words"),
+    [
+        (TokenizerPolicy(Ref("nobody")), UnknownName, "the tokenizer setting names it"),
+        (TokenizerPolicy("base", (("<|x|>", row("a", token="<|none|>")),)), InvalidParameter, "none such"),
+        (TokenizerPolicy("base", (("<|x|>", row("a", token_id=4000)),)), InvalidParameter, "id 4000 of a"),
+    ],
+)
+def test_settings_that_name_what_is_not_there_are_refused(
+    policy: TokenizerPolicy, problem: type[MergingError], words: str, families: dict[str, dict[str, Path]]
+) -> None:
+    with pytest.raises(problem, match=words):
+        planned("linear(base; 0.5*base, 0.5*a)", families["float32"], policy)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"source": None, "pad_to_multiple_of": 8},
+        {"source": "base", "pad_to_multiple_of": 0},
+        {"source": "base", "tokens": (("", TokenRow()),)},
+        {"source": "base", "tokens": (("x", TokenRow()), ("x", TokenRow()))},
+    ],
+)
+def test_settings_that_contradict_themselves_are_refused(values: Mapping[str, Any]) -> None:
+    with pytest.raises(InvalidParameter, match="tokenizer"):
+        TokenizerPolicy(**values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model": Ref("a"), "token": "x", "token_id": 1},
+        {"token": "x"},
+        {"model": Ref("a"), "is_zero": True},
+        {"is_forced": True},
+    ],
+)
+def test_rows_that_contradict_themselves_are_refused(values: Mapping[str, Any]) -> None:
+    with pytest.raises(InvalidParameter, match="tokenizer"):
+        TokenRow(**values)
+
+
+def test_the_setting_is_part_of_the_recipe(families: dict[str, dict[str, Path]]) -> None:
+    folders = families["float32"]
+    text = "linear(base; 0.5*base, 0.5*a)"
+    told = [UNION, BASE, TokenizerPolicy(Ref("a")), TokenizerPolicy("union", (("<|x|>", row("b", token_id=3)),))]
+    digests = {planned(text, folders, policy).recipe_digest for policy in told}
+    assert len(digests) == len(told)
+    again = planned("linear(base; 0.5*a, 0.5*base)", folders, TokenizerPolicy(Ref("a")))
+    assert again.recipe_digest == planned(text, folders, told[2]).recipe_digest
+
+
+def test_two_names_of_a_model_are_one(families: dict[str, dict[str, Path]]) -> None:
+    inputs = inputs_of(families["float32"])
+    inputs[Ref("a", "main")] = inputs[Ref("a")]
+    options: dict[str, Any] = {"memory_bytes": 1 << 30}
+    made = plan(
+        parse("linear(base; 0.5*a, 0.5*a@main)"), inputs, tokenizer=TokenizerPolicy(Ref("a", "main")), **options
+    )
+    assert list(made.vocabulary["models"]) == ["base", "a"]
+    same = plan(parse("linear(base; 0.5*a, 0.5*a@main)"), inputs, tokenizer=TokenizerPolicy(Ref("a")), **options)
+    assert made.recipe_digest == same.recipe_digest
+
+
+def test_memory_counts_what_is_re_indexed_once_for_all_who_read_it(families: dict[str, dict[str, Path]]) -> None:
+    made = planned("base + 0.5*a + 0.5*b", families["float32"], UNION)
+    head = next(one for one in made.outputs if one.name == "lm_head.weight")
+    nbytes = head.base.nbytes
+    assert made.peak_bytes == 2 * nbytes + 3 * nbytes
+    first, second = head.base.read(), head.base.read()
+    assert len({np.frombuffer(one, np.uint8).ctypes.data for one in (first, second)}) == 1
+
+
+def test_the_same_bytes_on_any_number_of_threads(families: dict[str, dict[str, Path]], tmp_path: Path) -> None:
+    made = planned("linear(base; 0.5*base, 0.3*a, 0.2*b)", families["bfloat16"], UNION)
+    one, many = (run(made, tmp_path / str(number), threads=number).files for number in (1, 4))
+    assert one == many
+
+
+def test_a_chat_template_replaces_the_base_s(families: dict[str, dict[str, Path]], tmp_path: Path) -> None:
+    folders = families["float32"]
+    old = tmp_path / "old"
+    shutil.copytree(folders["base"], old)
+    changed(old / "tokenizer_config.json", chat_template="{{ 'old' }}")
+    messages = [{"role": "user", "content": "hi"}]
+    for number, source in enumerate((None, "base", "union")):
+        policy = TokenizerPolicy(source, chat_template="chatml")
+        text = "base" if source is None else "linear(base; 0.5*base, 0.5*a)"
+        made = planned(text, {"base": old, "a": folders["a"]}, policy)
+        assert made.vocabulary["chat_template"] == "chatml"
+        run(made, tmp_path / str(number))
+        assert "chat_template" not in json.loads((tmp_path / f"{number}/tokenizer_config.json").read_text())
+        found = loaded(tmp_path / str(number)).apply_chat_template(messages, tokenize=False)
+        assert found == "<|im_start|>user\nhi<|im_end|>\n"
+    auto = planned(
+        "linear(base; 0.5*base, 0.5*a)",
+        {"base": folders["a"], "a": old},
+        TokenizerPolicy("union", chat_template="auto"),
+    )
+    assert auto.files["chat_template.jinja"] == b"{{ 'old' }}"
+    none = planned("base", folders, TokenizerPolicy(chat_template="auto"))
+    assert none.vocabulary["chat_template"] == "none of the models has one"

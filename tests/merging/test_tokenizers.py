@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken as Real
 from tokenizers import Tokenizer as RealTokenizer
 from tokenizers import models
-from transformers import BertTokenizerFast
+from transformers import BertTokenizer
 
 from adapterhub.merging.checkpoint import LocalFolder
 from adapterhub.merging.errors import InvalidPatch
@@ -123,7 +123,7 @@ def test_a_tokenizer_of_words_is_read_and_cut(tmp_path: Path) -> None:
     assert found.ids == {word: number for number, word in enumerate(words)}
     short = within(found, 7)
     files = put(written(short, is_stripped=True), tmp_path / "b")
-    assert BertTokenizerFast(vocab=str(files / "vocab.txt")).get_vocab() == short.ids
+    assert BertTokenizer(vocab=str(files / "vocab.txt")).get_vocab() == short.ids
 
 
 def test_a_unigram_model_lists_its_tokens(tmp_path: Path) -> None:
