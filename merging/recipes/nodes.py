@@ -4,15 +4,12 @@
 factor of 1 is no factor.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from adapterhub.merging.errors import ExpressionError
-
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)*(@[A-Za-z0-9._/-]+)?")
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+from adapterhub.merging.recipes.values import NAME, NUMBER, Schedule, number_text, quoted, value_text
 
 
 @dataclass(frozen=True, order=True)
@@ -51,14 +48,16 @@ class Ref:
 
 @dataclass(frozen=True)
 class Weighted:
-    """weight times a part. Built by `weighted`."""
+    """weight times a part, times schedules, which differ from tensor to tensor. Built by `weighted`."""
 
     weight: float
     node: "Node"
+    schedules: tuple[Schedule, ...] = ()
 
     def __str__(self) -> str:
         inner = f"({self.node})" if isinstance(self.node, Sum) else str(self.node)
-        return f"{number_text(self.weight)}*{inner}"
+        factors = [number_text(self.weight)] if self.weight != 1.0 or not self.schedules else []
+        return "*".join([*factors, *map(str, self.schedules), inner])
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Sum:
         text = str(self.terms[0])
         for term in self.terms[1:]:
             if isinstance(term, Weighted) and term.weight < 0:
-                positive = weighted(-term.weight, term.node)
+                positive = weighted(-term.weight, term.node, term.schedules)
                 text += f" - ({positive})" if isinstance(positive, Sum) else f" - {positive}"
             else:
                 text += f" + {term}"
@@ -82,7 +81,7 @@ class Sum:
 class Call:
     """A merge method on inputs. base: the model it starts from, None for the base of the whole recipe.
 
-    parameters: (name, value) sorted by name; values are float, bool or str.
+    parameters: (name, value) sorted by name; values are float, bool, str or Schedule.
     """
 
     method: str
@@ -126,11 +125,12 @@ class Recipe:
         return tuple(dict.fromkeys(_references(self.root)))
 
 
-def weighted(weight: float, node: Node) -> Node:
-    """weight times node; no factor where it is 1, one factor where the node has one already."""
+def weighted(weight: float, node: Node, schedules: Iterable[Schedule] = ()) -> Node:
+    """weight times schedules times node; no factor where it is 1, one number where the node has one already."""
     if isinstance(node, Weighted):
-        return weighted(weight * node.weight, node.node)
-    return node if weight == 1.0 else Weighted(weight, node)
+        return weighted(weight * node.weight, node.node, (*schedules, *node.schedules))
+    ordered = tuple(sorted(schedules, key=str))
+    return node if weight == 1.0 and not ordered else Weighted(weight, node, ordered)
 
 
 def total(terms: Iterable[Node]) -> Node:
@@ -161,29 +161,3 @@ def _references(node: Node) -> Iterator[Ref]:
         yield node
     for child in children(node):
         yield from _references(child)
-
-
-def number_text(value: float) -> str:
-    """The shortest text that reads back as the same number: "2", "0.1", "1e-05"."""
-    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
-
-
-def value_text(value: Any) -> str:
-    """A parameter's value as it is written: true, 0.2, count, "two words"."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        is_bare = NAME.fullmatch(value) and not NUMBER.fullmatch(value) and value not in ("true", "false")
-        return value if is_bare else quoted(value)
-    return number_text(value)
-
-
-def quoted(text: str) -> str:
-    """`text` in double quotes, quotes and backslashes in it escaped."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def unquoted(token: str) -> str:
-    """What stands between the quotes of a token."""
-    return re.sub(r"\\(.)", r"\1", token[1:-1], flags=re.DOTALL)
