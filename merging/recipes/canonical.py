@@ -9,19 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, TypeAlias
 
 from adapterhub.merging import patches
 from adapterhub.merging.checkpoint import Folder
-from adapterhub.merging.errors import BaseMismatch, InvalidPatch, UnknownName
+from adapterhub.merging.errors import BaseMismatch, InvalidParameter, InvalidPatch, UnknownName
 from adapterhub.merging.folders import canonical_json, json_digest
 from adapterhub.merging.methods import methods
 from adapterhub.merging.patch import PatchKind
 from adapterhub.merging.recipes.nodes import Call, Delta, Node, Recipe, Ref, Sum, Weighted, children
-from adapterhub.merging.registry import find_method, make_parameters
+from adapterhub.merging.recipes.values import (
+    Schedule,
+    is_scheduled,
+    make_scheduled,
+    parameters_json,
+    schedule_json,
+    weight_at,
+)
+from adapterhub.merging.registry import MethodSpec, find_method
 
 __all__ = [
     "Call",
@@ -68,12 +76,31 @@ class Patched:
 
 @dataclass(frozen=True)
 class Merged:
-    """A merge method that is no weighted sum, on inputs that are sums. parameters: all, defaults included."""
+    """A merge method that is no weighted sum of the same weights at every tensor, on inputs that are sums.
+
+    parameters: all, defaults included, schedules among them. schedules: further factors of each input's weight, ()
+    where no input has any.
+    """
 
     method: str
     parameters: Any
     weights: tuple[float, ...]
     inputs: tuple[tuple[Part, ...], ...]
+    schedules: tuple[tuple[Schedule, ...], ...] = ()
+
+    def weights_at(self, name: str, depth: float | None) -> tuple[float, ...]:
+        """The weights at one tensor."""
+        if not self.schedules:
+            return self.weights
+        pairs = zip(self.weights, self.schedules, strict=True)
+        return tuple(weight_at(weight, schedules, name, depth) for weight, schedules in pairs)
+
+    def only(self, numbers: Sequence[int]) -> Merged:
+        """The same with some of its inputs."""
+        weights = tuple(self.weights[number] for number in numbers)
+        inputs = tuple(self.inputs[number] for number in numbers)
+        schedules = tuple(self.schedules[number] for number in numbers) if self.schedules else ()
+        return replace(self, weights=weights, inputs=inputs, schedules=schedules)
 
 
 Leaf: TypeAlias = Patched | Delta | Merged
@@ -81,10 +108,15 @@ Leaf: TypeAlias = Patched | Delta | Merged
 
 @dataclass(frozen=True)
 class Part:
-    """weight times one leaf of a flat sum."""
+    """weight times schedules times one leaf of a flat sum."""
 
     weight: float
     leaf: Leaf
+    schedules: tuple[Schedule, ...] = ()
+
+    def weight_at(self, name: str, depth: float | None) -> float:
+        """The weight at one tensor."""
+        return weight_at(self.weight, self.schedules, name, depth)
 
 
 @dataclass(frozen=True)
@@ -176,7 +208,7 @@ def normalise(recipe: Recipe, inputs: Mapping[Ref, Input], digests: Mapping[Ref,
     first: dict[tuple[str, str], Ref] = {}
     same = {ref: first.setdefault((inputs[ref].name, inputs[ref].path), ref) for ref in references}
     base = same[base_of(recipe, inputs)]
-    parts = _Flattening(inputs, digests, same, base).parts(recipe.root, 1.0, is_top=True)
+    parts = _Flattening(inputs, digests, same, base).parts(recipe.root, is_top=True)
     return Normal(base, parts)
 
 
@@ -189,78 +221,100 @@ class _Flattening:
     same: Mapping[Ref, Ref]
     base: Ref
 
-    def parts(self, node: Node, weight: float, *, is_top: bool) -> tuple[Part, ...]:
+    def parts(self, node: Node, *, is_top: bool) -> tuple[Part, ...]:
         """The node as a flat sum: equal leaves combined, zeros dropped, in the order of digests."""
-        weights: dict[str, list[float]] = {}
-        leaves: dict[str, Leaf] = {}
-        for part in self._flat(node, weight, is_top):
-            key = self._key(part.leaf)
-            leaves[key] = part.leaf
+        weights: dict[tuple[str, tuple[str, ...]], list[float]] = {}
+        found: dict[tuple[str, tuple[str, ...]], Part] = {}
+        for part in self._flat(node, _Factor(), is_top):
+            key = self._key(part.leaf), tuple(map(str, part.schedules))
+            found[key] = part
             weights.setdefault(key, []).append(part.weight)
         # fsum rounds once, so the sum does not depend on the order in the text.
-        summed = [Part(math.fsum(weights[key]), leaves[key]) for key in sorted(leaves)]
+        summed = [replace(found[key], weight=math.fsum(weights[key])) for key in sorted(found)]
         return tuple(part for part in summed if part.weight != 0.0)
 
-    def _flat(self, node: Node, weight: float, is_top: bool) -> Iterator[Part]:
+    def _flat(self, node: Node, factor: _Factor, is_top: bool) -> Iterator[Part]:
         match node:
             case Ref():
-                yield from self._reference(self.same[node], weight, is_top)
-            case Weighted(weight=factor, node=inner):
-                yield from self._flat(inner, weight * factor, is_top)
+                yield from self._reference(self.same[node], factor, is_top)
+            case Weighted(weight=weight, node=inner, schedules=schedules):
+                yield from self._flat(inner, factor.times(weight, schedules), is_top)
             case Sum(terms=terms):
                 for term in terms:
-                    yield from self._flat(term, weight, is_top)
+                    yield from self._flat(term, factor, is_top)
             case Delta():
-                yield from self._difference(node, weight)
+                yield from self._difference(node, factor)
             case Call():
-                yield from self._call(node, weight, is_top)
+                yield from self._call(node, factor, is_top)
 
-    def _reference(self, ref: Ref, weight: float, is_top: bool) -> Iterator[Part]:
+    def _reference(self, ref: Ref, factor: _Factor, is_top: bool) -> Iterator[Part]:
         if ref != self.base:
-            yield Part(weight, Patched(ref))
-        elif is_top and weight != 1.0:
+            yield factor.part(Patched(ref))
+        elif is_top and factor != _Factor():
             raise BaseMismatch(
                 f"{ref}: the first full model is the base, to which the rest is added, so it takes no weight; "
-                f"found {weight:g}; to average models write linear({ref}; ...)"
+                f"found {factor}; to average models write linear({ref}; ...)"
             )
 
-    def _difference(self, node: Delta, weight: float) -> Iterator[Part]:
+    def _difference(self, node: Delta, factor: _Factor) -> Iterator[Part]:
         model, base = self.same[node.model], self.same[node.base]
         for ref in (model, base):
             if self.inputs[ref].kind != MODEL:
                 raise BaseMismatch(f"{node}: {ref} is a {self.inputs[ref].kind}; delta takes two full models")
         if base == self.base:
-            yield from self._reference(model, weight, is_top=False)
+            yield from self._reference(model, factor, is_top=False)
         elif model != base:
-            yield Part(weight, Delta(model, base))
+            yield factor.part(Delta(model, base))
 
-    def _call(self, node: Call, weight: float, is_top: bool) -> Iterator[Part]:
+    def _call(self, node: Call, factor: _Factor, is_top: bool) -> Iterator[Part]:
         spec = find_method(node.method, methods())
-        parameters = make_parameters(spec.parameters, dict(node.parameters), node.method)
+        parameters = make_scheduled(spec.parameters, dict(node.parameters), node.method)
         if node.base is not None:
-            self._check_base(node, weight, is_top)
+            self._check_base(node, factor, is_top)
         weights = tuple(one.weight if isinstance(one, Weighted) else 1.0 for one in node.inputs)
+        schedules = tuple(one.schedules if isinstance(one, Weighted) else () for one in node.inputs)
         spec.check_inputs(weights)
-        spec.check(parameters)
+        if any(schedules) and not spec.takes_weights:
+            raise InvalidParameter(
+                f"{spec.name}: takes no weights, and found {', '.join(map(str, sum(schedules, ())))}"
+            )
         inner = (one.node if isinstance(one, Weighted) else one for one in node.inputs)
-        inputs = tuple(self.parts(one, 1.0, is_top=False) for one in inner)
-        if spec.coefficients is not None:
-            factors = spec.coefficients(weights, parameters)
-            for factor, parts in zip(factors, inputs, strict=True):
-                for part in parts:
-                    yield Part(weight * factor * part.weight, part.leaf)
+        inputs = tuple(self.parts(one, is_top=False) for one in inner)
+        if any(schedules) or is_scheduled(parameters):
+            yield factor.part(self._merged(spec, parameters, weights, inputs, schedules))
             return
-        pairs = list(zip(weights, inputs, strict=True))
-        if "commutative" in spec.laws:
-            pairs.sort(key=lambda pair: (self._sum_key(pair[1]), pair[0]))
-        yield Part(weight, Merged(spec.name, parameters, *zip(*pairs, strict=True)))
+        spec.check(parameters)
+        if spec.coefficients is None:
+            yield factor.part(self._merged(spec, parameters, weights, inputs, ()))
+            return
+        for share, parts in zip(spec.coefficients(weights, parameters), inputs, strict=True):
+            for part in parts:
+                yield factor.times(share, ()).times(part.weight, part.schedules).part(part.leaf)
 
-    def _check_base(self, node: Call, weight: float, is_top: bool) -> None:
+    def _merged(
+        self,
+        spec: MethodSpec,
+        parameters: Any,
+        weights: tuple[float, ...],
+        inputs: tuple[tuple[Part, ...], ...],
+        schedules: tuple[tuple[Schedule, ...], ...],
+    ) -> Merged:
+        found = Merged(spec.name, parameters, weights, inputs, schedules if any(schedules) else ())
+        if "commutative" not in spec.laws:
+            return found
+
+        def order(number: int) -> tuple[Any, ...]:
+            told = [str(one) for one in found.schedules[number]] if found.schedules else []
+            return self._sum_key(inputs[number]), weights[number], told
+
+        return found.only(sorted(range(len(weights)), key=order))
+
+    def _check_base(self, node: Call, factor: _Factor, is_top: bool) -> None:
         base = node.base
         if not isinstance(base, Ref) or self.same[base] != self.base:
             raise BaseMismatch(f"{node.method}: starts from {base}, the recipe's base is {self.base}; they must be one")
-        if is_top and weight != 1.0:
-            raise BaseMismatch(f'{weight:g}*{node.method}({base}; ...): the base takes no weight; leave out "{base};"')
+        if is_top and factor != _Factor():
+            raise BaseMismatch(f'{factor}*{node.method}({base}; ...): the base takes no weight; leave out "{base};"')
 
     def _key(self, leaf: Leaf) -> str:
         """What orders leaves and tells equal ones: an input's digest comes first, so patches are in digest order."""
@@ -269,12 +323,30 @@ class _Flattening:
                 return f"{self.digests[ref]} {self.inputs[ref].name} {self.inputs[ref].path}"
             case Delta(model=model, base=base):
                 return json_digest(["delta", self._key(Patched(model)), self._key(Patched(base))])
-            case Merged(method=method, parameters=parameters, weights=weights, inputs=inputs):
+            case Merged(method=method, parameters=parameters, weights=weights, inputs=inputs, schedules=schedules):
                 sums = [self._sum_key(parts) for parts in inputs]
-                return json_digest([method, asdict(parameters), weights, sums])
+                told = [[list(map(schedule_json, one)) for one in schedules]] if schedules else []
+                return json_digest([method, parameters_json(parameters), weights, sums, *told])
 
     def _sum_key(self, parts: Iterable[Part]) -> list[Any]:
-        return [[self._key(part.leaf), part.weight] for part in parts]
+        return [[self._key(part.leaf), part.weight, *map(str, part.schedules)] for part in parts]
+
+
+@dataclass(frozen=True)
+class _Factor:
+    """What stands before a node, multiplied out. As text: as it is written."""
+
+    weight: float = 1.0
+    schedules: tuple[Schedule, ...] = ()
+
+    def times(self, weight: float, schedules: Iterable[Schedule]) -> _Factor:
+        return _Factor(self.weight * weight, (*self.schedules, *schedules))
+
+    def part(self, leaf: Leaf) -> Part:
+        return Part(self.weight, leaf, tuple(sorted(self.schedules, key=str)))
+
+    def __str__(self) -> str:
+        return "*".join([f"{self.weight:g}", *map(str, self.schedules)])
 
 
 def _used(normal: Normal) -> set[Ref]:
@@ -301,8 +373,15 @@ def _part_json(part: Part, numbers: Mapping[Ref, int]) -> dict[str, Any]:
             leaf: dict[str, Any] = {"input": numbers[ref]}
         case Delta(model=model, base=base):
             leaf = {"delta": [numbers[model], numbers[base]]}
-        case Merged(method=method, parameters=parameters, weights=weights, inputs=inputs):
+        case Merged(method=method, parameters=parameters, weights=weights, inputs=inputs, schedules=schedules):
             sums = [[_part_json(one, numbers) for one in parts] for parts in inputs]
-            merged = [{"weight": weight, "sum": one} for weight, one in zip(weights, sums, strict=True)]
-            leaf = {"method": method, "parameters": asdict(parameters), "inputs": merged}
-    return {"weight": part.weight, **leaf}
+            told = [_schedules_json(one) for one in schedules] or [{}] * len(sums)
+            merged = [{"weight": w, **more, "sum": one} for w, more, one in zip(weights, told, sums, strict=True)]
+            leaf = {"method": method, "parameters": parameters_json(parameters), "inputs": merged}
+    return {"weight": part.weight, **_schedules_json(part.schedules), **leaf}
+
+
+def _schedules_json(schedules: Iterable[Schedule]) -> dict[str, Any]:
+    """Further factors of a weight, left out where there are none."""
+    found = [schedule_json(one) for one in schedules]
+    return {"schedules": found} if found else {}
