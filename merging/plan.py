@@ -4,7 +4,7 @@ A plan holds names, shapes and lazy handles, never values. `engine` runs it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from math import prod
@@ -45,6 +45,7 @@ from adapterhub.merging.recipes.canonical import (
     recipe_digest,
 )
 from adapterhub.merging.recipes.nodes import Delta, Recipe, Ref
+from adapterhub.merging.recipes.values import parameters_at, parameters_json
 from adapterhub.merging.replicas import replicated
 from adapterhub.merging.sites import depths
 from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
@@ -177,7 +178,7 @@ def plan(
     base = _repeated(base, base_ref, read, inputs)
     sums = _Sums(base, read, inputs, normal, base_quantisation)
     outputs = () if as_kind is not None else tuple(sums.outputs(dtype))
-    export = None if as_kind is None else _export(as_kind, normal, read, inputs, base)
+    export = None if as_kind is None else _export(as_kind, normal, sums, read, inputs)
     return Plan(
         recipe=recipe,
         canonical=canonical(recipe, inputs, digests=digests, dtype=dtype, as_kind=as_kind),
@@ -243,7 +244,7 @@ class _Sums:
         normal: Normal,
         base_quantisation: str,
     ) -> None:
-        self._base = base
+        self.base = base
         self._normal = normal
         self._inputs = inputs
         self._depths = depths(base.tensors)
@@ -270,7 +271,7 @@ class _Sums:
 
     def outputs(self, dtype: str | None) -> Iterator[OutputTensor]:
         """Every tensor of the result, sorted by name."""
-        stored = dict(self._base.tensors)
+        stored = dict(self.base.tensors)
         stored |= {output: stored[source] for output, source in self._untied.items()}
         for name in sorted(stored.keys() | self._created.keys()):
             handle = self._created[name] if name in self._created else stored[name]
@@ -282,51 +283,81 @@ class _Sums:
             out_dtype = dtype if is_cast and dtype else handle.dtype
             yield OutputTensor(name, out_dtype, handle.shape, handle, addends, self._trained_on(name))
 
+    def weighted_patches(self, part: Part, read: Mapping[Ref, Patch]) -> Iterator[tuple[float, Patch]]:
+        """A sum whose weights differ from site to site as (weight, patch), each patch with the sites of that weight.
+
+        Raises NotRepresentable for what is no term of a patch.
+        """
+        owners = {self._digests[ref]: ref for ref in _refs([part])}
+        found: dict[tuple[Ref, float], list[SiteTerm]] = {}
+        for site in dict.fromkeys(site for ref in owners.values() for site in self._terms[ref]):
+            for addend in self._addends(site, [part]):
+                if not isinstance(addend.delta, TermDelta):
+                    raise NotRepresentable(f"{site}: what is added here is no term of a patch; make a model instead")
+                key = owners[addend.delta.digest], addend.weight
+                found.setdefault(key, []).append(addend.delta.term)
+        for (ref, weight), site_terms in found.items():
+            yield weight, replace(read[ref], terms=tuple(site_terms))
+
     def _trained_on(self, site: str) -> tuple[str, ...]:
         """How the bases were quantised that the site's patches were trained on, where this one is not."""
         return tuple(sorted({one for ref, one in self._quantisations.items() if site in self._terms[ref]}))
 
     def _addends(self, site: str, parts: Iterable[Part]) -> Iterator[Addend]:
         for part in parts:
+            weight = part.weight_at(site, self._depths.get(site))
+            if part.schedules and weight == 0.0:
+                continue
             match part.leaf:
                 case Patched(ref=ref) if self._inputs[ref].kind == MODEL:
-                    yield from self._difference(site, part.weight, ref, None)
+                    yield from self._difference(site, weight, ref, None)
                 case Patched(ref=ref):
                     for term in self._terms[ref].get(site, ()):
-                        yield Addend(part.weight, TermDelta(term, self._digests[ref]))
+                        yield Addend(weight, TermDelta(term, self._digests[ref]))
                 case Delta(model=model, base=base):
-                    yield from self._difference(site, part.weight, model, base)
+                    yield from self._difference(site, weight, model, base)
                 case Merged():
-                    merged = self._merged(site, part.leaf)
-                    if merged is not None:
-                        yield Addend(part.weight, merged)
+                    yield from self._merged(site, weight, part.leaf)
 
     def _difference(self, site: str, weight: float, model: Ref, base: Ref | None) -> Iterator[Addend]:
         """What one full model has more than another, or than the base; nothing for a parameter only the result has."""
         if site not in self._terms[model]:
             return
         tuned = self._terms[model][site][0].fields["value"]
-        here = self._base.tensors[site] if base is None else self._terms[base][site][0].fields["value"]
+        here = self.base.tensors[site] if base is None else self._terms[base][site][0].fields["value"]
         is_number = tuned.dtype in FLOATS and here.dtype in FLOATS
         # Counters and index buffers are no weights: they need no arithmetic as long as they agree.
         if is_number or tuned.read() != here.read():
             yield Addend(weight, ModelDelta(tuned, here))
 
-    def _merged(self, site: str, leaf: Merged) -> MethodDelta | None:
+    def _merged(self, site: str, weight: float, leaf: Merged) -> Iterator[Addend]:
+        """What a method makes at the site: the terms of a weighted sum, or its delta."""
+        spec, depth = methods()[leaf.method], self._depths.get(site)
         inputs = tuple(tuple(self._addends(site, parts)) for parts in leaf.inputs)
+        if not any(inputs) and not spec.moves_base:
+            return
+        weights = leaf.weights_at(site, depth)
+        parameters = parameters_at(leaf.parameters, site, depth, leaf.method)
+        try:
+            spec.check(parameters)
+            factors = spec.coefficients(weights, parameters) if spec.coefficients is not None else None
+        except InvalidParameter as error:
+            raise InvalidParameter(f"{site}: {error}") from error
+        if factors is not None:
+            for factor, addends in zip(factors, inputs, strict=True):
+                yield from (replace(one, weight=weight * factor * one.weight) for one in addends)
+            return
         for number, one in enumerate(inputs):
             _check_order(site, one)
             _check_mergeable(site, leaf.method, one)
-            if number and methods()[leaf.method].is_sequential:
+            if number and spec.is_sequential:
                 _check_comes_first(site, one)
-        if not any(inputs) and not methods()[leaf.method].moves_base:
-            return None
         digests = tuple(self._digest(parts) for parts in leaf.inputs)
-        return MethodDelta(leaf.method, leaf.parameters, leaf.weights, inputs, digests, self._depths.get(site))
+        yield Addend(weight, MethodDelta(leaf.method, parameters, weights, inputs, digests, depth))
 
     def _digest(self, parts: Iterable[Part]) -> str:
         """Names what a sum is, so that random numbers belong to it wherever it stands."""
-        return json_digest([[part.weight, *self._named(part.leaf)] for part in parts])
+        return json_digest([[part.weight, *map(str, part.schedules), *self._named(part.leaf)] for part in parts])
 
     def _named(self, leaf: Leaf) -> list[Any]:
         match leaf:
@@ -334,8 +365,10 @@ class _Sums:
                 return [self._digests[ref]]
             case Delta(model=model, base=base):
                 return [self._digests[model], self._digests[base]]
-            case Merged(method=method, parameters=parameters, weights=weights, inputs=inputs):
-                return [method, asdict(parameters), weights, [self._digest(parts) for parts in inputs]]
+            case Merged(method=method, parameters=parameters, weights=weights, inputs=inputs, schedules=schedules):
+                told = [[list(map(str, one)) for one in schedules]] if schedules else []
+                sums = [self._digest(parts) for parts in inputs]
+                return [method, parameters_json(parameters), weights, sums, *told]
 
 
 def _trained_on(one: Input, patch: Patch) -> str:
@@ -447,22 +480,25 @@ def _is_frozen(term: SiteTerm) -> bool:
 # ---- patches ---------------------------------------------------------------------------------------------------------
 
 
-def _export(
-    kind: str, normal: Normal, read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input], base: Checkpoint
-) -> Export:
+def _export(kind: str, normal: Normal, sums: _Sums, read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input]) -> Export:
     spec = patches.kinds().get(kind)
     if spec is None or spec.export is None:
         able = ", ".join(name for name, one in patches.kinds().items() if one.export)
         raise NotRepresentable(f"--as {kind}: a sum of patches can be written as {able}")
-    addends = []
+    addends: list[tuple[float, Patch]] = []
     for part in normal.parts:
-        if not isinstance(part.leaf, Patched):
-            what = part.leaf.method if isinstance(part.leaf, Merged) else str(part.leaf)
+        leaf = part.leaf
+        if isinstance(leaf, Patched) and not part.schedules:
+            addends.append((part.weight, read[leaf.ref]))
+            continue
+        is_sum = isinstance(leaf, Patched) or (isinstance(leaf, Merged) and methods()[leaf.method].is_linear)
+        if not is_sum:
+            what = leaf.method if isinstance(leaf, Merged) else str(leaf)
             raise NotRepresentable(f"--as {kind}: {what} is no weighted sum of patches; leave out --as to get a model")
-        addends.append((part.weight, read[part.leaf.ref]))
+        addends += sums.weighted_patches(part, read)
     if not addends:
         raise NotRepresentable(f"--as {kind}: the recipe adds nothing to its base")
-    return spec.export(addends, inputs[normal.base].name.partition("@")[0], base)
+    return spec.export(addends, inputs[normal.base].name.partition("@")[0], sums.base)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
