@@ -4,6 +4,7 @@ MergingError
 ├── BrokenContainer      a safetensors file whose header or offsets are wrong
 ├── InvalidPatch         files that say they are a patch and contradict themselves
 ├── ExpressionError      a recipe's text that does not parse; carries the position
+├── InvalidRecipe        a recipe file that means nothing; says where in it
 ├── RecipeTooLarge       a recipe past the limits on length, depth, terms or total rank
 ├── UnknownName          an expression names an input that was not given
 ├── UnknownMethod        no merge method of that name
@@ -50,6 +51,14 @@ class ExpressionError(MergingError):
         self.text = text
         self.position = position
         self.problem = problem
+
+
+class InvalidRecipe(MergingError):
+    """A recipe file that means nothing. `where` is the place in it, such as "models[1].parameters.density"."""
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(f"{where}: {problem}")
+        self.where = where
 
 
 class RecipeTooLarge(MergingError):
