@@ -71,10 +71,15 @@ def parse(text: str, *, limits: Limits = DEFAULT_LIMITS) -> Recipe:
         raise _explained(text, error) from error
     except _Problem as error:
         raise ExpressionError(text, error.position, error.sentence) from error
+    check_terms(root, limits)
+    return Recipe(root, text)
+
+
+def check_terms(root: Node, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Raises RecipeTooLarge for a recipe of more names, calls and schedules than are computed."""
     count = sum(1 for _ in _leaves(root))
     if count > limits.terms:
-        raise RecipeTooLarge(f"the expression has {count} terms; at most {limits.terms} are computed")
-    return Recipe(root, text)
+        raise RecipeTooLarge(f"the recipe has {count} terms; at most {limits.terms} are computed")
 
 
 def _check_depth(text: str, limits: Limits) -> None:

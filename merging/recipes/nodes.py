@@ -6,10 +6,13 @@ factor of 1 is no factor.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from adapterhub.merging.errors import ExpressionError
 from adapterhub.merging.recipes.values import NAME, NUMBER, Schedule, number_text, quoted, value_text
+
+if TYPE_CHECKING:
+    from adapterhub.merging.recipes.tokenizer import TokenizerPolicy
 
 
 @dataclass(frozen=True, order=True)
@@ -111,18 +114,47 @@ Node: TypeAlias = Ref | Weighted | Sum | Call | Delta
 
 
 @dataclass(frozen=True)
+class Form:
+    """What a recipe file says of the result besides its sum.
+
+    dtype: to which floating-point tensors of full models are rounded when they are read, and the result's where
+    out_dtype does not say another; safetensors' names. as_kind: a patch kind to make instead of a model. tokenizer:
+    whose vocabulary the result has. layers: how many layers its models have, where the file says it.
+    """
+
+    dtype: str | None = None
+    out_dtype: str | None = None
+    as_kind: str | None = None
+    tokenizer: "TokenizerPolicy | None" = None
+    layers: int | None = None
+
+    @property
+    def result_dtype(self) -> str | None:
+        """The result's dtype, None for that of each tensor."""
+        return self.out_dtype or self.dtype
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """A whole expression. `str` gives text that parses to an equal recipe. text: as it was written, not compared."""
+    """A whole recipe. Of an expression `str` gives text that parses to an equal one.
+
+    text: as it was written. notes: sentences on what of it has no effect here. folders: by input, the folder of the
+    writer's machine that a recipe file names it by. None of them is compared.
+    """
 
     root: Node
     text: str = field(default="", compare=False)
+    form: Form = Form()
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    folders: tuple[tuple[Ref, str], ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         return str(self.root)
 
     def references(self) -> tuple[Ref, ...]:
         """Every input named, each once, in the order of the text."""
-        return tuple(dict.fromkeys(_references(self.root)))
+        named = self.form.tokenizer.references() if self.form.tokenizer is not None else ()
+        return tuple(dict.fromkeys((*_references(self.root), *named)))
 
 
 def weighted(weight: float, node: Node, schedules: Iterable[Schedule] = ()) -> Node:
