@@ -12,6 +12,7 @@ from typing import Any
 
 from adapterhub.merging import patches
 from adapterhub.merging.attachments import Attachment, is_runtime, not_foldable, split
+from adapterhub.merging.casting import cast_model, cast_patch
 from adapterhub.merging.checkpoint import DTYPE_BITS, Checkpoint, TensorHandle, layout
 from adapterhub.merging.contracts import joined
 from adapterhub.merging.errors import (
@@ -44,7 +45,8 @@ from adapterhub.merging.recipes.canonical import (
     normalise,
     recipe_digest,
 )
-from adapterhub.merging.recipes.nodes import Delta, Recipe, Ref
+from adapterhub.merging.recipes.nodes import Delta, Form, Recipe, Ref
+from adapterhub.merging.recipes.tokenizer import TokenizerPolicy
 from adapterhub.merging.recipes.values import parameters_at, parameters_json
 from adapterhub.merging.replicas import replicated
 from adapterhub.merging.sites import depths
@@ -157,28 +159,32 @@ def plan(
 ) -> Plan:
     """The plan of a recipe. Reads configurations, headers, and the indices of sparse patches.
 
-    as_kind: a patch kind to make instead of a model; None and "model" make one. dtype: of the result's floating-point
-    tensors, "bfloat16" or "BF16"; None keeps each tensor's. memory_bytes: what the largest step may take. attaches:
-    whether the result stays in memory, where run-time patches can be put on it; else they are refused.
+    as_kind: a patch kind to make instead of a model; "model" makes one, and None what the recipe says. dtype: of the
+    result's floating-point tensors, "bfloat16" or "BF16"; None as the recipe says, else each tensor's. memory_bytes:
+    what the largest step may take. attaches: whether the result stays in memory, where run-time patches can be put on
+    it; else they are refused.
     Raises UnknownName, UnknownMethod, InvalidParameter, BaseMismatch, UnknownSite, ShapeMismatch, InvalidPatch,
     NotFoldable, NotStackable, NotRepresentable, RecipeTooLarge, PlanTooLarge.
     """
-    as_kind = None if as_kind == MODEL else as_kind
+    form = recipe.form
+    _check_tokenizer(form)
+    as_kind = as_kind or form.as_kind or MODEL
+    kind = None if as_kind == MODEL else as_kind
     references = known(recipe, inputs)
     base_ref = base_of(recipe, inputs)
     stored = Checkpoint.open(inputs[base_ref].folder, inputs[base_ref].path, name=inputs[base_ref].name)
-    base, base_quantisation = dequantised(stored), quantisation_of(stored.config)
-    read = {ref: _read(inputs[ref], base, inputs.values(), attaches=attaches) for ref in references}
+    base, base_quantisation = cast_model(dequantised(stored), form.dtype), quantisation_of(stored.config)
+    read = {ref: _read(inputs[ref], base, inputs.values(), form.dtype, attaches=attaches) for ref in references}
     digests = {ref: patch.digest for ref, patch in read.items()}
     whole = normalise(recipe, inputs, digests)
     used = {ref: read[ref] for ref in _refs(whole.parts)}
     check_predecessors(used, inputs, base)
     normal, attachments = split(whole, inputs, read)
-    dtype = None if dtype is None else _float_name(dtype)
+    dtype = form.result_dtype if dtype is None else _float_name(dtype)
     base = _repeated(base, base_ref, read, inputs)
     sums = _Sums(base, read, inputs, normal, base_quantisation)
-    outputs = () if as_kind is not None else tuple(sums.outputs(dtype))
-    export = None if as_kind is None else _export(as_kind, normal, sums, read, inputs)
+    outputs = () if kind is not None else tuple(sums.outputs(dtype))
+    export = None if kind is None else _export(kind, normal, sums, read, inputs)
     return Plan(
         recipe=recipe,
         canonical=canonical(recipe, inputs, digests=digests, dtype=dtype, as_kind=as_kind),
@@ -188,20 +194,32 @@ def plan(
         export=export,
         config=_config(base, sums.is_untied, dtype),
         metadata={"format": "pt"},
-        copied_files=_copied_files(base) if as_kind is None else (),
+        copied_files=_copied_files(base) if kind is None else (),
         peak_bytes=_peak_bytes(outputs, export, memory_bytes),
-        notes=tuple(_notes(read, inputs, base_ref, base_quantisation)),
+        notes=(*recipe.notes, *_notes(read, inputs, base_ref, base_quantisation)),
         attachments=attachments,
         contract=joined(used, inputs, base) if attaches else {},
     )
 
 
-def _read(one: Input, base: Checkpoint, inputs: Iterable[Input], *, attaches: bool) -> Patch:
-    """The patch; a native one may take its delta from another input."""
+def _check_tokenizer(form: Form) -> None:
+    """Raises NotRepresentable for a tokenizer or chat template that is not the base's."""
+    policy = form.tokenizer
+    if policy is None or policy in (TokenizerPolicy("base"), TokenizerPolicy("base", prefers_base=False)):
+        return
+    raise NotRepresentable(
+        "tokenizer: embeddings of different vocabularies are not aligned here yet, nor chat templates written; the "
+        "result takes the base's: write tokenizer_source: base, or none of tokenizer_source, tokenizer, chat_template"
+    )
+
+
+def _read(one: Input, base: Checkpoint, inputs: Iterable[Input], dtype: str | None, *, attaches: bool) -> Patch:
+    """The patch, a full model rounded to `dtype`; a native one may take its delta from another input."""
     folder = one.folder
     if join(one.path, MANIFEST) in folder.names():
         folder = Beside(folder, [other.folder for other in inputs if other is not one and other.kind != MODEL])
     patch = kind_of(one).read(folder, one.path, base)
+    patch = cast_patch(patch, dtype) if one.kind == MODEL else patch
     if is_runtime(patch) and not attaches:
         raise not_foldable(one, patch)
     missing = base.tensors.keys() - {term.site for term in patch.terms} if one.kind == MODEL else set()

@@ -142,8 +142,11 @@ def canonical(
 ) -> str:
     """The canonical text, JSON: inputs by commit and digest, method, weights, parameters, and what the result shall be.
 
-    digests: of the inputs, where the caller has read them; None reads them. Raises what `normalise` raises.
+    digests: of the inputs, where the caller has read them; None reads them. dtype, as_kind: in place of what the recipe
+    says of the result's. Raises what `normalise` raises.
     """
+    form = recipe.form
+    as_kind = as_kind or form.as_kind
     found = dict(digests) if digests is not None else {ref: input_digest(inputs[ref]) for ref in known(recipe, inputs)}
     normal = normalise(recipe, inputs, found)
     used = sorted(_used(normal), key=lambda ref: (found[ref], inputs[ref].name, inputs[ref].path))
@@ -154,9 +157,11 @@ def canonical(
         "inputs": [_input_json(inputs[ref], found[ref]) for ref in used],
         "base": numbers[normal.base],
         "sum": [_part_json(part, numbers) for part in normal.parts],
-        "dtype": dtype,
-        "as": as_kind,
+        "dtype": dtype or form.result_dtype,
+        "as": None if as_kind == MODEL else as_kind,
     }
+    more = {"cast": form.dtype, "layers": form.layers}
+    value |= {key: told for key, told in more.items() if told is not None}
     return canonical_json(value).decode()
 
 
