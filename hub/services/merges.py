@@ -12,6 +12,7 @@ from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.cards import FILE as CARD
 from adapterhub.hub.services.mirror_inputs import Wanted
 from adapterhub.hub.services.publish import Written
+from adapterhub.hub.services.recipe_texts import EXPRESSION
 from adapterhub.hub.services.resolve import Resolved, resolve_expression
 from adapterhub.merging.plan import Plan
 
@@ -59,18 +60,21 @@ def request(
     dtype: str | None = None,
     private: bool = False,
     message: str | None = None,
+    syntax: str = EXPRESSION,
 ) -> Job:
     """A job that merges by `expression` and commits the result to `push`, or to one named after the recipe.
 
-    Names are resolved to commits now; whatever can be known to fail is refused now: unknown names, shapes that do not
-    fit, a method's parameters, memory, the right to push. Asking again for what is not finished gives the same job. A
-    repository that is made for the result is private where any input is private or gated.
+    syntax: what the expression is written in. Names are resolved to commits now; whatever can be known to fail is
+    refused now: unknown names, shapes that do not fit, a method's parameters, memory, the right to push. Asking again
+    for what is not finished gives the same job. A repository that is made for the result is private where any input is
+    private or gated.
     """
-    resolved, found = recipes.planned(hub, caller, expression, as_kind=as_kind, dtype=dtype)
+    resolved, found = recipes.planned(hub, caller, expression, syntax=syntax, as_kind=as_kind, dtype=dtype)
     target = push or f"{caller.name}/merge-{found.recipe_digest[7:15]}"
     publish.require_target(hub, caller, target)
     payload = {
         "expression": expression,
+        "syntax": syntax,
         "pins": resolved.pins,
         "push": target,
         "as": as_kind,
@@ -87,7 +91,8 @@ def inputs(hub: Hub, job: Job) -> list[Wanted]:
     """What the job reads. Raises as `resolve_expression`."""
     with hub.db.read() as session:
         caller = jobs.caller_of(session, job)
-    return resolve_expression(hub, caller, job.payload["expression"], job.payload["pins"]).wanted
+    asked = job.payload
+    return resolve_expression(hub, caller, asked["expression"], asked["pins"], syntax=_syntax(job)).wanted
 
 
 def run(hub: Hub, job: Job, report: Report, *, engine: Engine) -> Mapping[str, Any]:
@@ -95,14 +100,14 @@ def run(hub: Hub, job: Job, report: Report, *, engine: Engine) -> Mapping[str, A
     with hub.db.read() as session:
         caller = jobs.caller_of(session, job)
     asked = job.payload
-    resolved, found = recipes.planned(
-        hub, caller, asked["expression"], pins=asked["pins"], as_kind=asked["as"], dtype=asked["dtype"]
-    )
+    meant = {"pins": asked["pins"], "syntax": _syntax(job), "as_kind": asked["as"], "dtype": asked["dtype"]}
+    resolved, found = recipes.planned(hub, caller, asked["expression"], **meant)
     with publish.workplace(hub, job) as out:
         result = engine(found, out, progress=_shown(report), cancelled=report.cancelled)
         files = _with_licence(out, result.files, resolved)
         report.hold()
-        summary = asked["message"] or f"Merge {asked['expression']}"[:200]
+        said = asked["expression"] if _syntax(job) == EXPRESSION else resolved.recipe
+        summary = asked["message"] or f"Merge {said}"[:200]
         done = publish.to_repository(hub, caller, asked["push"], out, files, summary, private=bool(asked["private"]))
     hub.db.transact(lambda session: recipes.keep(session, caller, found, asked["expression"]))
     return {
@@ -114,6 +119,11 @@ def run(hub: Hub, job: Job, report: Report, *, engine: Engine) -> Mapping[str, A
         "files": [{"path": one.name, "size": one.size_bytes, "digest": one.digest} for one in files],
         "report": dict(result.report),
     }
+
+
+def _syntax(job: Job) -> str:
+    # a job that an earlier version queued says nothing of it
+    return str(job.payload.get("syntax", EXPRESSION))
 
 
 def _shown(report: Report) -> Callable[[Progress], None]:

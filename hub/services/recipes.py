@@ -8,22 +8,22 @@ from sqlmodel import Session
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Recipe
 from adapterhub.hub.errors import NotFetched, NotFound, RecipeNotFound
-from adapterhub.hub.services import licences, mirror_inputs, recipe_inputs, repos
+from adapterhub.hub.services import licences, mirror_inputs, recipe_inputs, recipe_texts, repos
 from adapterhub.hub.services.access import Caller
+from adapterhub.hub.services.recipe_texts import EXPRESSION
 from adapterhub.hub.services.resolve import Resolved, resolve_expression
 from adapterhub.merging.plan import Plan, plan
-from adapterhub.merging.recipes.expression import parse
 
 
-def parsed(text: str) -> dict[str, Any]:
-    """The expression as it prints, and the names in it. Raises ExpressionError, RecipeTooLarge."""
-    recipe = parse(text)
+def parsed(text: str, syntax: str = EXPRESSION) -> dict[str, Any]:
+    """The expression as it prints, and the names in it. Raises ExpressionError, InvalidRecipe, RecipeTooLarge."""
+    recipe = recipe_texts.read(text, syntax)
     return {"text": str(recipe), "references": [ref.address for ref in recipe.references()]}
 
 
-def explain(hub: Hub, caller: Caller, text: str) -> dict[str, Any]:
+def explain(hub: Hub, caller: Caller, text: str, *, syntax: str = EXPRESSION) -> dict[str, Any]:
     """What a merge by `text` would do: inputs by commit, bytes of the result, memory, licence. Raises as `planned`."""
-    resolved, found = planned(hub, caller, text)
+    resolved, found = planned(hub, caller, text, syntax=syntax)
     joined = licences.join(one.licence for one in resolved.revisions.values())
     described = found.describe()
     return described | {
@@ -39,6 +39,7 @@ def planned(
     text: str,
     *,
     pins: dict[str, str] | None = None,
+    syntax: str = EXPRESSION,
     as_kind: str | None = None,
     dtype: str | None = None,
 ) -> tuple[Resolved, Plan]:
@@ -47,7 +48,7 @@ def planned(
     A plan reads headers, which a mirrored input need not be here for; where it reads tensors too, as `plan` does for a
     difference of models, NotFetched is raised until they are.
     """
-    resolved = resolve_expression(hub, caller, text, pins)
+    resolved = resolve_expression(hub, caller, text, pins, syntax=syntax)
     memory_bytes = hub.settings.merge_memory_bytes
     try:
         found = plan(resolved.recipe, resolved.inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)

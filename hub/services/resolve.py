@@ -12,13 +12,13 @@ from sqlmodel import Session, col
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Patch, Repository, RevisionFacts
 from adapterhub.hub.errors import InvalidRequest, NotFetched, RepoNotFound
-from adapterhub.hub.services import mirror, mirror_reading, refs, repos
+from adapterhub.hub.services import mirror, mirror_reading, recipe_texts, refs, repos
 from adapterhub.hub.services.access import Caller, readable, require_content
 from adapterhub.hub.services.mirror_inputs import Wanted
+from adapterhub.hub.services.recipe_texts import EXPRESSION
 from adapterhub.merging.checkpoint import MappedFolder
 from adapterhub.merging.errors import UnknownName
 from adapterhub.merging.recipes.canonical import Input, canonical, recipe_digest
-from adapterhub.merging.recipes.expression import parse
 from adapterhub.merging.recipes.nodes import Recipe, Ref, total
 
 MODEL = "model"
@@ -79,15 +79,19 @@ class Resolved:
         return recipe_digest(self.canonical)
 
 
-def resolve_expression(hub: Hub, caller: Caller, text: str, pins: Mapping[str, str] | None = None) -> Resolved:
+def resolve_expression(
+    hub: Hub, caller: Caller, text: str, pins: Mapping[str, str] | None = None, *, syntax: str = EXPRESSION
+) -> Resolved:
     """The recipe of `text` and what its names mean now, or meant when `pins` were taken.
 
+    syntax: what the text is written in.
+
     Patches alone stand for the one base on this hub that all were trained on, plus each of them. Raises
-    ExpressionError, RecipeTooLarge; UnknownName for a repository that is not there or not for this caller, naming a
-    near one; GatedRepo; RevisionNotFound; InvalidRequest where a repository holds no or several patches, or the bases
-    differ; as `mirror.ensure` for what another hub may have.
+    ExpressionError, InvalidRecipe, RecipeTooLarge; UnknownName for a repository that is not there or not for this
+    caller, naming a near one; GatedRepo; RevisionNotFound; InvalidRequest where a repository holds no or several
+    patches, or the bases differ; as `mirror.ensure` for what another hub may have.
     """
-    recipe = parse(text)
+    recipe = recipe_texts.read(text, syntax)
     for ref in recipe.references():
         look_up(hub, caller, ref, (pins or {}).get(ref.address))
     with hub.db.read() as session:
