@@ -19,14 +19,13 @@ from adapterhub.merging.forms import DENSE, forms, forms_of
 from adapterhub.merging.patch import Facts
 from adapterhub.merging.pickle_names import is_pickle
 from adapterhub.merging.recipes.canonical import Input
-from adapterhub.merging.recipes.expression import parse
 from adapterhub.merging.runtime import runtimes
 
 if TYPE_CHECKING:
     from adapterhub.cli.client import Client
     from adapterhub.merging.engine import Progress, Result
     from adapterhub.merging.extract import Extracted
-    from adapterhub.merging.recipes.nodes import Ref
+    from adapterhub.merging.recipes.nodes import Recipe, Ref
 
 
 def inspect(path: Path, *, reads_values: bool = False) -> list[dict[str, Any]]:
@@ -106,8 +105,38 @@ def extract(base: Path, tuned: Path, form: str, out: Path) -> tuple[list[Extract
     return extraction.extract(before, after, form, out)
 
 
+def written(expression: str | None, config: Path | None) -> dict[str, str]:
+    """A recipe as a request says it: {"expression": text}, or {"yaml": text} of a file.
+
+    Raises Misused for both or neither, and Missing without the file.
+    """
+    if (expression is None) == (config is None):
+        raise Misused("give an expression, or --config FILE, and not both")
+    if config is None:
+        return {"expression": expression or ""}
+    try:
+        return {"yaml": config.read_text(encoding="utf-8")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise Missing(f"--config {config}: {error}") from error
+
+
+def parsed(said: Mapping[str, str]) -> Recipe:
+    """The recipe of what `written` gives. A file's names are folders of this machine where such are there.
+
+    Raises what the readers of recipes raise.
+    """
+    from adapterhub.merging.recipes import yaml
+    from adapterhub.merging.recipes.expression import parse
+
+    if "yaml" not in said:
+        return parse(said["expression"])
+    recipe = yaml.read(said["yaml"])
+    here = ((ref, ref.address) for ref in recipe.references() if Path(ref.address).is_dir())
+    return replace(recipe, folders=(*here, *recipe.folders))
+
+
 def merge(
-    expression: str,
+    recipe: Recipe,
     folders: Mapping[str, Path],
     out: Path,
     *,
@@ -116,15 +145,16 @@ def merge(
     memory_bytes: int,
     progress: Callable[[Progress], None],
 ) -> Result:
-    """What a merge of local folders wrote into `out`. folders: by their names in the expression.
+    """What a merge of local folders wrote into `out`. folders: by their names in the recipe.
 
+    What a recipe file names is besides the folder of that name, where there is one.
     Raises Misused for names without a folder, and what `merging.plan.plan` and `merging.engine.run` raise.
     """
     from adapterhub.merging import engine
     from adapterhub.merging.plan import plan
 
-    recipe = parse(expression)
-    inputs = {ref: _input(ref, folders) for ref in recipe.references()}
+    said = dict(recipe.folders)
+    inputs = {ref: _input(ref, folders, said.get(ref)) for ref in recipe.references()}
     found = plan(recipe, inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
     return engine.run(found, out, progress=progress)
 
@@ -240,10 +270,12 @@ def named_folders(pairs: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _input(ref: Ref, folders: Mapping[str, Path]) -> Input:
-    if str(ref) not in folders:
+def _input(ref: Ref, folders: Mapping[str, Path], said: str | None) -> Input:
+    root = folders.get(str(ref)) or folders.get(said or "") or (Path(said).expanduser() if said else None)
+    if root is None:
         raise Misused(f"{ref}: say which folder that is, with --input {ref}=FOLDER")
-    root = folders[str(ref)]
+    if not root.is_dir():
+        raise Missing(f"{ref}: the recipe file names {said}, and no folder is there; say --input {ref}=FOLDER")
     folder = LocalFolder(root)
     here = [facts for facts in patches.inspect(folder) if facts.path == ref.path]
     return Input(str(ref), folder, ref.path, _sound(here, root).kind)

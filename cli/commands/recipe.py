@@ -7,35 +7,39 @@ from urllib.parse import quote
 
 import typer
 
-from adapterhub.cli.options import AsJson, connect, examples, group
+from adapterhub.cli.options import AsJson, Config, connect, examples, group
 from adapterhub.cli.output import say, show_fields, show_heading, show_json, show_table
 from adapterhub.hub.web.wording import bytes_short, plain
 
 recipe = group("recipe", "Parse, explain and show recipes.")
 
-Expression = Annotated[str, typer.Argument(help="The expression.")]
+Expression = Annotated[str | None, typer.Argument(help="The expression.")]
 
 
 def join(app: typer.Typer) -> None:
     app.add_typer(recipe)
 
 
-@recipe.command(epilog=examples('recipe parse "demo/base + .5 * demo/code"'))
-def parse(expression: Expression, as_json: AsJson = False) -> None:
-    """Check an expression, without a server, and print it in its one normal way."""
-    from adapterhub.merging.recipes.expression import parse as parse_expression
+@recipe.command(epilog=examples('recipe parse "demo/base + .5 * demo/code"', "recipe parse --config ties.yml"))
+def parse(expression: Expression = None, config: Config = None, as_json: AsJson = False) -> None:
+    """Check an expression or a recipe file, without a server, and print it as an expression in its one normal way."""
+    from adapterhub.cli import local
 
-    found = parse_expression(expression)
+    found = local.parsed(local.written(expression, config))
     if as_json:
         show_json({"text": str(found), "references": [ref.address for ref in found.references()]})
-    else:
-        say(str(found), to_stdout=True)
+        return
+    say(str(found), to_stdout=True)
+    for note in found.notes:
+        say(note)
 
 
-@recipe.command(epilog=examples('recipe explain "demo/base + 0.5*demo/code"'))
-def explain(ctx: typer.Context, expression: Expression, as_json: AsJson = False) -> None:
+@recipe.command(epilog=examples('recipe explain "demo/base + 0.5*demo/code"', "recipe explain --config ties.yml"))
+def explain(ctx: typer.Context, expression: Expression = None, config: Config = None, as_json: AsJson = False) -> None:
     """Show what a merge would do: inputs by commit, tensors, bytes on disk, memory."""
-    plan = connect(ctx).post("/api/recipes/explain", {"expression": expression})
+    from adapterhub.cli import local
+
+    plan = connect(ctx).post("/api/recipes/explain", local.written(expression, config))
     if as_json:
         show_json(plan)
         return
