@@ -16,11 +16,22 @@ from typing import Any, TypeAlias
 
 from adapterhub.merging import patches
 from adapterhub.merging.checkpoint import Folder
-from adapterhub.merging.errors import BaseMismatch, InvalidParameter, InvalidPatch, UnknownName
+from adapterhub.merging.errors import BaseMismatch, ExpressionError, InvalidParameter, InvalidPatch, UnknownName
 from adapterhub.merging.folders import canonical_json, json_digest
 from adapterhub.merging.methods import methods
 from adapterhub.merging.patch import PatchKind
-from adapterhub.merging.recipes.nodes import Call, Delta, Node, Recipe, Ref, Sum, Weighted, children
+from adapterhub.merging.recipes.nodes import (
+    Call,
+    Delta,
+    Node,
+    Recipe,
+    Ref,
+    Stack,
+    Sum,
+    Weighted,
+    children,
+    references_of,
+)
 from adapterhub.merging.recipes.values import (
     Schedule,
     is_scheduled,
@@ -148,19 +159,23 @@ def canonical(
     form = recipe.form
     as_kind = as_kind or form.as_kind
     found = dict(digests) if digests is not None else {ref: input_digest(inputs[ref]) for ref in known(recipe, inputs)}
-    normal = normalise(recipe, inputs, found)
-    used = sorted(_used(normal), key=lambda ref: (found[ref], inputs[ref].name, inputs[ref].path))
+    normals = [normalise(one, inputs, found) for one in slices_of(recipe)]
+    order = {ref: (found[ref], inputs[ref].name, inputs[ref].path, ref.layers or ()) for ref in found}
+    used = sorted({ref for normal in normals for ref in _used(normal)}, key=lambda ref: order[ref])
     numbers = {ref: number for number, ref in enumerate(used)}
+    sums = [[_part_json(part, numbers) for part in normal.parts] for normal in normals]
+    is_stack = isinstance(recipe.root, Stack)
     value = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "inputs": [_input_json(inputs[ref], found[ref]) for ref in used],
-        "base": numbers[normal.base],
-        "sum": [_part_json(part, numbers) for part in normal.parts],
+        "inputs": [_input_json(inputs[ref], found[ref], ref.layers) for ref in used],
+        "base": numbers[normals[0].base],
+        "sum": [] if is_stack else sums[0],
         "dtype": dtype or form.result_dtype,
         "as": None if as_kind == MODEL else as_kind,
     }
-    more = {"cast": form.dtype, "layers": form.layers}
+    stack = [{"base": numbers[normal.base], "sum": one} for normal, one in zip(normals, sums, strict=True)]
+    more = {"cast": form.dtype, "layers": form.layers, "stack": stack if is_stack else None}
     value |= {key: told for key, told in more.items() if told is not None}
     return canonical_json(value).decode()
 
@@ -187,6 +202,24 @@ def known(recipe: Recipe, inputs: Mapping[Ref, Input]) -> tuple[Ref, ...]:
     return recipe.references()
 
 
+def slices_of(recipe: Recipe) -> tuple[Recipe, ...]:
+    """The slices of a stack as recipes of their own, the lowest first; of any other recipe itself.
+
+    Raises ExpressionError for layers outside of a stack, and for models without layers in one.
+    """
+    text = recipe.text or str(recipe)
+    if not isinstance(recipe.root, Stack):
+        if any(ref.layers is not None for ref in recipe.references()):
+            raise ExpressionError(text, 0, "layers are named in a stack alone, as in stack(a[0:24], b[16:32])")
+        return (recipe,)
+    slices = tuple(replace(recipe, root=one, text="") for one in recipe.root.slices)
+    for one in slices:
+        counts = {ref.layers[1] - ref.layers[0] if ref.layers else 0 for ref in references_of(one.root)}
+        if 0 in counts or len(counts) > 1:
+            raise ExpressionError(text, 0, f"{one}: all of a slice has as many layers, as in a[0:8] + b[8:16]")
+    return slices
+
+
 def base_of(recipe: Recipe, inputs: Mapping[Ref, Input]) -> Ref:
     """The base: the first full model in the text outside delta(). Raises BaseMismatch where there is none."""
     for ref in _outside_deltas(recipe.root):
@@ -210,8 +243,8 @@ def normalise(recipe: Recipe, inputs: Mapping[Ref, Input], digests: Mapping[Ref,
     """
     references = known(recipe, inputs)
     # Two names of one commit are one input: the first of them stands for both.
-    first: dict[tuple[str, str], Ref] = {}
-    same = {ref: first.setdefault((inputs[ref].name, inputs[ref].path), ref) for ref in references}
+    first: dict[tuple[Any, ...], Ref] = {}
+    same = {ref: first.setdefault((inputs[ref].name, inputs[ref].path, ref.layers), ref) for ref in references}
     base = same[base_of(recipe, inputs)]
     parts = _Flattening(inputs, digests, same, base).parts(recipe.root, is_top=True)
     return Normal(base, parts)
@@ -251,6 +284,8 @@ class _Flattening:
                 yield from self._difference(node, factor)
             case Call():
                 yield from self._call(node, factor, is_top)
+            case Stack():
+                raise ExpressionError(str(node), 0, "a stack is a whole model and stands alone")
 
     def _reference(self, ref: Ref, factor: _Factor, is_top: bool) -> Iterator[Part]:
         if ref != self.base:
@@ -325,7 +360,8 @@ class _Flattening:
         """What orders leaves and tells equal ones: an input's digest comes first, so patches are in digest order."""
         match leaf:
             case Patched(ref=ref):
-                return f"{self.digests[ref]} {self.inputs[ref].name} {self.inputs[ref].path}"
+                layers = "" if ref.layers is None else f" {ref.layers[0]}:{ref.layers[1]}"
+                return f"{self.digests[ref]} {self.inputs[ref].name} {self.inputs[ref].path}{layers}"
             case Delta(model=model, base=base):
                 return json_digest(["delta", self._key(Patched(model)), self._key(Patched(base))])
             case Merged(method=method, parameters=parameters, weights=weights, inputs=inputs, schedules=schedules):
@@ -368,8 +404,9 @@ def _used(normal: Normal) -> set[Ref]:
     return found
 
 
-def _input_json(one: Input, digest: str) -> dict[str, str]:
-    return {"name": one.name, "path": one.path, "kind": one.kind, "digest": digest}
+def _input_json(one: Input, digest: str, layers: tuple[int, int] | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": one.name, "path": one.path, "kind": one.kind, "digest": digest}
+    return found if layers is None else found | {"layers": list(layers)}
 
 
 def _part_json(part: Part, numbers: Mapping[Ref, int]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -17,6 +17,7 @@ from adapterhub.merging.recipes.nodes import (
     Node,
     Recipe,
     Ref,
+    Stack,
     Weighted,
     children,
     total,
@@ -52,6 +53,7 @@ _WORDS = {
     "LBRACE": "a number",
     "RSQB": "']'",
     "RBRACE": "'}'",
+    "LAYERS": "layers such as [0:16]",
     "$END": "the end",
 }
 """Terminals of the grammar in the words of messages."""
@@ -140,12 +142,18 @@ class _Builder(Transformer[Token, Node]):
         return total(found)
 
     def reference(self, found: list[Any]) -> Node:
-        (token,) = found
+        token, layers = found
         name = unquoted(token) if token.type == "QUOTED" else str(token)
         try:
-            return Ref.of(name)
+            ref = Ref.of(name)
         except ExpressionError as error:
             raise _Problem(token, error.problem) from error
+        if layers is None:
+            return ref
+        first, end = map(int, layers[1:-1].split(":"))
+        if first >= end:
+            raise _Problem(layers, f"{layers} are no layers; the first and one past the last are expected")
+        return replace(ref, layers=(first, end))
 
     def parameter(self, found: list[Any]) -> tuple[Token, Any]:
         name, value = found
@@ -176,6 +184,10 @@ class _Builder(Transformer[Token, Node]):
             raise _Problem(method, f"{method} needs at least one input")
         if method == "delta":
             return self._delta(method, base, inputs, parameters)
+        if method == "stack":
+            if base is not None or parameters:
+                raise _Problem(method, "stack takes slices alone, the lowest first")
+            return Stack(inputs)
         return Call(str(method), base, inputs, tuple(sorted(parameters.items())))
 
     def _delta(self, method: Token, base: Node | None, inputs: tuple[Node, ...], parameters: dict[str, Any]) -> Node:

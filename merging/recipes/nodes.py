@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, order=True)
 class Ref:
-    """An input by name. name: "ns/name"; revision: branch, tag or commit; path: sub-folder of the repository."""
+    """An input by name. name: "ns/name"; revision: branch, tag or commit; path: sub-folder of the repository.
+
+    layers: first and one past the last, of a model that stands in a stack.
+    """
 
     name: str
     revision: str | None = None
     path: str = ""
+    layers: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, text: str) -> "Ref":
@@ -40,11 +44,12 @@ class Ref:
     def __str__(self) -> str:
         text = self.address
         is_bare = NAME.fullmatch(text) and not NUMBER.fullmatch(text)
-        return text if is_bare else quoted(text)
+        name = text if is_bare else quoted(text)
+        return name if self.layers is None else f"{name}[{self.layers[0]}:{self.layers[1]}]"
 
     @property
     def address(self) -> str:
-        """Name, sub-folder and revision as one text, without quotes."""
+        """Name, sub-folder and revision as one text, without quotes and layers."""
         text = f"{self.name}/{self.path}" if self.path else self.name
         return text if self.revision is None else f"{text}@{self.revision}"
 
@@ -110,7 +115,17 @@ class Delta:
         return f"delta({self.model}, {self.base})"
 
 
-Node: TypeAlias = Ref | Weighted | Sum | Call | Delta
+@dataclass(frozen=True)
+class Stack:
+    """Slices on top of one another, the lowest first: each a merge of as many layers of each model. A whole recipe."""
+
+    slices: tuple["Node", ...]
+
+    def __str__(self) -> str:
+        return f"stack({', '.join(map(str, self.slices))})"
+
+
+Node: TypeAlias = Ref | Weighted | Sum | Call | Delta | Stack
 
 
 @dataclass(frozen=True)
@@ -154,7 +169,7 @@ class Recipe:
     def references(self) -> tuple[Ref, ...]:
         """Every input named, each once, in the order of the text."""
         named = self.form.tokenizer.references() if self.form.tokenizer is not None else ()
-        return tuple(dict.fromkeys((*_references(self.root), *named)))
+        return tuple(dict.fromkeys((*references_of(self.root), *named)))
 
 
 def weighted(weight: float, node: Node, schedules: Iterable[Schedule] = ()) -> Node:
@@ -184,12 +199,15 @@ def children(node: Node) -> Sequence[Node]:
             return inputs if base is None else (base, *inputs)
         case Delta(model=model, base=base_ref):
             return (model, base_ref)
+        case Stack(slices=slices):
+            return slices
         case Ref():
             return ()
 
 
-def _references(node: Node) -> Iterator[Ref]:
+def references_of(node: Node) -> Iterator[Ref]:
+    """Every reference in a node, in the order of the text."""
     if isinstance(node, Ref):
         yield node
     for child in children(node):
-        yield from _references(child)
+        yield from references_of(child)
