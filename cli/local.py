@@ -271,6 +271,7 @@ def named_folders(pairs: Sequence[str]) -> dict[str, Path]:
 
 
 def _input(ref: Ref, folders: Mapping[str, Path], said: str | None) -> Input:
+    ref = replace(ref, layers=None)
     root = folders.get(str(ref)) or folders.get(said or "") or (Path(said).expanduser() if said else None)
     if root is None:
         raise Misused(f"{ref}: say which folder that is, with --input {ref}=FOLDER")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 from adapterhub.merging import patches
 from adapterhub.merging.attachments import Attachment, is_runtime, not_foldable, split
@@ -22,9 +22,11 @@ from adapterhub.merging.errors import (
     NotRepresentable,
     PlanTooLarge,
     RecipeTooLarge,
+    ShapeMismatch,
 )
 from adapterhub.merging.folders import Beside, join, json_digest
 from adapterhub.merging.gguf import gguf_layout
+from adapterhub.merging.layer_views import View, in_slice, layer_count, stacked_config
 from adapterhub.merging.manifest import MANIFEST
 from adapterhub.merging.methods import methods
 from adapterhub.merging.patch import Export, Patch, SiteTerm
@@ -44,8 +46,9 @@ from adapterhub.merging.recipes.canonical import (
     known,
     normalise,
     recipe_digest,
+    slices_of,
 )
-from adapterhub.merging.recipes.nodes import Delta, Form, Recipe, Ref
+from adapterhub.merging.recipes.nodes import Delta, Form, Recipe, Ref, Stack
 from adapterhub.merging.recipes.tokenizer import TokenizerPolicy
 from adapterhub.merging.recipes.values import parameters_at, parameters_json
 from adapterhub.merging.replicas import replicated
@@ -168,6 +171,9 @@ def plan(
     """
     form = recipe.form
     _check_tokenizer(form)
+    if isinstance(recipe.root, Stack):
+        return _stack_plan(recipe, inputs, as_kind, dtype, memory_bytes, attaches=attaches)
+    slices_of(recipe)
     as_kind = as_kind or form.as_kind or MODEL
     kind = None if as_kind == MODEL else as_kind
     references = known(recipe, inputs)
@@ -181,7 +187,7 @@ def plan(
     check_predecessors(used, inputs, base)
     normal, attachments = split(whole, inputs, read)
     dtype = form.result_dtype if dtype is None else _float_name(dtype)
-    base = _repeated(base, base_ref, read, inputs)
+    base = _repeated(_with_layers(base, form.layers, attaches=attaches), base_ref, read, inputs)
     sums = _Sums(base, read, inputs, normal, base_quantisation)
     outputs = () if kind is not None else tuple(sums.outputs(dtype))
     export = None if kind is None else _export(kind, normal, sums, read, inputs)
@@ -200,6 +206,121 @@ def plan(
         attachments=attachments,
         contract=joined(used, inputs, base) if attaches else {},
     )
+
+
+def _with_layers(base: Checkpoint, layers: int | None, *, attaches: bool) -> Checkpoint:
+    """The base with its first layers, as many as a recipe file says; all of them where it says nothing.
+
+    Raises BaseMismatch where it has fewer, and NotFoldable where it has more and is served as it is.
+    """
+    if layers is None or layers == layer_count(base):
+        return base
+    found = View(0, layers).of_model(base)
+    if attaches:
+        raise NotFoldable(f"{base.name}: the recipe takes {layers} of its layers, which makes another model; merge it")
+    return replace(found, config=stacked_config([(base.config, layer_count(base), range(layers))]))
+
+
+def _stack_plan(
+    recipe: Recipe,
+    inputs: Mapping[Ref, Input],
+    as_kind: str | None,
+    dtype: str | None,
+    memory_bytes: int,
+    *,
+    attaches: bool,
+) -> Plan:
+    """The plan of slices on top of one another, each planned as a recipe of views. Raises as `plan`."""
+    if attaches or (as_kind or recipe.form.as_kind or MODEL) != MODEL:
+        raise NotFoldable(
+            f"{recipe}: a stack is a model of its own, neither a patch nor served on its base; merge it into a "
+            "repository"
+        )
+    dtype = recipe.form.result_dtype if dtype is None else _float_name(dtype)
+    known(recipe, inputs)
+    slices, start = [], 0
+    for one in slices_of(recipe):
+        slices.append(_Slice.of(one, inputs, start))
+        start = slices[-1].end
+    outputs: list[OutputTensor] = []
+    for number, part in enumerate(slices):
+        is_first, is_last = number == 0, number == len(slices) - 1
+        found = part.sums.outputs(dtype)
+        outputs += [one for one in found if in_slice(one.name, is_first=is_first, is_last=is_last)]
+    outputs.sort(key=lambda one: one.name)
+    tensors = {one.name: one.base for one in outputs}
+    whole = replace(slices[0].base, tensors=tensors, config=stacked_config(part.configured for part in slices))
+    digests = {ref: patch.digest for part in slices for ref, patch in part.read.items()}
+    return Plan(
+        recipe=recipe,
+        canonical=canonical(recipe, inputs, digests=digests, dtype=dtype, as_kind=MODEL),
+        inputs=tuple((ref, inputs[ref]) for ref in recipe.references()),
+        base=whole,
+        outputs=tuple(outputs),
+        export=None,
+        config=_config(whole, any(part.sums.is_untied for part in slices), dtype),
+        metadata={"format": "pt"},
+        copied_files=_copied_files(whole),
+        peak_bytes=_peak_bytes(outputs, None, memory_bytes),
+        notes=tuple(dict.fromkeys((*recipe.notes, *(note for part in slices for note in part.notes)))),
+    )
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """One slice of a stack: its base and patches as views, numbered as in the result, and what is added where.
+
+    end: one past its last layer in the result. configured: its base's configuration, layers, and those taken of them.
+    """
+
+    base: Checkpoint
+    read: Mapping[Ref, Patch]
+    sums: "_Sums"
+    end: int
+    configured: tuple[Mapping[str, Any], int, range]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, recipe: Recipe, inputs: Mapping[Ref, Input], start: int) -> Self:
+        """The slice that begins at layer `start` of the result. Raises as `plan`."""
+        dtype, base_ref = recipe.form.dtype, base_of(recipe, inputs)
+        stored = Checkpoint.open(inputs[base_ref].folder, inputs[base_ref].path, name=inputs[base_ref].name)
+        quantisation = quantisation_of(stored.config)
+        model = cast_model(dequantised(stored), dtype)
+        views = {ref: View(*ref.layers, start) for ref in recipe.references() if ref.layers is not None}
+        base = views[base_ref].of_model(model)
+        read = {ref: view.of_patch(_read_slice(ref, inputs, base, model, dtype, view)) for ref, view in views.items()}
+        normal = normalise(recipe, inputs, {ref: patch.digest for ref, patch in read.items()})
+        check_predecessors({ref: read[ref] for ref in _refs(normal.parts)}, inputs, model)
+        first, end = views[base_ref].first, views[base_ref].end
+        configured = model.config, layer_count(model), range(first, end)
+        notes = tuple(_notes(read, inputs, base_ref, quantisation))
+        return cls(base, read, _Sums(base, read, inputs, normal, quantisation), start + end - first, configured, notes)
+
+
+def _read_slice(
+    ref: Ref, inputs: Mapping[Ref, Input], base: Checkpoint, model: Checkpoint, dtype: str | None, view: View
+) -> Patch:
+    """An input of a slice, before its layers are numbered anew. A full model need only fit in the layers of the slice.
+
+    Raises BaseMismatch and ShapeMismatch where it does not, NotFoldable for a run-time patch.
+    """
+    one = inputs[ref]
+    if one.kind != MODEL:
+        patch = _read(one, model, inputs.values(), dtype, attaches=False)
+        if patch.layer_ranges:
+            raise NotFoldable(
+                f"{one.name}: repeats layers of its base, which a stack does itself; merge it alone first"
+            )
+        return patch
+    patch = cast_patch(kind_of(one).read(one.folder, one.path, None), dtype)
+    found = {view.name(term.site): term.fields["value"] for term in patch.terms}
+    for name, handle in base.tensors.items():
+        if name not in found:
+            raise BaseMismatch(f"{one.name}: has no parameter {name} in {ref}, which {base.name!r} has")
+        if found[name].shape != handle.shape:
+            raise ShapeMismatch(name, found[name].shape, base.name, handle.shape)
+    return patch
 
 
 def _check_tokenizer(form: Form) -> None:

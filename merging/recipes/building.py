@@ -27,6 +27,11 @@ class Model:
     def terms(self) -> tuple[Ref, ...]:
         return (self.ref,) if self.lora is None else (self.ref, self.lora)
 
+    def with_layers(self, layers: tuple[int, int]) -> Model:
+        """Some layers of the model, and of its LoRA."""
+        lora = None if self.lora is None else replace(self.lora, layers=layers)
+        return Model(replace(self.ref, layers=layers), lora)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -52,6 +57,11 @@ class Group:
 def built(group: Group) -> Node:
     """The node that means the merge, with its base. Raises InvalidRecipe."""
     return _Building(group).node()
+
+
+def takes_base(method: str) -> str:
+    """Whether a method takes its base apart, as an input, or optionally: `Dialect.base`."""
+    return dialect_of(method).base
 
 
 def passed_over(group: Group) -> list[str]:
@@ -118,7 +128,10 @@ class _Building:
         try:
             self._spec.check_inputs([1.0] * len(self._sources))
         except InvalidParameter as error:
-            raise InvalidRecipe(self._group.where, str(error)) from error
+            base = self._group.base
+            is_apart = base is not None and len(self._sources) == len(self._group.sources)
+            hint = f"; the base {base.ref} is none of them" if base is not None and is_apart else ""
+            raise InvalidRecipe(self._group.where, f"{error}{hint}") from error
 
     def _weight(self, source: Source) -> Value:
         if self._dialect.weights == "none":

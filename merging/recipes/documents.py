@@ -71,7 +71,10 @@ class _Loader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in self._open or event.anchor in self._with_aliases:
                 raise yaml.composer.ComposerError(
-                    None, None, f"the alias {event.anchor!r} stands for what has aliases itself", event.start_mark
+                    None,
+                    None,
+                    f"the alias {event.anchor!r} stands for what has aliases itself",
+                    event.start_mark,  # type: ignore[arg-type]
                 )
             self._with_aliases.update(self._open)
             return super().compose_node(parent, index)
@@ -96,8 +99,8 @@ class _Loader(yaml.SafeLoader):
 _PLAIN = ("str", "int", "float", "bool", "null", "seq", "map")
 for _tag in set(yaml.SafeLoader.yaml_constructors) - {f"tag:yaml.org,2002:{one}" for one in _PLAIN}:
     if _tag is not None:
-        _Loader.add_constructor(_tag, _Loader.construct_undefined)
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_str)
+        _Loader.add_constructor(_tag, _Loader.construct_undefined)  # type: ignore[type-var]
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_str)  # type: ignore[type-var]
 
 
 def _explained(error: yaml.YAMLError) -> str:

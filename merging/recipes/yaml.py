@@ -1,7 +1,8 @@
 """Recipe files: mergekit's YAML as it is, and what we add to it, read into the recipes that expressions give.
 
-mergekit's keys: merge_method, models, base_model, parameters, dtype, out_dtype, tokenizer_source, tokenizer,
-chat_template, name. Ours: expression in place of merge_method, `as`, seed; and any patch may stand where a model does.
+mergekit's keys: merge_method, models or slices or modules, base_model, parameters, dtype, out_dtype, tokenizer_source,
+tokenizer, chat_template, name. Ours: expression in place of merge_method, layers beside it, `as`, seed; and any patch
+may stand where a model does.
 Source: mergekit 0.1.5 `config.py`, `plan.py`, `common.ModelReference`; docs/recipes.md.
 """
 
@@ -9,23 +10,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adapterhub.merging.errors import ExpressionError, InvalidParameter, InvalidRecipe, UnknownMethod
 from adapterhub.merging.methods import methods
-from adapterhub.merging.recipes.building import Group, Model, Source, built, nearest, passed_over
+from adapterhub.merging.recipes.building import Group, Model, Source, built, nearest, passed_over, takes_base
 from adapterhub.merging.recipes.documents import FILE, read_document, shown
 from adapterhub.merging.recipes.expression import check_terms, parse
 from adapterhub.merging.recipes.mergekit import KNOWN
-from adapterhub.merging.recipes.nodes import Form, Node, Recipe, Ref
+from adapterhub.merging.recipes.nodes import Form, Node, Recipe, Ref, Stack
 from adapterhub.merging.recipes.precedence import Scope
 from adapterhub.merging.recipes.tokenizer import TokenizerPolicy, TokenRow
 from adapterhub.merging.registry import find_method
 
 _INPUTS = ("models", "slices", "modules")
 _FORM = ("dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template", "as", "name")
-_TOP = ("merge_method", "expression", "base_model", "parameters", "seed", *_INPUTS, *_FORM)
+_TOP = ("merge_method", "expression", "layers", "base_model", "parameters", "seed", *_INPUTS, *_FORM)
 _EXPERTS = ("experts", "shared_experts", "gate_mode", "experts_per_token")
 
 _LOCAL = re.compile(r"[./~\\]|.*\\|[A-Za-z]:[/\\]")
@@ -36,6 +38,7 @@ _HINTS = {
     "lora": "a LoRA is part of the name: model: NAME+LORA",
     "source_model": "the key is model",
 }
+MAX_LAYERS = 10_000
 _MOST_NAME = 500
 """Longest name of a model."""
 
@@ -65,6 +68,7 @@ def text_of(recipe: Recipe) -> str:
     lines: dict[str, Any] = {"expression": str(recipe)}
     names = {short: name for name, short in _DTYPES.items()}
     lines |= {"dtype": names.get(form.dtype or ""), "out_dtype": names.get(form.out_dtype or ""), "as": form.as_kind}
+    lines["layers"] = form.layers
     if form.tokenizer is not None and form.tokenizer.prefers_base:
         lines["base_model"] = recipe.references()[0].address
     if form.tokenizer is not None:
@@ -72,6 +76,21 @@ def text_of(recipe: Recipe) -> str:
     # JSON is YAML, and quotes whatever needs it
     told = (f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in lines.items() if value is not None)
     return "".join(told)
+
+
+_Sources = list[tuple[Source, tuple[int, int]]]
+"""Inputs with the layers that are taken of each."""
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """One slice: what all of it shares, and its sources."""
+
+    group: Group
+    sources: _Sources
+
+    def __iter__(self) -> Iterator[tuple[Source, tuple[int, int]]]:
+        return iter(self.sources)
 
 
 class _Reading:
@@ -82,11 +101,14 @@ class _Reading:
         self._refs: dict[str, Ref] = {}
         self.folders: dict[Ref, str] = {}
         self.notes: list[str] = []
+        self._layers: int | None = None
 
     def root(self) -> Node:
         """The node of the whole merge."""
         method = self._method()
         given = [key for key in _INPUTS if self._document.get(key)]
+        if "layers" in self._document:
+            raise InvalidRecipe("layers", "goes with an expression alone; slices name the layers of each model")
         if len(given) != 1:
             found = " and ".join(given) or "none"
             raise InvalidRecipe(FILE, f"has one of {', '.join(_INPUTS)}, which are merged; found {found}")
@@ -99,16 +121,19 @@ class _Reading:
             scopes=self._scopes(self._document, FILE),
             seed=self._seed(),
         )
-        if given[0] != "models":
-            raise InvalidRecipe(given[0], "not read yet; name whole models below models")
-        return self._models(group, self._document["models"])
+        inputs = self._document[given[0]]
+        if given[0] == "modules":
+            group, inputs, given = self._module(group, inputs)
+        return self._models(group, inputs) if given[0] == "models" else self._slices(group, inputs)
 
     def expression(self) -> Node:
         """The node of an expression; what else the file says is of the result. base_model may name its base."""
-        others = [key for key in self._document if key not in (*_FORM, "expression", "base_model")]
+        others = [key for key in self._document if key not in (*_FORM, "expression", "base_model", "layers")]
         if others:
             raise InvalidRecipe(others[0], "an expression says it all but the form of the result; leave out either")
         recipe = parse(_text(self._document["expression"], "expression"))
+        if "layers" in self._document:
+            self._layers = _layers([0, self._document["layers"]], "layers")[1]
         if "base_model" in self._document:
             base = self._alone(self._document["base_model"], "base_model")
             if base != recipe.references()[0]:
@@ -143,20 +168,95 @@ class _Reading:
             sources.append(Source(group.base, "base_model", group.scopes))
         return self._built(group, sources)
 
+    def _slices(self, group: Group, slices: Any) -> Node:
+        """The merges of slices on top of one another; one slice from the first layer on is a merge of whole models."""
+        found = [self._slice(group, one, number) for number, one in enumerate(_list(slices, group.where))]
+        if not found:
+            raise InvalidRecipe(group.where, "names no slice")
+        ranges = {layers for _, layers in found[0]}
+        if len(found) == 1 and len(ranges) == 1 and min(ranges)[0] == 0:
+            self._layers = min(ranges)[1]
+            return self._built(found[0].group, [one for one, _ in found[0]])
+        return Stack(tuple(self._built_slice(one) for one in found))
+
+    def _slice(self, group: Group, one: Any, number: int) -> _Slice:
+        where = f"{group.where}[{number}]"
+        _check_keys(one, ("sources", "base_model", "parameters", "residual_weight"), where)
+        if one.get("residual_weight") is not None:
+            self.notes.append(f"{where}.residual_weight has no effect: mergekit does not use it")
+        base = one.get("base_model")
+        scopes = (*self._scopes(one, where), *group.scopes)
+        named = group.base if base is None else self.model(base, f"{where}.base_model")
+        whole = replace(group, base=named, where=where, scopes=scopes)
+        sources = []
+        for place, source in enumerate(_list(one.get("sources"), f"{where}.sources")):
+            at = f"{where}.sources[{place}]"
+            _check_keys(source, ("model", "layer_range", "parameters"), at)
+            sources.append((self._source(source, at, scopes), _layers(source.get("layer_range"), f"{at}.layer_range")))
+        if not sources:
+            raise InvalidRecipe(f"{where}.sources", "names no model")
+        counts = {end - first for _, (first, end) in sources}
+        if len(counts) > 1:
+            raise InvalidRecipe(where, f"its sources have {' and '.join(map(str, sorted(counts)))} layers; one number")
+        return _Slice(whole, self._with_base(whole, sources))
+
+    def _with_base(self, group: Group, sources: _Sources) -> _Sources:
+        """The sources, with a base that is not among them where all have the same layers, which are then its too."""
+        base = group.base
+        if base is None or takes_base(group.method) == "input" or any(one.model == base for one, _ in sources):
+            return sources
+        ranges = {layers for _, layers in sources}
+        if len(ranges) > 1:
+            raise InvalidRecipe(
+                f"{group.where}.sources",
+                f"lacks the base {base.ref}, and its sources have different layers; add it with its layer_range",
+            )
+        return [*sources, (Source(base, f"{group.where}.base_model", group.scopes), min(ranges))]
+
+    def _built_slice(self, one: _Slice) -> Node:
+        """The merge of a slice, each model with its layers."""
+        base = one.group.base
+        placed = {source.model: source.model.with_layers(layers) for source, layers in one}
+        sources = [replace(source, model=placed[source.model]) for source, _ in one]
+        self._check_twice([source for source, _ in one])
+        group = replace(one.group, base=None if base is None else placed.get(base))
+        return self._built(group, sources)
+
+    def _module(self, group: Group, modules: Any) -> tuple[Group, Any, list[str]]:
+        """The one module of a model that has one, as if it stood at the top."""
+        if not isinstance(modules, Mapping) or len(modules) != 1:
+            raise InvalidRecipe(
+                group.where,
+                f"{shown(modules)}: models of several modules are not taken apart; merge them whole, and choose "
+                "parameters by a part of the tensors' names, as in filter: vision_tower",
+            )
+        [(name, one)] = modules.items()
+        where = f"{group.where}.{name}"
+        _check_keys(one, ("models", "slices", "parameters"), where)
+        given = [key for key in ("models", "slices") if one.get(key)]
+        if len(given) != 1:
+            raise InvalidRecipe(where, "has one of models and slices")
+        scopes = (*self._scopes(one, where), *group.scopes)
+        return replace(group, where=f"{where}.{given[0]}", scopes=scopes), one[given[0]], given
+
     def _source(self, one: Mapping[str, Any], where: str, scopes: Sequence[Scope]) -> Source:
         if "model" not in one:
             raise InvalidRecipe(where, "names no model")
         return Source(self.model(one["model"], f"{where}.model"), where, (*self._scopes(one, where), *scopes))
 
     def _built(self, group: Group, sources: Sequence[Source]) -> Node:
+        self._check_twice(sources)
+        whole = replace(group, sources=tuple(sources))
+        self.notes += passed_over(whole)
+        return built(whole)
+
+    def _check_twice(self, sources: Sequence[Source]) -> None:
+        """Raises InvalidRecipe where one model is merged with itself."""
         seen: dict[Model, str] = {}
         for one in sources:
             if one.model in seen:
                 raise InvalidRecipe(one.where, f"merges the same model as {seen[one.model]}; leave out one of them")
             seen[one.model] = one.where
-        whole = Group(group.method, tuple(sources), group.base, group.where, group.scopes, group.seed)
-        self.notes += passed_over(whole)
-        return built(whole)
 
     def _scopes(self, one: Mapping[str, Any], where: str) -> tuple[Scope, ...]:
         """The parameters that stand in one place of the file."""
@@ -213,7 +313,7 @@ class _Reading:
         told = {key: self._word(key) for key in ("dtype", "out_dtype", "as")}
         self._word("name")
         dtypes = {key: _dtype(value, key) for key, value in told.items() if key != "as"}
-        return Form(dtypes["dtype"], dtypes["out_dtype"], told["as"], self._tokenizer())
+        return Form(dtypes["dtype"], dtypes["out_dtype"], told["as"], self._tokenizer(), self._layers)
 
     def _word(self, key: str) -> str | None:
         value = self._document.get(key)
@@ -306,6 +406,13 @@ def _list(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise InvalidRecipe(where, f"is {shown(value)}; expected a list")
     return value
+
+
+def _layers(value: Any, where: str) -> tuple[int, int]:
+    is_pair = isinstance(value, list) and len(value) == 2 and all(type(one) is int for one in value)
+    if not is_pair or not 0 <= value[0] < value[1] <= MAX_LAYERS:
+        raise InvalidRecipe(where, f"is {shown(value)}; expected [FIRST, END], one past the last layer taken")
+    return value[0], value[1]
 
 
 def _path(value: Any, where: str) -> str:

@@ -1,5 +1,6 @@
 """Recipe files, merged by us and by mergekit itself: the same tensors within one rounding."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 import yaml as pyyaml
 from peft import LoraConfig
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
 from adapterhub.merging import patches
 from adapterhub.merging.checkpoint import LocalFolder
@@ -233,6 +235,105 @@ FILES = {
         parameters: {t: [0.2, 0.6]}
     """,
 }
+
+
+SLICES = {
+    "layers of two models on top of one another": """
+        merge_method: passthrough
+        slices:
+          - sources: [{model: a, layer_range: [0, 3]}]
+          - sources: [{model: b, layer_range: [1, 4]}]
+    """,
+    "the same layers many times, scaled": """
+        merge_method: passthrough
+        slices:
+          - sources: [{model: a, layer_range: [0, 2]}]
+          - sources:
+              - model: a
+                layer_range: [1, 2]
+                parameters:
+                  scale: [{filter: o_proj, value: 0.0}, {filter: down_proj, value: 0.5}, {value: 1.0}]
+          - sources: [{model: a, layer_range: [1, 4]}]
+    """,
+    "gradients over each slice": """
+        merge_method: linear
+        slices:
+          - sources:
+              - {model: a, layer_range: [0, 3], parameters: {weight: [0.2, 0.8]}}
+              - {model: b, layer_range: [1, 4], parameters: {weight: 0.5}}
+          - sources:
+              - {model: c, layer_range: [3, 4], parameters: {weight: [0.1, 0.9]}}
+              - {model: a, layer_range: [0, 1], parameters: {weight: {filter: mlp, value: 0.3}}}
+            parameters: {weight: [0.4, 0.6]}
+    """,
+    "a base of its own in each slice": """
+        merge_method: ties
+        base_model: base
+        slices:
+          - sources:
+              - {model: base, layer_range: [0, 2]}
+              - {model: a, layer_range: [1, 3], parameters: {weight: [0.4, 1]}}
+              - {model: b, layer_range: [0, 2], parameters: {weight: 0.6, density: 0.5}}
+          - sources:
+              - {model: a, layer_range: [2, 4]}
+              - {model: c, layer_range: [2, 4], parameters: {weight: 0.5}}
+            base_model: a
+            parameters: {lambda: [0.5, 1.5]}
+    """,
+    "arcs slice by slice": """
+        merge_method: slerp
+        base_model: base
+        slices:
+          - sources: [{model: base, layer_range: [0, 2]}, {model: a, layer_range: [2, 4]}]
+          - sources: [{model: base, layer_range: [2, 4]}, {model: b, layer_range: [2, 4]}]
+            parameters: {t: [0.9, 0.3]}
+        parameters: {t: [{filter: mlp, value: [0, 1]}, {value: 0.5}]}
+    """,
+    "models with loras": """
+        merge_method: passthrough
+        slices:
+          - sources: [{model: base+lora, layer_range: [0, 2]}]
+          - sources: [{model: a+lora-2, layer_range: [1, 4]}]
+    """,
+    "the first layers of all": """
+        merge_method: task_arithmetic
+        base_model: base
+        slices:
+          - sources:
+              - {model: base, layer_range: [0, 3]}
+              - {model: a, layer_range: [0, 3], parameters: {weight: [0.2, 0.8]}}
+    """,
+}
+
+
+@pytest.mark.parametrize("name", SLICES)
+@pytest.mark.usefixtures("stable")
+def test_slices_are_stacked_as_mergekit_does(name: str, folders: Mapping[str, Path], tmp_path: Path) -> None:
+    found, expected = (make(SLICES[name], folders, tmp_path / make.__name__) for make in (ours, theirs))
+    error = roundings(found, expected, torch.float32)
+    record(name, "llama", "float32", "mergekit 0.1.5 run_merge", error, "file")
+    assert error <= 1.0
+    configs = [json.loads((tmp_path / one / "config.json").read_text()) for one in ("ours", "theirs")]
+    assert configs[0]["num_hidden_layers"] == configs[1]["num_hidden_layers"]
+    assert LlamaForCausalLM.from_pretrained(tmp_path / "ours").num_parameters() == sum(
+        one.numel() for one in found.values()
+    )
+
+
+def test_slices_of_gpt2s_are_stacked_as_mergekit_does(folders: Mapping[str, Path], tmp_path: Path) -> None:
+    gpts = {one: folders[f"gpt-{one}"] for one in ("a", "b")}
+    text = """
+        merge_method: passthrough
+        slices:
+          - sources: [{model: a, layer_range: [0, 2]}]
+          - sources: [{model: b, layer_range: [0, 1]}]
+    """
+    found, expected = (make(text, gpts, tmp_path / make.__name__) for make in (ours, theirs))
+    assert (
+        roundings(found, {key: expected.get(key, expected.get(f"transformer.{key}")) for key in found}, torch.float32)
+        == 0.0
+    )  # type: ignore[misc]
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["n_layer"] == 3
 
 
 @pytest.mark.parametrize("name", FILES)
