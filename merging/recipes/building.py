@@ -128,10 +128,8 @@ class _Building:
         try:
             self._spec.check_inputs([1.0] * len(self._sources))
         except InvalidParameter as error:
-            base = self._group.base
-            is_apart = base is not None and len(self._sources) == len(self._group.sources)
-            hint = f"; the base {base.ref} is none of them" if base is not None and is_apart else ""
-            raise InvalidRecipe(self._group.where, f"{error}{hint}") from error
+            base = f"; its base is {self._base.ref}" if self._is_apart else ""
+            raise InvalidRecipe(self._group.where, f"{error}{base}") from error
 
     def _weight(self, source: Source) -> Value:
         if self._dialect.weights == "none":
