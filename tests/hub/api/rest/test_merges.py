@@ -65,6 +65,24 @@ def test_a_recipe_file_is_parsed_explained_and_merged(stocked: Site) -> None:
     assert recipe["canonical"]["dtype"] == "BF16"
 
 
+def test_slices_are_stacked_and_told_as_what_the_result_was_made_of(stocked: Site) -> None:
+    text = """
+    merge_method: passthrough
+    slices:
+      - sources: [{model: maria/base, layer_range: [0, 2]}]
+      - sources: [{model: maria/base-v2, layer_range: [1, 2]}]
+    """
+    client = stocked.client()
+    assert client.post("/api/recipes/parse", json={"yaml": text}).json() == {
+        "text": "stack(maria/base[0:2], maria/base-v2[1:2])",
+        "references": ["maria/base", "maria/base-v2"],
+    }
+    done = work(stocked, client.post("/api/merges", json={"yaml": text, "push": "maria/tall"}).json())
+    assert done["state"] == "succeeded"
+    view = client.get("/api/patches/maria/tall").json()
+    assert {one["name"] for one in view["lineage"]["parents"]} == {"maria/base", "maria/base-v2"}
+
+
 @pytest.mark.parametrize(
     ("asked", "code", "says"),
     [
