@@ -20,7 +20,6 @@ from adapterhub.merging.forms import DENSE, forms, forms_of
 from adapterhub.merging.patch import Facts
 from adapterhub.merging.pickle_names import is_pickle
 from adapterhub.merging.recipes.canonical import Input
-from adapterhub.merging.recipes.expression import parse
 from adapterhub.merging.runtime import runtimes
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from adapterhub.merging.engine import Progress, Result
     from adapterhub.merging.extract import Extracted
     from adapterhub.merging.plan import Plan
-    from adapterhub.merging.recipes.nodes import Ref
+    from adapterhub.merging.recipes.nodes import Recipe, Ref
 
 
 def inspect(path: Path, *, reads_values: bool = False) -> list[dict[str, Any]]:
@@ -108,8 +107,38 @@ def extract(base: Path, tuned: Path, form: str, out: Path) -> tuple[list[Extract
     return extraction.extract(before, after, form, out)
 
 
+def written(expression: str | None, config: Path | None) -> dict[str, str]:
+    """A recipe as a request says it: {"expression": text}, or {"yaml": text} of a file.
+
+    Raises Misused for both or neither, and Missing without the file.
+    """
+    if (expression is None) == (config is None):
+        raise Misused("give an expression, or --config FILE, and not both")
+    if config is None:
+        return {"expression": expression or ""}
+    try:
+        return {"yaml": config.read_text(encoding="utf-8")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise Missing(f"--config {config}: {error}") from error
+
+
+def parsed(said: Mapping[str, str]) -> Recipe:
+    """The recipe of what `written` gives. A file's names are folders of this machine where such are there.
+
+    Raises what the readers of recipes raise.
+    """
+    from adapterhub.merging.recipes import yaml
+    from adapterhub.merging.recipes.expression import parse
+
+    if "yaml" not in said:
+        return parse(said["expression"])
+    recipe = yaml.read(said["yaml"])
+    here = ((ref, ref.address) for ref in recipe.references() if Path(ref.address).is_dir())
+    return replace(recipe, folders=(*here, *recipe.folders))
+
+
 def merge(
-    expression: str,
+    recipe: Recipe,
     folders: Mapping[str, Path],
     out: Path,
     *,
@@ -118,35 +147,36 @@ def merge(
     memory_bytes: int,
     progress: Callable[[Progress], None],
 ) -> Result:
-    """What a merge of local folders wrote into `out`. folders: by their names in the expression.
+    """What a merge of local folders wrote into `out`. folders: by their names in the recipe.
 
+    What a recipe file names is besides the folder of that name, where there is one.
     Raises Misused for names without a folder, and what `merging.plan.plan` and `merging.engine.run` raise.
     """
     from adapterhub.merging import engine
 
-    found = planned(expression, folders, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
+    found = planned(recipe, folders, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
     return engine.run(found, out, progress=progress)
 
 
 def planned(
-    expression: str, folders: Mapping[str, Path], *, as_kind: str | None, dtype: str | None, memory_bytes: int
+    recipe: Recipe, folders: Mapping[str, Path], *, as_kind: str | None, dtype: str | None, memory_bytes: int
 ) -> Plan:
-    """The plan of a merge of local folders, by their names in the expression. Raises as `merge`."""
+    """The plan of a merge of local folders, by their names in the recipe. Raises as `merge`."""
     from adapterhub.merging.plan import plan
 
-    recipe = parse(expression)
-    inputs = {ref: _input(ref, folders) for ref in recipe.references()}
+    said = dict(recipe.folders)
+    inputs = {ref: _input(ref, folders, said.get(ref)) for ref in recipe.references()}
     return plan(recipe, inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
 
 
 def explain(
-    expression: str, folders: Mapping[str, Path], *, as_kind: str | None, dtype: str | None, memory_bytes: int
+    recipe: Recipe, folders: Mapping[str, Path], *, as_kind: str | None, dtype: str | None, memory_bytes: int
 ) -> dict[str, Any]:
     """What a merge of local folders would do, as the server's explanation has it. Raises as `merge`."""
     from adapterhub.hub.services import licences
     from adapterhub.merging.explain import explained
 
-    found = planned(expression, folders, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
+    found = planned(recipe, folders, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
     return explained(found) | {
         "digest": found.recipe_digest,
         "canonical": json.loads(found.canonical),
@@ -302,10 +332,14 @@ def named_folders(pairs: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _input(ref: Ref, folders: Mapping[str, Path]) -> Input:
-    if str(ref) not in folders:
+def _input(ref: Ref, folders: Mapping[str, Path], said: str | None) -> Input:
+    ref = replace(ref, layers=None)
+    root = folders.get(str(ref)) or folders.get(said or "") or (Path(said).expanduser() if said else None)
+    if root is None:
         raise Misused(f"{ref}: say which folder that is, with --input {ref}=FOLDER")
-    return _input_at(folders[str(ref)], ref.path, str(ref))
+    if not root.is_dir():
+        raise Missing(f"{ref}: the recipe file names {said}, and no folder is there; say --input {ref}=FOLDER")
+    return _input_at(root, ref.path, str(ref))
 
 
 def _input_at(root: Path, path: str, name: str) -> Input:

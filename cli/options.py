@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +20,9 @@ MEMORY_BYTES = 2 << 30
 """What one step of a merge on this machine may use, unless somebody says otherwise."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="A recipe file in place of an expression; mergekit's files are.")
+]
 
 
 def group(name: str, help: str) -> typer.Typer:

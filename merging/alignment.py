@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from adapterhub.merging.casting import cast_model
 from adapterhub.merging.chat_templates import template_files, template_for
 from adapterhub.merging.checkpoint import Checkpoint, TensorHandle
 from adapterhub.merging.errors import InvalidParameter, InvalidPatch, NotFoldable, ShapeMismatch
@@ -22,8 +23,8 @@ from adapterhub.merging.folders import join, read_json, strict_json
 from adapterhub.merging.ops.vocabulary import Fills, Table, reindexed
 from adapterhub.merging.patch import Patch, SiteTerm
 from adapterhub.merging.quantised import dequantised
-from adapterhub.merging.recipes.canonical import MODEL, Input, aliases, named_by
-from adapterhub.merging.recipes.nodes import Ref
+from adapterhub.merging.recipes.canonical import MODEL, Input, aliases, known, named_by
+from adapterhub.merging.recipes.nodes import Recipe, Ref
 from adapterhub.merging.recipes.tokenizer import TokenizerPolicy
 from adapterhub.merging.sites import has_row_for_each_token, is_input_embedding, tie_of
 from adapterhub.merging.tokenizers import (
@@ -76,25 +77,22 @@ class Alignment:
         return replace(self, models=models)
 
 
-def aligned_inputs(
-    policy: TokenizerPolicy | None,
-    base_ref: Ref,
-    base: Checkpoint,
-    references: Iterable[Ref],
-    inputs: Mapping[Ref, Input],
-) -> Alignment:
+def aligned_inputs(recipe: Recipe, base_ref: Ref, base: Checkpoint, inputs: Mapping[Ref, Input]) -> Alignment:
     """A recipe's models in one vocabulary, under all their names; the base alone where no setting asks for it.
 
-    base: opened already. Raises UnknownName for a model of the setting that is not given, and what `align` raises.
+    base: opened already, and rounded to the dtype that the recipe says, as the others are here. Raises UnknownName for
+    a model of the setting that is not given, and what `align` raises.
     """
+    policy, dtype = recipe.form.tokenizer, recipe.form.dtype
     if policy is None:
         return Alignment({base_ref: base}, base_ref)
-    references = [base_ref, *references]
-    same = aliases([*references, *named_by(policy, inputs)], inputs)
+    references = [base_ref, *known(recipe, inputs)]
+    same = aliases([*references, *named_by(recipe, inputs)], inputs)
     opened = {base_ref: base}
     for ref in same.values():
         if ref not in opened and inputs[ref].kind == MODEL:
-            opened[ref] = dequantised(Checkpoint.open(inputs[ref].folder, inputs[ref].path, name=inputs[ref].name))
+            stored = Checkpoint.open(inputs[ref].folder, inputs[ref].path, name=inputs[ref].name)
+            opened[ref] = cast_model(dequantised(stored), dtype)
     merged = {same[ref] for ref in references}
     models = {ref: one for ref, one in opened.items() if ref in merged}
     donors = {ref: one for ref, one in opened.items() if ref not in merged}

@@ -15,6 +15,7 @@ from adapterhub.merging.methods import methods
 from adapterhub.merging.patch import NOT_FOLDABLE, Facts, Patch
 from adapterhub.merging.recipes.canonical import Input, Merged, Normal, Part, Patched
 from adapterhub.merging.recipes.nodes import Ref
+from adapterhub.merging.recipes.values import Schedule
 from adapterhub.merging.runtime import runtimes
 from adapterhub.merging.stacking import GROUPS, WEIGHTS, check_stack, commutes, group_of
 
@@ -84,7 +85,7 @@ class _Splitting:
         """What of a part becomes weights."""
         leaf = part.leaf
         if isinstance(leaf, Patched) and is_runtime(self._read[leaf.ref]):
-            self._loose.append(self._attachment(leaf.ref, part.weight))
+            self._loose.append(self._attachment(leaf.ref, part.weight, part.schedules))
             return []
         if isinstance(leaf, Merged) and methods()[leaf.method].is_sequential:
             return self._sequence(part, leaf)
@@ -97,7 +98,9 @@ class _Splitting:
         for number, (weight, inner) in enumerate(zip(leaf.weights, leaf.inputs, strict=True)):
             refs = [one.leaf.ref for one in inner if isinstance(one.leaf, Patched)]
             if len(inner) == len(refs) == 1 and is_runtime(self._read[refs[0]]):
-                found.append(self._attachment(refs[0], part.weight * weight * inner[0].weight))
+                own = leaf.schedules[number] if leaf.schedules else ()
+                schedules = (*part.schedules, *own, *inner[0].schedules)
+                found.append(self._attachment(refs[0], part.weight * weight * inner[0].weight, schedules))
                 continue
             for one in inner:
                 self._check_weights_alone(one)
@@ -109,9 +112,7 @@ class _Splitting:
         self._sequences.append(found)
         if not kept:
             return []
-        weights = tuple(leaf.weights[number] for number in kept)
-        inputs = tuple(leaf.inputs[number] for number in kept)
-        return [replace(part, leaf=replace(leaf, weights=weights, inputs=inputs))]
+        return [replace(part, leaf=leaf.only(kept))]
 
     def _check_weights_alone(self, part: Part) -> None:
         """Raises NotFoldable for a run-time patch where only what becomes weights can stand."""
@@ -127,10 +128,15 @@ class _Splitting:
                     for one_part in inner:
                         self._check_weights_alone(one_part)
 
-    def _attachment(self, ref: Ref, weight: float) -> Attachment:
+    def _attachment(self, ref: Ref, weight: float, schedules: Sequence[Schedule]) -> Attachment:
         one, facts = self._inputs[ref], self._read[ref].facts
         if one.kind not in runtimes():
             raise not_foldable(one, self._read[ref])
+        if schedules:
+            raise NotFoldable(
+                f"{one.name}: a {one.kind} works at run time as a whole, so its weight is one number; found "
+                f"{schedules[0]}"
+            )
         return Attachment(one.name, one.kind, one.folder, one.path, weight, *_sizes(facts))
 
     def ordered(self) -> tuple[Attachment, ...]:

@@ -4,8 +4,8 @@ MergingError
 ├── BrokenContainer      a safetensors file whose header or offsets are wrong
 ├── InvalidPatch         files that say they are a patch and contradict themselves
 ├── ExpressionError      a recipe's text that does not parse; carries the position
+├── InvalidRecipe        a recipe file, or a canonical recipe, that means nothing; says where in it
 ├── RecipeTooLarge       a recipe past the limits on length, depth, terms or total rank
-├── InvalidRecipe        a canonical recipe that contradicts itself, or says what this version does not know
 ├── UnknownName          an expression names an input that was not given
 ├── UnknownMethod        no merge method of that name
 ├── InvalidParameter     a method's parameter outside its range, or of no such name
@@ -53,12 +53,16 @@ class ExpressionError(MergingError):
         self.problem = problem
 
 
+class InvalidRecipe(MergingError):
+    """A recipe file, or a canonical recipe, that means nothing here. `where` is the place, "models[1].parameters"."""
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(f"{where}: {problem}")
+        self.where = where
+
+
 class RecipeTooLarge(MergingError):
     """A recipe past the limits on length, depth, number of terms or total rank."""
-
-
-class InvalidRecipe(MergingError):
-    """A canonical recipe that contradicts itself, or that says what this version does not know."""
 
 
 class UnknownName(MergingError):

@@ -4,15 +4,16 @@ A plan holds names, shapes and lazy handles, never values. `engine` runs it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 from adapterhub.merging import patches
 from adapterhub.merging.alignment import aligned_inputs, check_patches
 from adapterhub.merging.attachments import Attachment, is_runtime, not_foldable, split
+from adapterhub.merging.casting import cast_model, cast_patch
 from adapterhub.merging.checkpoint import DTYPE_BITS, Checkpoint, TensorHandle, check_fits, layout
 from adapterhub.merging.contracts import joined
 from adapterhub.merging.errors import (
@@ -26,6 +27,7 @@ from adapterhub.merging.errors import (
 )
 from adapterhub.merging.folders import Beside, join, json_digest
 from adapterhub.merging.gguf import gguf_layout
+from adapterhub.merging.layer_views import View, in_slice, layer_count, stacked_config
 from adapterhub.merging.manifest import MANIFEST
 from adapterhub.merging.methods import methods
 from adapterhub.merging.patch import Export, Patch, SiteTerm
@@ -43,12 +45,13 @@ from adapterhub.merging.recipes.canonical import (
     canonical,
     kind_of,
     known,
-    named_by,
     normalise,
     recipe_digest,
+    slices_of,
 )
-from adapterhub.merging.recipes.nodes import Delta, Recipe, Ref
+from adapterhub.merging.recipes.nodes import Delta, Form, Recipe, Ref, Stack
 from adapterhub.merging.recipes.tokenizer import TokenizerPolicy
+from adapterhub.merging.recipes.values import parameters_at, parameters_json
 from adapterhub.merging.replicas import replicated
 from adapterhub.merging.sites import depths, has_row_for_each_token
 from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
@@ -162,50 +165,57 @@ def plan(
     dtype: str | None = None,
     memory_bytes: int,
     attaches: bool = False,
-    tokenizer: TokenizerPolicy | None = None,
 ) -> Plan:
     """The plan of a recipe. Reads configurations, headers, tokenizers' files, and the indices of sparse patches.
 
-    as_kind: a patch kind to make instead of a model; None and "model" make one. dtype: of the result's floating-point
-    tensors, "bfloat16" or "BF16"; None keeps each tensor's. memory_bytes: what the largest step may take. attaches:
-    whether the result stays in memory, where run-time patches can be put on it; else they are refused. tokenizer: how
-    models of several vocabularies become one; None refuses them.
+    as_kind: a patch kind to make instead of a model; "model" makes one, and None what the recipe says. dtype: of the
+    result's floating-point tensors, "bfloat16" or "BF16"; None as the recipe says, else each tensor's. memory_bytes:
+    what the largest step may take. attaches: whether the result stays in memory, where run-time patches can be put on
+    it; else they are refused.
     Raises UnknownName, UnknownMethod, InvalidParameter, BaseMismatch, UnknownSite, ShapeMismatch, InvalidPatch,
     NotFoldable, NotStackable, NotRepresentable, RecipeTooLarge, PlanTooLarge.
     """
-    as_kind = None if as_kind == MODEL else as_kind
+    form = recipe.form
+    if isinstance(recipe.root, Stack):
+        return _stack_plan(recipe, inputs, as_kind, dtype, memory_bytes, attaches=attaches)
+    slices_of(recipe)
+    as_kind = as_kind or form.as_kind or MODEL
+    kind = None if as_kind == MODEL else as_kind
     references = known(recipe, inputs)
     base_ref = base_of(recipe, inputs)
     stored = Checkpoint.open(inputs[base_ref].folder, inputs[base_ref].path, name=inputs[base_ref].name)
-    base, base_quantisation = dequantised(stored), quantisation_of(stored.config)
-    aligned = aligned_inputs(tokenizer, base_ref, base, references, inputs)
-    if aligned.report and as_kind is not None:
-        raise NotRepresentable(f"--as {as_kind}: a tokenizer setting is one of models; leave out either")
-    read = {ref: _read(inputs[ref], base, inputs.values(), aligned.of(ref), attaches=attaches) for ref in references}
+    base, base_quantisation = cast_model(dequantised(stored), form.dtype), quantisation_of(stored.config)
+    aligned = aligned_inputs(recipe, base_ref, base, inputs)
+    if aligned.report and kind is not None:
+        raise NotRepresentable(f"--as {kind}: a tokenizer setting is one of models; leave out either")
+    read = {
+        ref: _read(inputs[ref], base, inputs.values(), form.dtype, aligned.of(ref), attaches=attaches)
+        for ref in references
+    }
     check_patches(read, inputs, aligned, attaches=attaches)
     digests = {ref: patch.digest for ref, patch in read.items()}
     whole = normalise(recipe, inputs, digests)
     used = {ref: read[ref] for ref in _refs(whole.parts)}
     check_predecessors(used, inputs, base)
     normal, attachments = split(whole, inputs, read)
-    dtype = None if dtype is None else _float_name(dtype)
-    base = _repeated(aligned.models[base_ref], base_ref, read, inputs)
+    dtype = form.result_dtype if dtype is None else _float_name(dtype)
+    base = _with_layers(aligned.models[base_ref], form.layers, attaches=attaches)
+    base = _repeated(base, base_ref, read, inputs)
     sums = _Sums(base, read, inputs, normal, base_quantisation)
-    outputs = () if as_kind is not None else tuple(sums.outputs(dtype, aligned.dtypes))
-    export = None if as_kind is None else _export(as_kind, normal, read, inputs, base)
-    text = canonical(recipe, inputs, digests=digests, dtype=dtype, as_kind=as_kind, tokenizer=tokenizer)
+    outputs = () if kind is not None else tuple(sums.outputs(dtype, aligned.dtypes))
+    export = None if kind is None else _export(kind, normal, sums, read, inputs)
     return Plan(
         recipe=recipe,
-        canonical=text,
-        inputs=tuple((ref, inputs[ref]) for ref in dict.fromkeys((*references, *named_by(tokenizer, inputs)))),
+        canonical=canonical(recipe, inputs, digests=digests, dtype=dtype, as_kind=as_kind),
+        inputs=tuple((ref, inputs[ref]) for ref in recipe.references()),
         base=base,
         outputs=outputs,
         export=export,
         config=_config(base, sums.is_untied, dtype),
         metadata={"format": "pt"},
-        copied_files=tuple(filter(aligned.is_copied, _copied_files(base))) if as_kind is None else (),
+        copied_files=tuple(filter(aligned.is_copied, _copied_files(base))) if kind is None else (),
         peak_bytes=_peak_bytes(outputs, export, memory_bytes),
-        notes=tuple(_notes(read, inputs, base_ref, base_quantisation)),
+        notes=(*recipe.notes, *_notes(read, inputs, base_ref, base_quantisation)),
         attachments=attachments,
         contract=joined(used, inputs, base) if attaches else {},
         files=aligned.files,
@@ -213,19 +223,151 @@ def plan(
     )
 
 
+def _with_layers(base: Checkpoint, layers: int | None, *, attaches: bool) -> Checkpoint:
+    """The base with its first layers, as many as a recipe file says; all of them where it says nothing.
+
+    Raises BaseMismatch where it has fewer, and NotFoldable where it has more and is served as it is.
+    """
+    if layers is None or layers == layer_count(base):
+        return base
+    found = View(0, layers).of_model(base)
+    if attaches:
+        raise NotFoldable(f"{base.name}: the recipe takes {layers} of its layers, which makes another model; merge it")
+    return replace(found, config=stacked_config([(base.config, layer_count(base), range(layers))]))
+
+
+def _stack_plan(
+    recipe: Recipe,
+    inputs: Mapping[Ref, Input],
+    as_kind: str | None,
+    dtype: str | None,
+    memory_bytes: int,
+    *,
+    attaches: bool,
+) -> Plan:
+    """The plan of slices on top of one another, each planned as a recipe of views. Raises as `plan`."""
+    if attaches or (as_kind or recipe.form.as_kind or MODEL) != MODEL:
+        raise NotFoldable(
+            f"{recipe}: a stack is a model of its own, neither a patch nor served on its base; merge it into a "
+            "repository"
+        )
+    dtype = recipe.form.result_dtype if dtype is None else _float_name(dtype)
+    _check_tokenizer(recipe.form)
+    known(recipe, inputs)
+    slices, start = [], 0
+    for one in slices_of(recipe):
+        slices.append(_Slice.of(one, inputs, start))
+        start = slices[-1].end
+    outputs: list[OutputTensor] = []
+    for number, part in enumerate(slices):
+        is_first, is_last = number == 0, number == len(slices) - 1
+        found = part.sums.outputs(dtype, {})
+        outputs += [one for one in found if in_slice(one.name, is_first=is_first, is_last=is_last)]
+    outputs.sort(key=lambda one: one.name)
+    tensors = {one.name: one.base for one in outputs}
+    whole = replace(slices[0].base, tensors=tensors, config=stacked_config(part.configured for part in slices))
+    digests = {ref: patch.digest for part in slices for ref, patch in part.read.items()}
+    return Plan(
+        recipe=recipe,
+        canonical=canonical(recipe, inputs, digests=digests, dtype=dtype, as_kind=MODEL),
+        inputs=tuple((ref, inputs[ref]) for ref in recipe.references()),
+        base=whole,
+        outputs=tuple(outputs),
+        export=None,
+        config=_config(whole, any(part.sums.is_untied for part in slices), dtype),
+        metadata={"format": "pt"},
+        copied_files=_copied_files(whole),
+        peak_bytes=_peak_bytes(outputs, None, memory_bytes),
+        notes=tuple(dict.fromkeys((*recipe.notes, *(note for part in slices for note in part.notes)))),
+    )
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """One slice of a stack: its base and patches as views, numbered as in the result, and what is added where.
+
+    end: one past its last layer in the result. configured: its base's configuration, layers, and those taken of them.
+    """
+
+    base: Checkpoint
+    read: Mapping[Ref, Patch]
+    sums: "_Sums"
+    end: int
+    configured: tuple[Mapping[str, Any], int, range]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, recipe: Recipe, inputs: Mapping[Ref, Input], start: int) -> Self:
+        """The slice that begins at layer `start` of the result. Raises as `plan`."""
+        dtype, base_ref = recipe.form.dtype, base_of(recipe, inputs)
+        stored = Checkpoint.open(inputs[base_ref].folder, inputs[base_ref].path, name=inputs[base_ref].name)
+        quantisation = quantisation_of(stored.config)
+        model = cast_model(dequantised(stored), dtype)
+        views = {ref: View(*ref.layers, start) for ref in recipe.references() if ref.layers is not None}
+        base = views[base_ref].of_model(model)
+        read = {ref: view.of_patch(_read_slice(ref, inputs, base, model, dtype, view)) for ref, view in views.items()}
+        normal = normalise(recipe, inputs, {ref: patch.digest for ref, patch in read.items()})
+        check_predecessors({ref: read[ref] for ref in _refs(normal.parts)}, inputs, model)
+        first, end = views[base_ref].first, views[base_ref].end
+        configured = model.config, layer_count(model), range(first, end)
+        notes = tuple(_notes(read, inputs, base_ref, quantisation))
+        return cls(base, read, _Sums(base, read, inputs, normal, quantisation), start + end - first, configured, notes)
+
+
+def _read_slice(
+    ref: Ref, inputs: Mapping[Ref, Input], base: Checkpoint, model: Checkpoint, dtype: str | None, view: View
+) -> Patch:
+    """An input of a slice, before its layers are numbered anew. A full model need only fit in the layers of the slice.
+
+    Raises BaseMismatch and ShapeMismatch where it does not, NotFoldable for a run-time patch.
+    """
+    one = inputs[ref]
+    if one.kind != MODEL:
+        patch = _read(one, model, inputs.values(), dtype, attaches=False)
+        if patch.layer_ranges:
+            raise NotFoldable(
+                f"{one.name}: repeats layers of its base, which a stack does itself; merge it alone first"
+            )
+        return patch
+    patch = cast_patch(kind_of(one).read(one.folder, one.path, None), dtype)
+    found = {view.name(term.site): term.fields["value"] for term in patch.terms}
+    for name, handle in base.tensors.items():
+        if name not in found:
+            raise BaseMismatch(f"{one.name}: has no parameter {name} in {ref}, which {base.name!r} has")
+        if found[name].shape != handle.shape:
+            raise ShapeMismatch(name, found[name].shape, base.name, handle.shape)
+    return patch
+
+
+def _check_tokenizer(form: Form) -> None:
+    """Raises NotRepresentable for a tokenizer or chat template of a stack that is not its lowest base's."""
+    policy = form.tokenizer
+    if policy is None or policy in (TokenizerPolicy("base"), TokenizerPolicy("base", prefers_base=False)):
+        return
+    raise NotRepresentable(
+        "tokenizer: the models of a stack are not aligned to one vocabulary, and it takes its lowest one's; write "
+        "tokenizer_source: base, or merge the models to one vocabulary first and stack the results"
+    )
+
+
 def _read(
     one: Input,
     base: Checkpoint,
     inputs: Iterable[Input],
-    aligned: tuple[Checkpoint, Checkpoint] | None,
+    dtype: str | None,
+    aligned: tuple[Checkpoint, Checkpoint] | None = None,
     *,
     attaches: bool,
 ) -> Patch:
-    """The patch; a native one may take its delta from another input. aligned: a model re-indexed, its base."""
+    """The patch, a full model rounded to `dtype`; a native one may take its delta from another input.
+
+    aligned: a model re-indexed, and its base.
+    """
     folder = one.folder
     if join(one.path, MANIFEST) in folder.names():
         folder = Beside(folder, [other.folder for other in inputs if other is not one and other.kind != MODEL])
-    patch = _read_model(one, base, aligned) if one.kind == MODEL else kind_of(one).read(folder, one.path, base)
+    is_model = one.kind == MODEL
+    patch = _read_model(one, base, dtype, aligned) if is_model else kind_of(one).read(folder, one.path, base)
     if is_runtime(patch) and not attaches:
         raise not_foldable(one, patch)
     here = base if aligned is None else aligned[1]
@@ -235,7 +377,9 @@ def _read(
     return patch
 
 
-def _read_model(one: Input, base: Checkpoint, aligned: tuple[Checkpoint, Checkpoint] | None) -> Patch:
+def _read_model(
+    one: Input, base: Checkpoint, dtype: str | None, aligned: tuple[Checkpoint, Checkpoint] | None
+) -> Patch:
     """A full model as a patch. Raises ShapeMismatch, which for another vocabulary says what to do about it."""
     if aligned is not None:
         model, here = aligned
@@ -243,12 +387,13 @@ def _read_model(one: Input, base: Checkpoint, aligned: tuple[Checkpoint, Checkpo
         terms = tuple(SiteTerm(name, "replace", {"value": handle}) for name, handle in model.tensors.items())
         return replace(kind_of(one).read(one.folder, one.path, None), terms=terms)
     try:
-        return kind_of(one).read(one.folder, one.path, base)
+        return cast_patch(kind_of(one).read(one.folder, one.path, base), dtype)
     except ShapeMismatch as error:
         if not has_row_for_each_token(error.site):
             raise
         cure = (
-            f"{one.name} has another vocabulary: set tokenizer=union for the tokens of both, tokenizer=base for its own"
+            f"{one.name} has another vocabulary: a recipe file takes the tokens of both with tokenizer_source: union, "
+            "and the base's alone with tokenizer_source: base"
         )
         raise ShapeMismatch(error.site, error.found, error.base, error.expected, cure) from error
 
@@ -287,7 +432,7 @@ class _Sums:
         normal: Normal,
         base_quantisation: str,
     ) -> None:
-        self._base = base
+        self.base = base
         self._normal = normal
         self._inputs = inputs
         self._depths = depths(base.tensors)
@@ -314,7 +459,7 @@ class _Sums:
 
     def outputs(self, dtype: str | None, dtypes: Mapping[str, str]) -> Iterator[OutputTensor]:
         """Every tensor of the result, sorted by name. dtypes: what some are stored in that are computed in more."""
-        stored = dict(self._base.tensors)
+        stored = dict(self.base.tensors)
         stored |= {output: stored[source] for output, source in self._untied.items()}
         for name in sorted(stored.keys() | self._created.keys()):
             handle = self._created[name] if name in self._created else stored[name]
@@ -326,51 +471,81 @@ class _Sums:
             out_dtype = dtype if is_cast and dtype else dtypes.get(name, handle.dtype)
             yield OutputTensor(name, out_dtype, handle.shape, handle, addends, self._trained_on(name))
 
+    def weighted_patches(self, part: Part, read: Mapping[Ref, Patch]) -> Iterator[tuple[float, Patch]]:
+        """A sum whose weights differ from site to site as (weight, patch), each patch with the sites of that weight.
+
+        Raises NotRepresentable for what is no term of a patch.
+        """
+        owners = {self._digests[ref]: ref for ref in _refs([part])}
+        found: dict[tuple[Ref, float], list[SiteTerm]] = {}
+        for site in dict.fromkeys(site for ref in owners.values() for site in self._terms[ref]):
+            for addend in self._addends(site, [part]):
+                if not isinstance(addend.delta, TermDelta):
+                    raise NotRepresentable(f"{site}: what is added here is no term of a patch; make a model instead")
+                key = owners[addend.delta.digest], addend.weight
+                found.setdefault(key, []).append(addend.delta.term)
+        for (ref, weight), site_terms in found.items():
+            yield weight, replace(read[ref], terms=tuple(site_terms))
+
     def _trained_on(self, site: str) -> tuple[str, ...]:
         """How the bases were quantised that the site's patches were trained on, where this one is not."""
         return tuple(sorted({one for ref, one in self._quantisations.items() if site in self._terms[ref]}))
 
     def _addends(self, site: str, parts: Iterable[Part]) -> Iterator[Addend]:
         for part in parts:
+            weight = part.weight_at(site, self._depths.get(site))
+            if part.schedules and weight == 0.0:
+                continue
             match part.leaf:
                 case Patched(ref=ref) if self._inputs[ref].kind == MODEL:
-                    yield from self._difference(site, part.weight, ref, None)
+                    yield from self._difference(site, weight, ref, None)
                 case Patched(ref=ref):
                     for term in self._terms[ref].get(site, ()):
-                        yield Addend(part.weight, TermDelta(term, self._digests[ref]))
+                        yield Addend(weight, TermDelta(term, self._digests[ref]))
                 case Delta(model=model, base=base):
-                    yield from self._difference(site, part.weight, model, base)
+                    yield from self._difference(site, weight, model, base)
                 case Merged():
-                    merged = self._merged(site, part.leaf)
-                    if merged is not None:
-                        yield Addend(part.weight, merged)
+                    yield from self._merged(site, weight, part.leaf)
 
     def _difference(self, site: str, weight: float, model: Ref, base: Ref | None) -> Iterator[Addend]:
         """What one full model has more than another, or than the base; nothing for a parameter only the result has."""
         if site not in self._terms[model]:
             return
         tuned = self._terms[model][site][0].fields["value"]
-        here = self._base.tensors[site] if base is None else self._terms[base][site][0].fields["value"]
+        here = self.base.tensors[site] if base is None else self._terms[base][site][0].fields["value"]
         is_number = tuned.dtype in FLOATS and here.dtype in FLOATS
         # Counters and index buffers are no weights: they need no arithmetic as long as they agree.
         if is_number or tuned.read() != here.read():
             yield Addend(weight, ModelDelta(tuned, here))
 
-    def _merged(self, site: str, leaf: Merged) -> MethodDelta | None:
+    def _merged(self, site: str, weight: float, leaf: Merged) -> Iterator[Addend]:
+        """What a method makes at the site: the terms of a weighted sum, or its delta."""
+        spec, depth = methods()[leaf.method], self._depths.get(site)
         inputs = tuple(tuple(self._addends(site, parts)) for parts in leaf.inputs)
+        if not any(inputs) and not spec.moves_base:
+            return
+        weights = leaf.weights_at(site, depth)
+        parameters = parameters_at(leaf.parameters, site, depth, leaf.method)
+        try:
+            spec.check(parameters)
+            factors = spec.coefficients(weights, parameters) if spec.coefficients is not None else None
+        except InvalidParameter as error:
+            raise InvalidParameter(f"{site}: {error}") from error
+        if factors is not None:
+            for factor, addends in zip(factors, inputs, strict=True):
+                yield from (replace(one, weight=weight * factor * one.weight) for one in addends)
+            return
         for number, one in enumerate(inputs):
             _check_order(site, one)
             _check_mergeable(site, leaf.method, one)
-            if number and methods()[leaf.method].is_sequential:
+            if number and spec.is_sequential:
                 _check_comes_first(site, one)
-        if not any(inputs) and not methods()[leaf.method].moves_base:
-            return None
         digests = tuple(self._digest(parts) for parts in leaf.inputs)
-        return MethodDelta(leaf.method, leaf.parameters, leaf.weights, inputs, digests, self._depths.get(site))
+        yield Addend(weight, MethodDelta(leaf.method, parameters, weights, inputs, digests, depth))
 
     def _digest(self, parts: Iterable[Part]) -> str:
         """Names what a sum is, so that random numbers belong to it wherever it stands."""
-        return json_digest([[part.weight, *self._named(part.leaf)] for part in parts])
+        return json_digest([[part.weight, *map(str, part.schedules), *self._named(part.leaf)] for part in parts])
 
     def _named(self, leaf: Leaf) -> list[Any]:
         match leaf:
@@ -378,8 +553,10 @@ class _Sums:
                 return [self._digests[ref]]
             case Delta(model=model, base=base):
                 return [self._digests[model], self._digests[base]]
-            case Merged(method=method, parameters=parameters, weights=weights, inputs=inputs):
-                return [method, asdict(parameters), weights, [self._digest(parts) for parts in inputs]]
+            case Merged(method=method, parameters=parameters, weights=weights, inputs=inputs, schedules=schedules):
+                told = [[list(map(str, one)) for one in schedules]] if schedules else []
+                sums = [self._digest(parts) for parts in inputs]
+                return [method, parameters_json(parameters), weights, sums, *told]
 
 
 def _trained_on(one: Input, patch: Patch) -> str:
@@ -491,22 +668,25 @@ def _is_frozen(term: SiteTerm) -> bool:
 # ---- patches ---------------------------------------------------------------------------------------------------------
 
 
-def _export(
-    kind: str, normal: Normal, read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input], base: Checkpoint
-) -> Export:
+def _export(kind: str, normal: Normal, sums: _Sums, read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input]) -> Export:
     spec = patches.kinds().get(kind)
     if spec is None or spec.export is None:
         able = ", ".join(name for name, one in patches.kinds().items() if one.export)
         raise NotRepresentable(f"--as {kind}: a sum of patches can be written as {able}")
-    addends = []
+    addends: list[tuple[float, Patch]] = []
     for part in normal.parts:
-        if not isinstance(part.leaf, Patched):
-            what = part.leaf.method if isinstance(part.leaf, Merged) else str(part.leaf)
+        leaf = part.leaf
+        if isinstance(leaf, Patched) and not part.schedules:
+            addends.append((part.weight, read[leaf.ref]))
+            continue
+        is_sum = isinstance(leaf, Patched) or (isinstance(leaf, Merged) and methods()[leaf.method].is_linear)
+        if not is_sum:
+            what = leaf.method if isinstance(leaf, Merged) else str(leaf)
             raise NotRepresentable(f"--as {kind}: {what} is no weighted sum of patches; leave out --as to get a model")
-        addends.append((part.weight, read[part.leaf.ref]))
+        addends += sums.weighted_patches(part, read)
     if not addends:
         raise NotRepresentable(f"--as {kind}: the recipe adds nothing to its base")
-    return spec.export(addends, inputs[normal.base].name.partition("@")[0], base)
+    return spec.export(addends, inputs[normal.base].name.partition("@")[0], sums.base)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -16,12 +16,13 @@ from adapterhub.merging.errors import BaseMismatch, InvalidPatch
 Ranges = tuple[tuple[int, int], ...]
 """First layer and one past the last of each run, in the order of the result's layers."""
 
-MAX_LAYERS = 10_000
+MAXLAYERS = 10_000
 
-_LAYER = re.compile(r"(?P<list>(?:.*\.)?(?:layers|encoder\.layer|h))\.(?P<number>\d+)\.(?P<rest>.+)")
+LAYER = re.compile(r"(?P<list>(?:.*\.)?(?:layers|encoder\.layer|h))\.(?P<number>\d+)\.(?P<rest>.+)")
 """Where a stored parameter's layer stands in its name. Llama and its like, BERT and its like, Falcon."""
 
-_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+"""Keys under which configurations have the number of layers."""
 
 
 def layer_ranges(config: Mapping[str, Any], file: str) -> Ranges:
@@ -30,9 +31,9 @@ def layer_ranges(config: Mapping[str, Any], file: str) -> Ranges:
     is_list = isinstance(said, list) and all(isinstance(one, list) and len(one) == 2 for one in said)
     if not is_list or any(type(edge) is not int or edge < 0 for one in said for edge in one):
         raise InvalidPatch(f"{file}: layer_replication is {str(said)[:100]}; a list of [first, end] is expected")
-    if any(start >= end for start, end in said) or sum(end - start for start, end in said) > MAX_LAYERS:
+    if any(start >= end for start, end in said) or sum(end - start for start, end in said) > MAXLAYERS:
         raise InvalidPatch(
-            f"{file}: layer_replication is {str(said)[:100]}; each range goes upwards, to {MAX_LAYERS} layers in all"
+            f"{file}: layer_replication is {str(said)[:100]}; each range goes upwards, to {MAXLAYERS} layers in all"
         )
     return tuple((start, end) for start, end in said)
 
@@ -47,7 +48,7 @@ def replicated(base: Checkpoint, ranges: Ranges) -> Checkpoint:
     layers: dict[tuple[str, int], dict[str, TensorHandle]] = {}
     others: dict[str, TensorHandle] = {}
     for name, handle in base.tensors.items():
-        found = _LAYER.fullmatch(name)
+        found = LAYER.fullmatch(name)
         if found is None:
             others[name] = handle
         else:
@@ -72,7 +73,7 @@ def replicated(base: Checkpoint, ranges: Ranges) -> Checkpoint:
 def _config(config: Mapping[str, Any], count: int, order: Sequence[int]) -> Mapping[str, Any]:
     """The configuration of the repeated model: its number of layers, and what it says layer by layer."""
     found = dict(config)
-    for key in _COUNTS:
+    for key in COUNTS:
         if found.get(key) == count:
             found[key] = len(order)
     for key, value in found.items():

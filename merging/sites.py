@@ -144,6 +144,11 @@ def is_input_embedding(name: str) -> bool:
     return name.endswith(_EMBEDDINGS)
 
 
+def is_output_embedding(name: str) -> bool:
+    """Whether a parameter's name is that of an output embedding."""
+    return name.endswith(_OUTPUTS)
+
+
 def is_embedding(name: str) -> bool:
     """Whether a parameter's name is that of an input or output embedding."""
     return name.endswith(_EMBEDDINGS + _OUTPUTS)
@@ -182,6 +187,7 @@ def targets_of(sites: Iterable[str]) -> tuple[str, ...]:
 def depths(sites: Iterable[str]) -> dict[str, float]:
     """l / (L - 1) of each site in layer l of L, 1 where there is one layer; sites outside layers are left out.
 
+    Layers are counted from the first that is there.
     Each list of layers counts for itself: an encoder's and a decoder's both go from 0 to 1.
     """
     places = {}
@@ -189,7 +195,13 @@ def depths(sites: Iterable[str]) -> dict[str, float]:
         number = layer_of(site)
         if number != "-":
             places[site] = site.partition(f".{number}.")[0], int(number)
+    first: dict[str, int] = {}
     last: dict[str, int] = {}
     for before, place in places.values():
-        last[before] = max(last.get(before, 0), place)
-    return {site: place / last[before] if last[before] else 1.0 for site, (before, place) in places.items()}
+        first[before] = min(first.get(before, place), place)
+        last[before] = max(last.get(before, place), place)
+    spans = {before: last[before] - first[before] for before in first}
+    return {
+        site: (place - first[before]) / spans[before] if spans[before] else 1.0
+        for site, (before, place) in places.items()
+    }

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from adapterhub.cli import views
 from adapterhub.cli.errors import Misused
-from adapterhub.cli.options import MEMORY_BYTES, AsJson, connect, examples, group, show_queued, wait
+from adapterhub.cli.options import MEMORY_BYTES, AsJson, Config, connect, examples, group, show_queued, wait
 from adapterhub.cli.output import Waiting, progress_shown, say, show_json, show_json_lines, show_table
+
+if TYPE_CHECKING:
+    from adapterhub.merging.recipes.nodes import Recipe
 
 merge = group("merge", "Merge a base and patches into a model, or patches into one patch.")
 
@@ -25,11 +28,16 @@ def join(app: typer.Typer) -> None:
         'merge run "ties(demo/base; demo/code, demo/licences, density=0.2)" --push demo/ties',
         'merge run "demo/base + 0.7*demo/code + 0.5*demo/licences" --as lora --push demo/both-lora',
         'merge run "base + 0.5*code" --input base=./base --input code=./code --out ./merged',
+        "merge run --config ties.yml --push demo/ties",
+        "merge run --config ties.yml --out ./merged",
     )
 )
 def run(
     ctx: typer.Context,
-    expression: Annotated[str, typer.Argument(help="The recipe; a name is namespace/name or namespace/name@revision.")],
+    expression: Annotated[
+        str | None, typer.Argument(help="The recipe; a name is namespace/name or namespace/name@revision.")
+    ] = None,
+    config: Config = None,
     push: Annotated[str | None, typer.Option(help="Repository that takes the result; default: YOU/merge-...")] = None,
     as_kind: Annotated[
         str | None, typer.Option("--as", help="Form of the result, such as lora; default: a full model.")
@@ -47,16 +55,19 @@ def run(
     memory_bytes: Annotated[int, typer.Option(min=1 << 20, help="With --out: bytes one step may use.")] = MEMORY_BYTES,
     as_json: AsJson = False,
 ) -> None:
-    """Merge by an expression, and commit the result with its recipe."""
+    """Merge by an expression or a recipe file, and commit the result with its recipe."""
+    from adapterhub.cli import local
+
+    written = local.written(expression, config)
     if out is not None:
         if push or private or message or no_wait:
             raise Misused("--out merges on this machine; --push, --private, --message and --no-wait need a server")
-        result = _merge_here(expression, inputs or [], out, as_kind, dtype, memory_bytes)
+        result = _merge_here(local.parsed(written), inputs or [], out, as_kind, dtype, memory_bytes)
     else:
         if inputs:
             raise Misused("--input names local folders and goes together with --out FOLDER")
         client = connect(ctx)
-        asked = {"expression": expression, "push": push, "as": as_kind, "dtype": dtype, "private": private}
+        asked = {**written, "push": push, "as": as_kind, "dtype": dtype, "private": private}
         job = client.post("/api/merges", asked | {"message": message})
         if no_wait:
             show_queued(job, as_json)
@@ -96,14 +107,14 @@ def methods(as_json: AsJson = False) -> None:
 
 
 def _merge_here(
-    expression: str, inputs: list[str], out: Path, as_kind: str | None, dtype: str | None, memory_bytes: int
+    recipe: Recipe, inputs: list[str], out: Path, as_kind: str | None, dtype: str | None, memory_bytes: int
 ) -> dict[str, Any]:
     from adapterhub.cli import local
 
     folders = local.named_folders(inputs)
     with Waiting("merge") as waiting:
         done = local.merge(
-            expression,
+            recipe,
             folders,
             out,
             as_kind=as_kind,

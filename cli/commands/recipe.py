@@ -11,7 +11,7 @@ import typer
 from adapterhub.cli import views
 from adapterhub.cli.client import repo_path, split_revision
 from adapterhub.cli.errors import Declined, Misused
-from adapterhub.cli.options import MEMORY_BYTES, AsJson, connect, examples, group, show_queued, wait
+from adapterhub.cli.options import MEMORY_BYTES, AsJson, Config, connect, examples, group, show_queued, wait
 from adapterhub.cli.output import Waiting, progress_shown, say, show_fields, show_json, show_json_lines, show_table
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ recipe = group("recipe", "Parse, explain, save, compare and re-run recipes.")
 
 Name = Annotated[str, typer.Argument(help="The saved recipe: namespace/name, where it matters with @version.")]
 Limit = Annotated[int, typer.Option(min=1, help="Most lines.")]
-Expression = Annotated[str, typer.Argument(help="The expression.")]
+Expression = Annotated[str | None, typer.Argument(help="The expression.")]
 AsKind = Annotated[str | None, typer.Option("--as", help="Form of the result, such as lora; default: a full model.")]
 Inputs = Annotated[
     list[str] | None, typer.Option("--input", help="NAME=FOLDER for each name, without a server; may be repeated.")
@@ -34,16 +34,18 @@ def join(app: typer.Typer) -> None:
     app.add_typer(recipe)
 
 
-@recipe.command(epilog=examples('recipe parse "demo/base + .5 * demo/code"'))
-def parse(expression: Expression, as_json: AsJson = False) -> None:
-    """Check an expression, without a server, and print it in its one normal way."""
-    from adapterhub.merging.recipes.expression import parse as parse_expression
+@recipe.command(epilog=examples('recipe parse "demo/base + .5 * demo/code"', "recipe parse --config ties.yml"))
+def parse(expression: Expression = None, config: Config = None, as_json: AsJson = False) -> None:
+    """Check an expression or a recipe file, without a server, and print it as an expression in its one normal way."""
+    from adapterhub.cli import local
 
-    found = parse_expression(expression)
+    found = local.parsed(local.written(expression, config))
     if as_json:
         show_json({"text": str(found), "references": [ref.address for ref in found.references()]})
-    else:
-        say(str(found), to_stdout=True)
+        return
+    say(str(found), to_stdout=True)
+    for note in found.notes:
+        say(note)
 
 
 @recipe.command(
@@ -51,11 +53,13 @@ def parse(expression: Expression, as_json: AsJson = False) -> None:
         'recipe explain "demo/base + 0.5*demo/code"',
         'recipe explain "ties(demo/base; demo/code, demo/licences)" --tensors',
         'recipe explain "base + 0.5*code" --input base=./base --input code=./code',
+        "recipe explain --config ties.yml",
     )
 )
 def explain(
     ctx: typer.Context,
-    expression: Expression,
+    expression: Expression = None,
+    config: Config = None,
     as_kind: AsKind = None,
     dtype: Dtype = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List the method of every tensor.")] = False,
@@ -69,13 +73,14 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Show what a merge would do: inputs, methods, size, memory, time, what is approximated, the licence."""
-    if inputs:
-        from adapterhub.cli import local
+    from adapterhub.cli import local
 
-        folders = local.named_folders(inputs)
-        plan = local.explain(expression, folders, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
+    written = local.written(expression, config)
+    if inputs:
+        recipe, folders = local.parsed(written), local.named_folders(inputs)
+        plan = local.explain(recipe, folders, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
     else:
-        asked = {"expression": expression, "as": as_kind, "dtype": dtype}
+        asked = {**written, "as": as_kind, "dtype": dtype}
         plan = connect(ctx).post("/api/recipes/explain", asked)
     if as_json:
         show_json(plan)
@@ -92,15 +97,18 @@ def explain(
 def save(
     ctx: typer.Context,
     name: Name,
-    expression: Expression,
+    expression: Expression = None,
+    config: Config = None,
     message: Annotated[str, typer.Option(help="Why this version is made.")] = "",
     as_kind: AsKind = None,
     dtype: Dtype = None,
     private: Annotated[bool, typer.Option("--private", help="Hide a recipe that is made.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Save an expression under a name: its next version, with its inputs pinned to their present commits."""
-    asked = {"name": name, "expression": expression, "message": message, "private": private}
+    """Save a recipe under a name: its next version, with its inputs pinned to their present commits."""
+    from adapterhub.cli import local
+
+    asked = {"name": name, **local.written(expression, config), "message": message, "private": private}
     saved = connect(ctx).post("/api/recipes", asked | {"as": as_kind, "dtype": dtype})
     if as_json:
         show_json(saved)

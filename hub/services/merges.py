@@ -112,7 +112,8 @@ def run(hub: Hub, job: Job, report: Report, *, engine: Engine) -> Mapping[str, A
         work = _work(found, time.monotonic() - began)
         files = _with_licence(out, result.files, resolved)
         report.hold()
-        summary = asked["message"] or f"Merge {asked['expression']}"[:200]
+        said = asked["expression"] if _syntax(job) == EXPRESSION else resolved.recipe
+        summary = asked["message"] or f"Merge {said}"[:200]
         done = publish.to_repository(hub, caller, asked["push"], out, files, summary, private=bool(asked["private"]))
     hub.db.transact(lambda session: recipes.keep(session, caller, found, asked["expression"]))
     return {

@@ -32,10 +32,18 @@ def of(recipe: Mapping[str, Any]) -> list[RecipeInput]:
     if recipe.get("format") != FORMAT or not isinstance(inputs, list):
         return []
     weights: dict[int, float] = {}
-    for number, weight in _weights(recipe.get("sum"), 1.0, 0):
-        weights.setdefault(number, weight)
+    for parts in (recipe.get("sum"), *_slices(recipe.get("stack"))):
+        for number, weight in _weights(parts, 1.0, 0):
+            weights.setdefault(number, weight)
     found = (_input(one, weights.get(number)) for number, one in enumerate(inputs))
     return [one for one in found if one]
+
+
+def _slices(stack: Any) -> Iterator[Any]:
+    """The sums of the slices of a stack."""
+    for one in stack if isinstance(stack, list) else []:
+        if isinstance(one, Mapping):
+            yield one.get("sum")
 
 
 def _input(one: Any, weight: float | None) -> RecipeInput | None:

@@ -3,13 +3,25 @@
 from collections.abc import Callable, Mapping
 
 from adapterhub.hub.errors import InvalidRequest
+from adapterhub.merging.errors import InvalidRecipe
+from adapterhub.merging.recipes import yaml
 from adapterhub.merging.recipes.expression import parse
 from adapterhub.merging.recipes.nodes import Recipe
 
 EXPRESSION = "expression"
+YAML = "yaml"
 
-READERS: Mapping[str, Callable[[str], Recipe]] = {EXPRESSION: parse}
-"""By syntax, what makes a recipe of a text. Each raises ExpressionError, RecipeTooLarge."""
+
+def _file(text: str) -> Recipe:
+    """The recipe of a file whose models are all repositories. Raises InvalidRecipe for a folder, and as its reader."""
+    recipe = yaml.read(text)
+    for _, folder in recipe.folders:
+        raise InvalidRecipe(folder, "is a folder of the machine that wrote the file; push it, and name the repository")
+    return recipe
+
+
+READERS: Mapping[str, Callable[[str], Recipe]] = {EXPRESSION: parse, YAML: _file}
+"""By syntax, what makes a recipe of a text. Each raises ExpressionError, RecipeTooLarge, or InvalidRecipe."""
 
 
 def read(text: str, syntax: str = EXPRESSION) -> Recipe:

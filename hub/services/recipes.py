@@ -11,7 +11,7 @@ from sqlmodel import Session
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Recipe
 from adapterhub.hub.errors import InvalidRequest, NotFetched, RecipeNotFound
-from adapterhub.hub.services import licences, mirror_inputs, rates, recipe_views, saved_recipes
+from adapterhub.hub.services import licences, mirror_inputs, rates, recipe_texts, recipe_views, saved_recipes
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.recipe_texts import EXPRESSION
 from adapterhub.hub.services.resolve import Resolved, resolve_expression
@@ -19,26 +19,31 @@ from adapterhub.hub.services.saved_recipes import Draft
 from adapterhub.merging.explain import explained
 from adapterhub.merging.plan import Plan, plan
 from adapterhub.merging.recipes.differences import as_json, differences
-from adapterhub.merging.recipes.expression import parse
 
 MERGE = "merge"
 """The kind of job that merges."""
 
 
-def parsed(text: str) -> dict[str, Any]:
-    """The expression as it prints, and the names in it. Raises ExpressionError, RecipeTooLarge."""
-    recipe = parse(text)
+def parsed(text: str, syntax: str = EXPRESSION) -> dict[str, Any]:
+    """The expression as it prints, and the names in it. Raises ExpressionError, InvalidRecipe, RecipeTooLarge."""
+    recipe = recipe_texts.read(text, syntax)
     return {"text": str(recipe), "references": [ref.address for ref in recipe.references()]}
 
 
 def explain(
-    hub: Hub, caller: Caller, text: str, *, as_kind: str | None = None, dtype: str | None = None
+    hub: Hub,
+    caller: Caller,
+    text: str,
+    *,
+    syntax: str = EXPRESSION,
+    as_kind: str | None = None,
+    dtype: str | None = None,
 ) -> dict[str, Any]:
     """What a merge by `text` would do: inputs by commit, the method of each tensor, bytes, memory, time, licence.
 
     The time follows from this hub's own merges where there were any. Raises as `planned`.
     """
-    resolved, found = planned(hub, caller, text, as_kind=as_kind, dtype=dtype)
+    resolved, found = planned(hub, caller, text, syntax=syntax, as_kind=as_kind, dtype=dtype)
     told = explained(found)
     with hub.db.read() as session:
         rate = rates.measured(session, MERGE, told["methods"])

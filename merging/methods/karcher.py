@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Parameters:
     """What karcher may be told."""
 
-    max_iter: int = parameter(10, "most rounds", low=1, high=1000)
+    max_iter: int = parameter(10, "most rounds", low=1, high=100_000)
     tol: float = parameter(1e-5, "a step below which the mean is found", low=0, is_low_open=True)
 
 

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -17,17 +17,18 @@ from adapterhub.merging.recipes.nodes import (
     Node,
     Recipe,
     Ref,
+    Stack,
     Weighted,
     children,
     total,
-    unquoted,
     weighted,
 )
+from adapterhub.merging.recipes.values import ANY, Scalar, Schedule, Value, is_numeric, schedule, unquoted
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much text is read. characters of the whole; depth of brackets; terms: names and calls together."""
+    """How much text is read. characters of the whole; depth of brackets; terms: names, calls and schedules together."""
 
     characters: int = 20_000
     depth: int = 64
@@ -48,6 +49,11 @@ _WORDS = {
     "COLON": "':'",
     "SEMICOLON": "';'",
     "EQUAL": "'='",
+    "LSQB": "a number",
+    "LBRACE": "a number",
+    "RSQB": "']'",
+    "RBRACE": "'}'",
+    "LAYERS": "layers such as [0:16]",
     "$END": "the end",
 }
 """Terminals of the grammar in the words of messages."""
@@ -67,10 +73,15 @@ def parse(text: str, *, limits: Limits = DEFAULT_LIMITS) -> Recipe:
         raise _explained(text, error) from error
     except _Problem as error:
         raise ExpressionError(text, error.position, error.sentence) from error
+    check_terms(root, limits)
+    return Recipe(root, text)
+
+
+def check_terms(root: Node, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Raises RecipeTooLarge for a recipe of more names, calls and schedules than are computed."""
     count = sum(1 for _ in _leaves(root))
     if count > limits.terms:
-        raise RecipeTooLarge(f"the expression has {count} terms; at most {limits.terms} are computed")
-    return Recipe(root, text)
+        raise RecipeTooLarge(f"the recipe has {count} terms; at most {limits.terms} are computed")
 
 
 def _check_depth(text: str, limits: Limits) -> None:
@@ -81,9 +92,14 @@ def _check_depth(text: str, limits: Limits) -> None:
             raise RecipeTooLarge(f"brackets are nested deeper than {limits.depth}")
 
 
-def _leaves(node: Node) -> Iterable[Node]:
-    if isinstance(node, Ref | Call):
-        yield node
+def _leaves(node: Node) -> Iterable[object]:
+    match node:
+        case Ref():
+            yield node
+        case Call(parameters=parameters):
+            yield from (node, *(value for _, value in parameters if isinstance(value, Schedule)))
+        case Weighted(schedules=schedules):
+            yield from schedules
     for child in children(node):
         yield from _leaves(child)
 
@@ -111,9 +127,12 @@ class _Builder(Transformer[Token, Node]):
         return total([found[0], *(weighted(-1.0, node) if sign == "-" else node for sign, node in signed)])
 
     def weighted(self, found: list[Any]) -> Node:
-        *tokens, node = found
-        for token in reversed(tokens):
-            node = weighted(_number(token), node)
+        *factors, node = found
+        for factor in reversed(factors):
+            token, value = (factor.token, factor.value) if isinstance(factor, _Placed) else (factor, _number(factor))
+            if not is_numeric(value):
+                raise _Problem(token, "a weight is made of numbers")
+            node = weighted(1.0, node, [value]) if isinstance(value, Schedule) else weighted(float(value), node)
             if isinstance(node, Weighted) and not math.isfinite(node.weight):
                 raise _Problem(token, "the factors multiply to more than a number holds")
         result: Node = node
@@ -123,20 +142,33 @@ class _Builder(Transformer[Token, Node]):
         return total(found)
 
     def reference(self, found: list[Any]) -> Node:
-        (token,) = found
+        token, layers = found
         name = unquoted(token) if token.type == "QUOTED" else str(token)
         try:
-            return Ref.of(name)
+            ref = Ref.of(name)
         except ExpressionError as error:
             raise _Problem(token, error.problem) from error
+        if layers is None:
+            return ref
+        first, end = map(int, layers[1:-1].split(":"))
+        if first >= end:
+            raise _Problem(layers, f"{layers} are no layers; the first and one past the last are expected")
+        return replace(ref, layers=(first, end))
 
     def parameter(self, found: list[Any]) -> tuple[Token, Any]:
         name, value = found
-        if value.type == "NUMBER":
-            return name, _number(value)
-        if value.type == "QUOTED":
-            return name, unquoted(value)
-        return name, {"true": True, "false": False}.get(value, str(value))
+        return name, value.value if isinstance(value, _Placed) else _scalar(value)
+
+    def gradient(self, found: list[Token]) -> "_Placed":
+        return _placed(found[0], [(ANY, [_scalar(one) for one in found])])
+
+    def case(self, found: list[Any]) -> tuple[Token, str, list[Scalar]]:
+        name, value = found
+        part = unquoted(name) if name.type == "QUOTED" else str(name)
+        return name, part, value.points if isinstance(value, _Placed) else [_scalar(value)]
+
+    def choice(self, found: list[tuple[Token, str, list[Scalar]]]) -> "_Placed":
+        return _placed(found[0][0], [(part, points) for _, part, points in found])
 
     def call(self, found: list[Any]) -> Node:
         method, base, *arguments = found
@@ -152,6 +184,10 @@ class _Builder(Transformer[Token, Node]):
             raise _Problem(method, f"{method} needs at least one input")
         if method == "delta":
             return self._delta(method, base, inputs, parameters)
+        if method == "stack":
+            if base is not None or parameters:
+                raise _Problem(method, "stack takes slices alone, the lowest first")
+            return Stack(inputs)
         return Call(str(method), base, inputs, tuple(sorted(parameters.items())))
 
     def _delta(self, method: Token, base: Node | None, inputs: tuple[Node, ...], parameters: dict[str, Any]) -> Node:
@@ -159,6 +195,31 @@ class _Builder(Transformer[Token, Node]):
         if base is not None or parameters or len(inputs) != 2 or len(names) != 2:
             raise _Problem(method, "delta takes the names of two models: delta(M, B)")
         return Delta(*names)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A value of several parts. token: the first of them; points: those of a gradient, as written."""
+
+    token: Token
+    value: Value
+    points: list[Scalar]
+
+
+def _placed(token: Token, cases: list[tuple[str, list[Scalar]]]) -> _Placed:
+    try:
+        return _Placed(token, schedule(cases), cases[0][1])
+    except ValueError as error:
+        raise _Problem(token, str(error)) from error
+
+
+def _scalar(token: Token) -> Scalar:
+    """The number, word or truth value that a token is."""
+    if token.type == "NUMBER":
+        return _number(token)
+    if token.type == "QUOTED":
+        return unquoted(token)
+    return {"true": True, "false": False}.get(token, str(token))
 
 
 def _number(token: Token) -> float:

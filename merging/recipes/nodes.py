@@ -4,24 +4,28 @@
 factor of 1 is no factor.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from adapterhub.merging.errors import ExpressionError
+from adapterhub.merging.recipes.values import NAME, NUMBER, Schedule, number_text, quoted, value_text
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9._-]+)*(@[A-Za-z0-9._/-]+)?")
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+if TYPE_CHECKING:
+    from adapterhub.merging.recipes.tokenizer import TokenizerPolicy
 
 
 @dataclass(frozen=True, order=True)
 class Ref:
-    """An input by name. name: "ns/name"; revision: branch, tag or commit; path: sub-folder of the repository."""
+    """An input by name. name: "ns/name"; revision: branch, tag or commit; path: sub-folder of the repository.
+
+    layers: first and one past the last, of a model that stands in a stack.
+    """
 
     name: str
     revision: str | None = None
     path: str = ""
+    layers: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, text: str) -> "Ref":
@@ -40,25 +44,28 @@ class Ref:
     def __str__(self) -> str:
         text = self.address
         is_bare = NAME.fullmatch(text) and not NUMBER.fullmatch(text)
-        return text if is_bare else quoted(text)
+        name = text if is_bare else quoted(text)
+        return name if self.layers is None else f"{name}[{self.layers[0]}:{self.layers[1]}]"
 
     @property
     def address(self) -> str:
-        """Name, sub-folder and revision as one text, without quotes."""
+        """Name, sub-folder and revision as one text, without quotes and layers."""
         text = f"{self.name}/{self.path}" if self.path else self.name
         return text if self.revision is None else f"{text}@{self.revision}"
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """weight times a part. Built by `weighted`."""
+    """weight times a part, times schedules, which differ from tensor to tensor. Built by `weighted`."""
 
     weight: float
     node: "Node"
+    schedules: tuple[Schedule, ...] = ()
 
     def __str__(self) -> str:
         inner = f"({self.node})" if isinstance(self.node, Sum) else str(self.node)
-        return f"{number_text(self.weight)}*{inner}"
+        factors = [number_text(self.weight)] if self.weight != 1.0 or not self.schedules else []
+        return "*".join([*factors, *map(str, self.schedules), inner])
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class Sum:
         text = str(self.terms[0])
         for term in self.terms[1:]:
             if isinstance(term, Weighted) and term.weight < 0:
-                positive = weighted(-term.weight, term.node)
+                positive = weighted(-term.weight, term.node, term.schedules)
                 text += f" - ({positive})" if isinstance(positive, Sum) else f" - {positive}"
             else:
                 text += f" + {term}"
@@ -82,7 +89,7 @@ class Sum:
 class Call:
     """A merge method on inputs. base: the model it starts from, None for the base of the whole recipe.
 
-    parameters: (name, value) sorted by name; values are float, bool or str.
+    parameters: (name, value) sorted by name; values are float, bool, str or Schedule.
     """
 
     method: str
@@ -108,29 +115,69 @@ class Delta:
         return f"delta({self.model}, {self.base})"
 
 
-Node: TypeAlias = Ref | Weighted | Sum | Call | Delta
+@dataclass(frozen=True)
+class Stack:
+    """Slices on top of one another, the lowest first: each a merge of as many layers of each model. A whole recipe."""
+
+    slices: tuple["Node", ...]
+
+    def __str__(self) -> str:
+        return f"stack({', '.join(map(str, self.slices))})"
+
+
+Node: TypeAlias = Ref | Weighted | Sum | Call | Delta | Stack
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a recipe file says of the result besides its sum.
+
+    dtype: to which floating-point tensors of full models are rounded when they are read, and the result's where
+    out_dtype does not say another; safetensors' names. as_kind: a patch kind to make instead of a model. tokenizer:
+    whose vocabulary the result has. layers: how many layers its models have, where the file says it.
+    """
+
+    dtype: str | None = None
+    out_dtype: str | None = None
+    as_kind: str | None = None
+    tokenizer: "TokenizerPolicy | None" = None
+    layers: int | None = None
+
+    @property
+    def result_dtype(self) -> str | None:
+        """The result's dtype, None for that of each tensor."""
+        return self.out_dtype or self.dtype
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole expression. `str` gives text that parses to an equal recipe. text: as it was written, not compared."""
+    """A whole recipe. Of an expression `str` gives text that parses to an equal one.
+
+    text: as it was written. notes: sentences on what of it has no effect here. folders: by input, the folder of the
+    writer's machine that a recipe file names it by. None of them is compared.
+    """
 
     root: Node
     text: str = field(default="", compare=False)
+    form: Form = Form()
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    folders: tuple[tuple[Ref, str], ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         return str(self.root)
 
     def references(self) -> tuple[Ref, ...]:
         """Every input named, each once, in the order of the text."""
-        return tuple(dict.fromkeys(_references(self.root)))
+        named = self.form.tokenizer.references() if self.form.tokenizer is not None else ()
+        return tuple(dict.fromkeys((*references_of(self.root), *named)))
 
 
-def weighted(weight: float, node: Node) -> Node:
-    """weight times node; no factor where it is 1, one factor where the node has one already."""
+def weighted(weight: float, node: Node, schedules: Iterable[Schedule] = ()) -> Node:
+    """weight times schedules times node; no factor where it is 1, one number where the node has one already."""
     if isinstance(node, Weighted):
-        return weighted(weight * node.weight, node.node)
-    return node if weight == 1.0 else Weighted(weight, node)
+        return weighted(weight * node.weight, node.node, (*schedules, *node.schedules))
+    ordered = tuple(sorted(schedules, key=str))
+    return node if weight == 1.0 and not ordered else Weighted(weight, node, ordered)
 
 
 def total(terms: Iterable[Node]) -> Node:
@@ -152,6 +199,8 @@ def children(node: Node) -> Sequence[Node]:
             return inputs if base is None else (base, *inputs)
         case Delta(model=model, base=base_ref):
             return (model, base_ref)
+        case Stack(slices=slices):
+            return slices
         case Ref():
             return ()
 
@@ -164,9 +213,9 @@ def rewritten(node: Node, put: Callable[[Ref], Node]) -> Node:
     match node:
         case Ref():
             return put(node)
-        case Weighted(weight=weight, node=inner):
+        case Weighted(weight=weight, node=inner, schedules=schedules):
             below = rewritten(inner, put)
-            return weighted(weight, below) if isinstance(below, Weighted) else replace(node, node=below)
+            return weighted(weight, below, schedules) if isinstance(below, Weighted) else replace(node, node=below)
         case Sum(terms=terms):
             return total([rewritten(one, put) for one in terms])
         case Call(base=base, inputs=inputs):
@@ -177,36 +226,13 @@ def rewritten(node: Node, put: Callable[[Ref], Node]) -> Node:
             if not all(isinstance(one, Ref) for one in names):
                 raise ExpressionError(str(node), 0, "delta takes the names of two models, and nothing in their place")
             return Delta(*(one for one in names if isinstance(one, Ref)))
+        case Stack(slices=slices):
+            return Stack(tuple(rewritten(one, put) for one in slices))
 
 
-def _references(node: Node) -> Iterator[Ref]:
+def references_of(node: Node) -> Iterator[Ref]:
+    """Every reference in a node, in the order of the text."""
     if isinstance(node, Ref):
         yield node
     for child in children(node):
-        yield from _references(child)
-
-
-def number_text(value: float) -> str:
-    """The shortest text that reads back as the same number: "2", "0.1", "1e-05"."""
-    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
-
-
-def value_text(value: Any) -> str:
-    """A parameter's value as it is written: true, 0.2, count, "two words"."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        is_bare = NAME.fullmatch(value) and not NUMBER.fullmatch(value) and value not in ("true", "false")
-        return value if is_bare else quoted(value)
-    return number_text(value)
-
-
-def quoted(text: str) -> str:
-    """`text` in double quotes, quotes and backslashes in it escaped."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def unquoted(token: str) -> str:
-    """What stands between the quotes of a token."""
-    return re.sub(r"\\(.)", r"\1", token[1:-1], flags=re.DOTALL)
+        yield from references_of(child)

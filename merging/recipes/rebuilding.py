@@ -16,6 +16,8 @@ from adapterhub.merging.recipes.canonical import FORMAT, FORMAT_VERSION
 from adapterhub.merging.recipes.expression import DEFAULT_LIMITS
 from adapterhub.merging.recipes.nodes import Call, Delta, Node, Recipe, Ref, Sum, Weighted
 
+FILE = "recipe.json"
+
 MAX_BYTES = 4 << 20
 """Most bytes of a canonical recipe that are read."""
 
@@ -50,14 +52,15 @@ def rebuilt(content: bytes) -> Rebuilt:
         value = json.loads(content)
         return _recipe(value)
     except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
-        raise InvalidRecipe(f"recipe.json: no canonical recipe ({type(error).__name__}: {error})") from error
+        raise InvalidRecipe(FILE, f"no canonical recipe ({type(error).__name__}: {error})") from error
 
 
 def _recipe(value: Mapping[str, Any]) -> Rebuilt:
     if value["format"] != FORMAT or value["format_version"] != FORMAT_VERSION:
         raise InvalidRecipe(
-            f"recipe.json: is {value['format']!r} version {value['format_version']!r}; "
-            f"{FORMAT!r} version {FORMAT_VERSION} is read here"
+            FILE,
+            f"is {value['format']!r} version {value['format_version']!r}; "
+            f"{FORMAT!r} version {FORMAT_VERSION} is read here",
         )
     _check_known(value, _WHOLE, "the recipe")
     refs = tuple(_ref(one) for one in value["inputs"])
@@ -82,7 +85,7 @@ class _Parts:
             raise RecipeTooLarge(f"recipe.json: has more than {DEFAULT_LIMITS.terms} parts, or is deeper than any text")
         kind = next((kind for kind in _PARTS if kind in part), None)
         if kind is None:
-            raise InvalidRecipe(f"recipe.json: a part has none of {', '.join(_PARTS)}")
+            raise InvalidRecipe(FILE, f"a part has none of {', '.join(_PARTS)}")
         _check_known(part, _PARTS[kind], f"a part with {kind!r}")
         if kind == "input":
             return self.refs[_number(part["input"])]
@@ -101,9 +104,7 @@ class _Parts:
 def _check_known(value: Mapping[str, Any], known: frozenset[str], what: str) -> None:
     more = sorted(key for key, given in value.items() if key not in known and given is not None)
     if more:
-        raise InvalidRecipe(
-            f"recipe.json: {what} says {', '.join(more)}, which this version of adapterhub does not know"
-        )
+        raise InvalidRecipe(FILE, f"{what} says {', '.join(more)}, which this version of adapterhub does not know")
 
 
 def _ref(one: Mapping[str, Any]) -> Ref:
@@ -115,17 +116,17 @@ def _ref(one: Mapping[str, Any]) -> Ref:
 
 def _number(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InvalidRecipe(f"recipe.json: {value!r} is no number of an input")
+        raise InvalidRecipe(FILE, f"{value!r} is no number of an input")
     return value
 
 
 def _weight(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InvalidRecipe(f"recipe.json: {value!r} is no weight")
+        raise InvalidRecipe(FILE, f"{value!r} is no weight")
     return float(value)
 
 
 def _text(value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
-        raise InvalidRecipe(f"recipe.json: {value!r} is no text")
+        raise InvalidRecipe(FILE, f"{value!r} is no text")
     return value

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from adapterhub.merging import native
@@ -73,6 +74,58 @@ def test_merge_out_merges_local_folders(command: Command, folders: Path) -> None
     delta = factors[f"{stem}.lora_B.weight"] @ factors[f"{stem}.lora_A.weight"] * (4 / 2)
     site = SITE.format(layer=0, module="q_proj")
     assert abs(after[site] - (before[site] + 0.5 * delta)).max() < 1e-6
+
+
+FILE = """
+merge_method: task_arithmetic
+base_model: {base}
+models:
+  - {{model: {code}, parameters: {{weight: [0.2, 0.8]}}}}
+parameters: {{int8_mask: true}}
+"""
+
+
+def test_a_recipe_file_is_printed_as_an_expression_with_notes(command: Command, folders: Path) -> None:
+    (folders / "file.yml").write_text(FILE.format(base="demo/base", code="demo/code"))
+    ended = command("recipe", "parse", "--config", str(folders / "file.yml"))
+    assert ended.out == "task_arithmetic(demo/base; [0.2, 0.8]*demo/code)\n"
+    assert "parameters.int8_mask has no effect" in ended.err
+    (folders / "file.yml").write_text("merge_method: tie\n")
+    ended = command("recipe", "parse", "--config", str(folders / "file.yml"))
+    assert ended.code == 4
+    assert "merge_method: tie: no such merge method; did you mean ties?" in ended.err
+
+
+def test_a_recipe_file_is_merged_here_from_the_folders_that_it_names(command: Command, folders: Path) -> None:
+    (folders / "file.yml").write_text(FILE.format(base=folders / "base", code=folders / "code"))
+    ended = command("merge", "run", "--config", str(folders / "file.yml"), "--out", str(folders / "out"), "--json")
+    assert ended.code == 0, ended.err
+    before, after = (load_file(folders / name / "model.safetensors") for name in ("base", "out"))
+    factors = load_file(folders / "code" / "adapter_model.safetensors")
+    for layer, weight in ((0, 0.2), (1, 0.8)):
+        stem = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        delta = factors[f"{stem}.lora_B.weight"] @ factors[f"{stem}.lora_A.weight"] * (4 / 2)
+        site = SITE.format(layer=layer, module="q_proj")
+        assert abs(after[site] - (before[site] + weight * delta)).max() < 1e-6
+
+
+def test_names_of_a_recipe_file_are_folders_here_where_such_are_or_are_told(
+    command: Command, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folders / "file.yml").write_text(FILE.format(base="base", code="./nowhere/code"))
+    monkeypatch.chdir(folders)
+    merge = ("merge", "run", "--config", "file.yml", "--out", "out")
+    ended = command(*merge)
+    assert ended.code == 3
+    assert "the recipe file names ./nowhere/code, and no folder is there; say --input code=FOLDER" in ended.err
+    assert command(*merge, "--input", "./nowhere/code=code").code == 0
+
+
+def test_a_recipe_is_an_expression_or_a_file_that_is_there(command: Command, folders: Path) -> None:
+    (folders / "file.yml").write_text(FILE.format(base="a/b", code="c/d"))
+    assert command("recipe", "parse").code == 2
+    assert command("recipe", "parse", "a/b", "--config", str(folders / "file.yml")).code == 2
+    assert command("recipe", "parse", "--config", str(folders / "missing.yml")).code == 3
 
 
 def test_merge_out_says_what_it_misses(command: Command, folders: Path) -> None:

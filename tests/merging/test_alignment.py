@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from adapterhub.merging.errors import (
 from adapterhub.merging.plan import Plan, plan
 from adapterhub.merging.recipes.canonical import Input, Ref
 from adapterhub.merging.recipes.expression import parse
+from adapterhub.merging.recipes.nodes import Form, Recipe
 from adapterhub.merging.recipes.tokenizer import TokenizerPolicy, TokenRow
 from tests.merging import tiny
 from tests.merging.exactness.compare import DTYPES, record, roundings
@@ -80,7 +82,11 @@ def inputs_of(folders: Mapping[str, Path]) -> dict[Ref, Input]:
 
 
 def planned(text: str, folders: Mapping[str, Path], policy: TokenizerPolicy | None, **options: Any) -> Plan:
-    return plan(parse(text), inputs_of(folders), **{"memory_bytes": 1 << 30, "tokenizer": policy, **options})
+    return plan(spoken(text, policy), inputs_of(folders), **{"memory_bytes": 1 << 30, **options})
+
+
+def spoken(text: str, policy: TokenizerPolicy | None) -> Recipe:
+    return replace(parse(text), form=Form(tokenizer=policy))
 
 
 def row(name: str | None = None, **options: Any) -> TokenRow:
@@ -197,7 +203,7 @@ UNION, BASE = TokenizerPolicy("union"), TokenizerPolicy("base")
 def test_other_vocabularies_are_refused_with_both_sizes_and_what_to_do(families: dict[str, dict[str, Path]]) -> None:
     folders = families["float32"]
     sizes = [load_file(folders[name] / "model.safetensors")["lm_head.weight"].shape[0] for name in ("a", "base")]
-    with pytest.raises(ShapeMismatch, match=rf"\({sizes[0]}, 16\).*\({sizes[1]}, 16\).*tokenizer=union"):
+    with pytest.raises(ShapeMismatch, match=rf"\({sizes[0]}, 16\).*\({sizes[1]}, 16\).*tokenizer_source: union"):
         planned("linear(base; 0.5*base, 0.5*a)", folders, None)
 
 
@@ -338,17 +344,17 @@ def test_patches_of_moved_rows_are_refused_and_others_merge(
     inputs = inputs_of(folders)
     for name in ("rows", "inner"):
         inputs[Ref(name)] = Input(f"{name}@{'0' * 40}", LocalFolder(tmp_path / name), kind="lora")
-    options: dict[str, Any] = {"memory_bytes": 1 << 30, "tokenizer": UNION}
+    options: dict[str, Any] = {"memory_bytes": 1 << 30}
     with pytest.raises(
         NotFoldable, match=r"embed_tokens\.weight: rows@.* changes it in the rows of its own vocabulary"
     ):
-        plan(parse("base + 0.5*a + rows"), inputs, **options)
-    made = plan(parse("base + 0.5*a + inner"), inputs, **options)
+        plan(spoken("base + 0.5*a + rows", UNION), inputs, **options)
+    made = plan(spoken("base + 0.5*a + inner", UNION), inputs, **options)
     assert "model.layers.0.self_attn.q_proj.weight" in made.touched
     with pytest.raises(NotFoldable, match="a base in memory keeps its own"):
-        plan(parse("base + 0.5*a + inner"), inputs, attaches=True, **options)
+        plan(spoken("base + 0.5*a + inner", UNION), inputs, attaches=True, **options)
     with pytest.raises(NotRepresentable, match="leave out either"):
-        plan(parse("base + inner"), inputs, as_kind="lora", **options)
+        plan(spoken("base + inner", UNION), inputs, as_kind="lora", **options)
 
 
 @pytest.mark.parametrize(
@@ -408,11 +414,10 @@ def test_two_names_of_a_model_are_one(families: dict[str, dict[str, Path]]) -> N
     inputs = inputs_of(families["float32"])
     inputs[Ref("a", "main")] = inputs[Ref("a")]
     options: dict[str, Any] = {"memory_bytes": 1 << 30}
-    made = plan(
-        parse("linear(base; 0.5*a, 0.5*a@main)"), inputs, tokenizer=TokenizerPolicy(Ref("a", "main")), **options
-    )
+    text = "linear(base; 0.5*a, 0.5*a@main)"
+    made = plan(spoken(text, TokenizerPolicy(Ref("a", "main"))), inputs, **options)
     assert list(made.vocabulary["models"]) == ["base", "a"]
-    same = plan(parse("linear(base; 0.5*a, 0.5*a@main)"), inputs, tokenizer=TokenizerPolicy(Ref("a")), **options)
+    same = plan(spoken(text, TokenizerPolicy(Ref("a"))), inputs, **options)
     assert made.recipe_digest == same.recipe_digest
 
 

@@ -20,14 +20,14 @@ from transformers import (
 )
 
 
-def llama(*, seed: int = 0, tied: bool = False, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Two layers, hidden size 16, grouped attention, 32 tokens."""
+def llama(*, seed: int = 0, tied: bool = False, dtype: torch.dtype = torch.float32, layers: int = 2) -> PreTrainedModel:
+    """Hidden size 16, grouped attention, 32 tokens."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=32,
         hidden_size=16,
         intermediate_size=24,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=32,

@@ -12,8 +12,19 @@ from transformers import PreTrainedTokenizerFast
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from mergekit.common import ModelReference
-    from mergekit.config import MergeConfiguration
-    from mergekit.merge import MergeOptions, run_merge
+    from mergekit.config import ConditionalParameter, MergeConfiguration, evaluate_setting
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+__all__ = [
+    "ConditionalParameter",
+    "MergeConfiguration",
+    "MergeOptions",
+    "evaluate_setting",
+    "merged",
+    "put_in_order",
+    "run_merge",
+]
 
 
 def put_in_order(monkeypatch: pytest.MonkeyPatch, names: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ router = APIRouter(prefix="/api/merges", tags=["merges"])
 
 @router.post("", status_code=202, response_model=JobView)
 async def request_merge(asked: MergeRequest, hub: HubDep, caller: CallerDep) -> dict[str, Any]:
-    """Merge by an expression and push the result; the answer is the job that does it.
+    """Merge by an expression or a recipe file and push the result; the answer is the job that does it.
 
     Whatever can be known to fail is refused here. Watch the job at /api/jobs/{id}/events.
     """
@@ -25,7 +25,8 @@ async def request_merge(asked: MergeRequest, hub: HubDep, caller: CallerDep) -> 
         merges.request,
         hub,
         caller,
-        asked.expression,
+        asked.text,
+        syntax=asked.syntax,
         push=asked.push,
         as_kind=asked.as_kind,
         dtype=asked.dtype,

@@ -12,7 +12,6 @@ from adapterhub.hub.api.deps import CallerDep, HubDep, PublicUrl
 from adapterhub.hub.api.rest.schemas import (
     Explained,
     Explanation,
-    Expression,
     JobView,
     NewRecipe,
     ParsedRecipe,
@@ -25,6 +24,7 @@ from adapterhub.hub.api.rest.schemas import (
     SavedRecipeVersionList,
     SavedRecipeView,
     TwoRecipes,
+    Written,
 )
 from adapterhub.hub.services import jobs, merges, recipe_views, recipes, reproductions, saved_recipes
 from adapterhub.hub.services.access import require_jobs
@@ -37,15 +37,17 @@ Version = Annotated[int | None, Query(ge=1, le=10**9)]
 
 
 @router.post("/parse", response_model=ParsedRecipe)
-async def parse_recipe(asked: Expression) -> dict[str, Any]:
-    """Parse an expression: how it prints, and which names are in it. Looks nothing up."""
-    return await threads.run(recipes.parsed, asked.expression)
+async def parse_recipe(asked: Written) -> dict[str, Any]:
+    """Parse an expression or a recipe file: how it prints, and which names are in it. Looks nothing up."""
+    return await threads.run(recipes.parsed, asked.text, asked.syntax)
 
 
 @router.post("/explain", response_model=Explanation)
 async def explain_recipe(asked: Explained, hub: HubDep, caller: CallerDep) -> dict[str, Any]:
     """Explain what a merge would do, before any work: inputs by commit, methods, size, memory, time, licence."""
-    explain = partial(recipes.explain, hub, caller, asked.expression, as_kind=asked.as_kind, dtype=asked.dtype)
+    explain = partial(
+        recipes.explain, hub, caller, asked.text, syntax=asked.syntax, as_kind=asked.as_kind, dtype=asked.dtype
+    )
     return await threads.run(explain)
 
 
@@ -91,7 +93,7 @@ async def save_recipe(asked: NewRecipe, hub: HubDep, caller: CallerDep) -> dict[
         hub,
         caller,
         asked.name,
-        asked.expression,
+        asked.text,
         syntax=asked.syntax,
         message=asked.message,
         as_kind=asked.as_kind,

@@ -1,10 +1,12 @@
 """What our own REST takes and gives, as /docs shows it. Times are ISO 8601 in UTC; digests are "sha256:<hex>"."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from adapterhub.hub.services.recipe_texts import EXPRESSION, YAML
+from adapterhub.merging.recipes.documents import MAX_CHARACTERS
 from adapterhub.merging.recipes.expression import DEFAULT_LIMITS
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -61,12 +63,39 @@ class JobList(BaseModel):
     items: list[JobView]
 
 
-class MergeRequest(Strict):
+class Written(Strict):
+    """A recipe, as an expression or as the text of a recipe file, which mergekit's files are too."""
+
+    expression: str | None = Field(
+        default=None,
+        examples=["demo/base + 0.7*demo/code + 0.5*demo/licences"],
+        max_length=EXPRESSION_CHARACTERS,
+    )
+    yaml: str | None = Field(
+        default=None,
+        examples=["merge_method: ties\nbase_model: demo/base\nmodels: [...]"],
+        max_length=MAX_CHARACTERS,
+        description="Text of a recipe file, in place of an expression.",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.expression is None) == (self.yaml is None):
+            raise ValueError("give one of expression and yaml")
+        return self
+
+    @property
+    def text(self) -> str:
+        return self.expression if self.expression is not None else self.yaml or ""
+
+    @property
+    def syntax(self) -> str:
+        return EXPRESSION if self.expression is not None else YAML
+
+
+class MergeRequest(Written):
     """What to merge and where to put it."""
 
-    expression: str = Field(
-        examples=["demo/base + 0.7*demo/code + 0.5*demo/licences"], max_length=EXPRESSION_CHARACTERS
-    )
     push: str | None = Field(
         default=None,
         pattern=REPO_ID,
@@ -92,11 +121,7 @@ class PortRequest(Strict):
     strategy: str = Field(default="direct", examples=["direct"])
 
 
-class Expression(Strict):
-    expression: str = Field(examples=["demo/base + 0.7*demo/code"], max_length=EXPRESSION_CHARACTERS)
-
-
-class Explained(Expression):
+class Explained(Written):
     """What to explain, and what the result shall be."""
 
     as_kind: str | None = Field(default=None, alias="as", examples=["lora"], max_length=96)
@@ -150,7 +175,6 @@ class NewRecipe(Explained):
     """A recipe to save: a first version, or the next one of a recipe that is there."""
 
     name: str = Field(examples=["team/support"], pattern=REPO_ID)
-    syntax: str = Field(default="expression", max_length=20)
     message: str = Field(default="", max_length=1000)
     private: bool = Field(default=False, description="Of one that is made; it is where any input is private or gated.")
 

@@ -50,6 +50,13 @@ SAME = [
     ("task_arithmetic(demo/base; demo/a, 2*demo/b)", "demo/base + demo/a + 2*demo/b"),
     ("linear(demo/base; demo/a, demo/b)", "demo/base + 0.5*demo/a + 0.5*demo/b"),
     ("linear(demo/base, demo/m)", "demo/base + 0.5*demo/m"),
+    ("demo/base + [0, 1]*demo/a + 2*[0, 1]*demo/a", "demo/base + 3*[0, 1]*demo/a"),
+    ("demo/base + [0, 1]*(demo/a + 2*demo/b)", "demo/base + [0, 1]*demo/a + [0, 1]*2*demo/b"),
+    ("demo/base + [0, 1]*demo/a - [0, 1]*demo/a + demo/b", "demo/base + demo/b"),
+    ("demo/base + [0, 1]*[1, 2]*demo/a", "demo/base + [1, 2]*([0, 1]*demo/a)"),
+    ('demo/base + {"mlp": 1, "*": [1, 1]}*demo/a', "demo/base + demo/a"),
+    ("ties(demo/base; [0, 1]*demo/a, [1, 0]*demo/b)", "ties(demo/base; [1, 0]*demo/b, [0, 1]*demo/a)"),
+    ("linear(demo/base; [0, 1]*demo/a, demo/b)", "demo/base + linear(demo/b, [0, 1]*demo/a)"),
 ]
 
 
@@ -72,6 +79,13 @@ DIFFERENT = [
     "ties(demo/base; demo/a + demo/b)",
     "demo/base + 0.5*ties(demo/a, demo/b)",
     "demo/base + ties(demo/a, ties(demo/b, demo/c))",
+    "demo/base + [0, 1]*demo/a",
+    "demo/base + [0, 2]*demo/a",
+    'demo/base + {"mlp": [0, 1], "*": 0}*demo/a',
+    "ties(demo/base; [0, 1]*demo/a, demo/b)",
+    "ties(demo/base; demo/a, demo/b, density=[0.5, 1])",
+    "linear(demo/base; [0, 1]*demo/a, demo/b)",
+    "demo/base + ties([0, 1]*demo/a + demo/b)",
 ]
 
 
@@ -80,6 +94,16 @@ def test_different_meanings_have_different_digests(inputs: dict[Ref, Input]) -> 
     digests.add(recipe_digest(canonical(parse("demo/base"), inputs, dtype="BF16")))
     digests.add(recipe_digest(canonical(parse("demo/base + demo/a"), inputs, as_kind="lora")))
     assert len(digests) == len(DIFFERENT) + 2
+
+
+def test_the_canonical_text_holds_schedules(inputs: dict[Ref, Input]) -> None:
+    text = 'demo/base + [0, 1]*demo/a + ties({"mlp": 2, "*": 1}*demo/b, demo/c, density=[0.5, 1])'
+    (plain, merged) = sorted(json.loads(canonical(parse(text), inputs))["sum"], key=len)
+    assert plain["schedules"] == [[["*", [0.0, 1.0]]]]
+    assert merged["parameters"]["density"] == [["*", [0.5, 1.0]]]
+    assert [one.get("schedules") for one in merged["inputs"] if "schedules" in one] == [
+        [[["mlp", [2.0]], ["*", [1.0]]]]
+    ]
 
 
 def test_the_canonical_text_holds_commits_digests_and_every_parameter(inputs: dict[Ref, Input]) -> None:
@@ -108,6 +132,9 @@ def test_the_canonical_text_holds_commits_digests_and_every_parameter(inputs: di
         ("tied(demo/base; demo/a)", UnknownMethod, "did you mean ties"),
         ("ties(demo/base; demo/a, density=0)", InvalidParameter, "density"),
         ("ties(demo/base; demo/a, densty=1)", InvalidParameter, "densty"),
+        ("[1, 2]*demo/base + demo/a", BaseMismatch, r"found 1\*\[1, 2\]"),
+        ("slerp(demo/base; [0, 1]*demo/m)", InvalidParameter, r"slerp: takes no weights, and found \[0, 1\]"),
+        ("ties(demo/base; demo/a, density=[0.5, 0])", InvalidParameter, "density is 0"),
         ("linear(demo/base; demo/a, -1*demo/b)", InvalidParameter, "linear"),
     ],
 )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from adapterhub.merging.errors import ExpressionError, RecipeTooLarge
 from adapterhub.merging.recipes.expression import parse
 from adapterhub.merging.recipes.nodes import Call, Delta, Node, Recipe, Ref, Sum, Weighted, total, weighted
+from adapterhub.merging.recipes.values import Schedule, schedule
 
 A, B, M = Ref("demo/a"), Ref("demo/b"), Ref("demo/base")
 
@@ -36,6 +37,16 @@ MEANINGS: dict[str, Node] = {
         "x", None, (A,), (("a", "count"), ("b", True), ("c", "two words"), ("d", -0.001))
     ),
     "demo/base + 0.5*delta(demo/a, demo/b)": Sum((M, Weighted(0.5, Delta(A, B)))),
+    "demo/base + [0.1, .9]*demo/a": Sum((M, Weighted(1.0, A, (Schedule((("*", (0.1, 0.9)),)),)))),
+    'demo/base - 2*{"attn": 0.7, mlp: [0, 1], "*": .5}*demo/a': Sum(
+        (M, Weighted(-2.0, A, (Schedule((("attn", (0.7,)), ("mlp", (0.0, 1.0)), ("*", (0.5,)))),)))
+    ),
+    "ties(demo/a, density=[0.2, 1], normalize=[count, none])": Call(
+        "ties",
+        None,
+        (A,),
+        (("density", Schedule((("*", (0.2, 1.0)),))), ("normalize", Schedule((("*", ("count", "none")),)))),
+    ),
 }
 
 
@@ -58,6 +69,13 @@ refs = st.builds(
 numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
 words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=6)
 values = st.booleans() | numbers | words.filter(lambda word: word not in ("true", "false"))
+parts_of_names = st.sampled_from(["mlp", "self_attn", "layers.1.", 'a "quoted" \\ part'])
+gradients = st.lists(numbers, min_size=1, max_size=3)
+schedules = st.builds(
+    lambda cases, rest: schedule([*cases, ("*", rest)]),
+    st.lists(st.tuples(parts_of_names, gradients), max_size=2),
+    gradients,
+).filter(lambda value: isinstance(value, Schedule))
 identifiers = st.from_regex(r"[a-z_]{1,8}", fullmatch=True).filter(lambda name: name != "delta")
 
 
@@ -67,9 +85,13 @@ def grow(nodes: st.SearchStrategy[Node]) -> st.SearchStrategy[Node]:
         identifiers,
         st.none() | nodes,
         st.lists(nodes, min_size=1, max_size=3),
-        st.dictionaries(identifiers, values, max_size=2),
+        st.dictionaries(identifiers, values | schedules, max_size=2),
     )
-    return st.builds(weighted, numbers, nodes) | st.lists(nodes, min_size=2, max_size=4).map(total) | calls
+    return (
+        st.builds(weighted, numbers, nodes, st.lists(schedules, max_size=2))
+        | st.lists(nodes, min_size=2, max_size=4).map(total)
+        | calls
+    )
 
 
 expressions = st.recursive(refs | st.builds(Delta, refs, refs), grow, max_leaves=8)
@@ -114,8 +136,14 @@ WRONG = {
     "delta(a, 2*b)": (0, "delta takes the names of two models"),
     "a + 1e999*b": (4, "1e999 is too large for a number"),
     "a + 1e200*1e200*b": (4, "multiply to more than a number holds"),
+    "a + []*b": (5, "found ']', expected a name or a number"),
+    "a + [0.5*b": (8, "found '*', expected ')' or ',' or ']' or '}'"),
+    "a + [1, true]*b": (5, "a gradient's values are all numbers, all words, or all true and false"),
+    "a + [x, y]*b": (5, "a weight is made of numbers"),
+    'a + {"mlp": 0.2}*b': (5, "a choice by name ends with what holds for all other tensors"),
+    "a + [1e200, 2]*1e999*b": (15, "1e999 is too large for a number"),
     "a; rm -rf /": (1, "found ';'"),
-    "{{ a }}": (0, "found '{'"),
+    "{{ a }}": (1, "found '{', expected a name"),
 }
 
 
@@ -135,8 +163,15 @@ def test_references_are_named_once_in_order() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a + " * 6000 + "a", "(" * 65 + "a" + ")" * 65, " + ".join("a" * 513), "f(" * 70 + "a" + ")" * 70],
-    ids=["characters", "brackets", "terms", "calls"],
+    [
+        "a + " * 6000 + "a",
+        "(" * 65 + "a" + ")" * 65,
+        " + ".join("a" * 513),
+        "f(" * 70 + "a" + ")" * 70,
+        "[0, 1]*" * 513 + "a",
+        "f(a, " + ", ".join(f"p{number}=[0, 1]" for number in range(513)) + ")",
+    ],
+    ids=["characters", "brackets", "terms", "calls", "schedules", "parameters"],
 )
 def test_a_recipe_past_a_limit_is_refused(text: str) -> None:
     with pytest.raises(RecipeTooLarge):

@@ -42,6 +42,71 @@ def work(site: Site, job: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
+FILE = """
+merge_method: linear
+base_model: maria/base
+models:
+  - {model: maria/base, parameters: {weight: 1}}
+  - {model: maria/base-v2, parameters: {weight: [0, 1]}}
+out_dtype: bfloat16
+"""
+
+
+def test_a_recipe_file_is_parsed_explained_and_merged(stocked: Site) -> None:
+    client = stocked.client()
+    parsed = client.post("/api/recipes/parse", json={"yaml": FILE}).json()
+    assert parsed["text"] == "linear(maria/base; maria/base, [0, 1]*maria/base-v2)"
+    plan = client.post("/api/recipes/explain", json={"yaml": FILE}).json()
+    asked = client.post("/api/merges", json={"yaml": FILE, "push": "maria/mean"})
+    done = work(stocked, asked.json())
+    assert (done["state"], done["result"]["recipe_digest"]) == ("succeeded", plan["digest"])
+    recipe = client.get(f"/api/recipes/{plan['digest']}").json()
+    assert recipe["text"] == FILE
+    assert recipe["canonical"]["dtype"] == "BF16"
+
+
+def test_slices_are_stacked_and_told_as_what_the_result_was_made_of(stocked: Site) -> None:
+    text = """
+    merge_method: passthrough
+    slices:
+      - sources: [{model: maria/base, layer_range: [0, 2]}]
+      - sources: [{model: maria/base-v2, layer_range: [1, 2]}]
+    """
+    client = stocked.client()
+    assert client.post("/api/recipes/parse", json={"yaml": text}).json() == {
+        "text": "stack(maria/base[0:2], maria/base-v2[1:2])",
+        "references": ["maria/base", "maria/base-v2"],
+    }
+    done = work(stocked, client.post("/api/merges", json={"yaml": text, "push": "maria/tall"}).json())
+    assert done["state"] == "succeeded"
+    view = client.get("/api/patches/maria/tall").json()
+    assert {one["name"] for one in view["lineage"]["parents"]} == {"maria/base", "maria/base-v2"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "says"),
+    [
+        ({"yaml": FILE, "expression": "maria/base"}, 400, "give one of expression and yaml"),
+        ({}, 400, "give one of expression and yaml"),
+        ({"yaml": "merge_method: slurp"}, 400, "merge_method: slurp: no such merge method; did you mean slerp?"),
+        ({"yaml": "a: &x [*x]"}, 400, "recipe file: the alias"),
+        (
+            {"yaml": "{merge_method: linear, models: [{model: ./a, parameters: {weight: 1}}]}"},
+            400,
+            "./a: is a folder of the machine that wrote the file",
+        ),
+        ({"yaml": FILE.replace("maria/base-v2", "maria/base-v3")}, 404, "maria/base-v3: no such repository"),
+    ],
+)
+def test_a_recipe_file_that_means_nothing_is_refused(
+    asked: dict[str, str], code: int, says: str, stocked: Site
+) -> None:
+    for route in ("/api/merges", "/api/recipes/explain"):
+        answer = stocked.client().post(route, json=asked)
+        assert answer.status_code == code
+        assert says in answer.text
+
+
 def test_a_merge_is_asked_for_watched_and_shown(stocked: Site) -> None:
     asked = stocked.client().post(
         "/api/merges", json={"expression": "maria/base + 0.7*maria/code", "push": "maria/both"}
