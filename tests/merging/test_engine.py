@@ -84,7 +84,7 @@ def test_the_recipe_and_the_card_say_how_it_was_made(planned: Callable[..., Plan
     run(made, tmp_path / "out")
     assert (tmp_path / "out/recipe.json").read_text() == made.canonical
     card = (tmp_path / "out/README.md").read_text()
-    assert 'base_model: "demo/base"' in card
+    assert 'base_model: ["demo/base", "demo/lora1", "demo/lora2"' in card
     assert '["adapterhub", "merge"]' in card
     assert str(made.recipe) in card
     assert made.recipe_digest in card
