@@ -9,10 +9,13 @@ from sqlmodel import Session, col
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Evaluation, Patch, Recipe, Ref, Repository, RevisionFacts
 from adapterhub.hub.errors import InvalidCard, PatchNotFound
-from adapterhub.hub.services import cards, gates, likes, lineage, recipe_inputs, refs, repos, trees
+from adapterhub.hub.services import cards, gates, likes, lineage, recipe_inputs, refs, repos, saved_recipes, trees
 from adapterhub.hub.services.access import Caller, readable
 from adapterhub.hub.services.names import is_storable
 from adapterhub.hub.services.trees import Entry
+
+SAVED = 10
+"""Most saved recipes that the view of a merge's result names."""
 
 PATCHES = 100
 """Most patches that one view holds; `patch_list` has the others."""
@@ -144,7 +147,7 @@ def _view(
             "children": lineage.children(session, caller, repo),
         },
         "evaluations": _evaluations(session, repo, commit),
-        "recipe": _recipe(session, files),
+        "recipe": _recipe(session, caller, files),
         "branches": [name.removeprefix(refs.BRANCH) for name in names if name.startswith(refs.BRANCH)],
         "tags_refs": [name.removeprefix(refs.TAG) for name in names if name.startswith(refs.TAG)],
     }
@@ -255,11 +258,17 @@ def _evaluations(session: Session, repo: Repository, commit: str) -> list[dict[s
     return [{"task": r.task, "dataset": r.dataset, "metric": r.metric, "value": r.value} for r in rows]
 
 
-def _recipe(session: Session, files: Sequence[Entry]) -> dict[str, Any] | None:
-    """The recipe of a merge's result: its canonical text is the file, so the file's digest is the recipe's."""
+def _recipe(session: Session, caller: Caller, files: Sequence[Entry]) -> dict[str, Any] | None:
+    """The recipe of a merge's result: its canonical text is the file, so the file's digest is the recipe's.
+
+    saved: the versions of saved recipes that mean the same, as expressions call them.
+    """
     file = next((f for f in files if f.path == recipe_inputs.FILE), None)
     recipe = session.get(Recipe, file.digest) if file else None
-    return {"digest": recipe.digest, "text": recipe.text} if recipe else None
+    if recipe is None:
+        return None
+    saved = saved_recipes.of_digest(session, caller, recipe.digest, limit=SAVED)
+    return {"digest": recipe.digest, "text": recipe.text, "saved": saved}
 
 
 def _file_json(file: Entry) -> dict[str, Any]:

@@ -140,6 +140,15 @@ def versions(
     return row, found[:limit], found[limit - 1].number if len(found) > limit else None
 
 
+def of_digest(session: Session, caller: Caller, digest: str, *, limit: int) -> list[str]:
+    """Versions that mean the recipe of that digest, "recipe/ns/name@version", of recipes that `caller` may know of."""
+    same = col(SavedRecipeVersion.recipe_id) == col(SavedRecipe.id)
+    rows = select(SavedRecipe.full_name, SavedRecipeVersion.number).join(SavedRecipeVersion, same)
+    rows = rows.where(SavedRecipeVersion.digest == digest, readable_recipes(caller))
+    order = col(SavedRecipe.name_key), col(SavedRecipeVersion.number).desc()
+    return [f"{PREFIX}{name}@{number}" for name, number in session.exec(rows.order_by(*order).limit(limit))]
+
+
 def require_target(session: Session, caller: Caller, name: str) -> SavedRecipe | None:
     """The recipe of that name that `caller` may save to, None where it is to be made.
 

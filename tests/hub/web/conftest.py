@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from adapterhub.hub.app import create_app
-from adapterhub.hub.services import accounts, repos
+from adapterhub.hub.services import accounts, recipes, repos
 from adapterhub.hub.services.access import authenticate
 from adapterhub.hub.services.commits import AddRegular, commit
 from adapterhub.hub.settings import Settings
@@ -43,6 +43,11 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     for repo_id, files in content.items():
         repos.create(hub, ann, repo_id, private=repo_id == "ann/secret")
         commit(hub, ann, repo_id, "main", files, "push")
+    for weight in (0.5, 0.7):
+        recipes.save(hub, ann, "ann/support", f"ann/base + {weight}*ann/code", message=f"<b>{weight}</b>")
+    recipes.save(hub, ann, "ann/hidden", "ann/base + ann/secret")
+    recipes.save(hub, ann, "ann/half-hidden", "ann/base + ann/code")  # made public: what it names later is not
+    recipes.save(hub, ann, "ann/half-hidden", "ann/base + ann/secret")
     return app
 
 
