@@ -203,10 +203,10 @@ async def repository_page(
         visitor=visitor,
         fits=FITS,
         snippets=snippets(repo, endpoint, path),
-        at=_query({"revision": revision}),
+        at=query({"revision": revision}),
         path=path,
         listed=LISTED,
-        json_twin=f"/api/patches/{repo['id']}" + _query(asked),
+        json_twin=f"/api/patches/{repo['id']}" + query(asked),
         **page,
     )
 
@@ -234,8 +234,8 @@ async def folders_page(
         query_here=search,
         items=page["items"],
         total=page["total"],
-        next=_query(state | {"after": page["after"]}) if page["after"] else None,
-        json_twin=f"/api/patches/{owner}/{name}/folders" + _query(state | {"after": after}),
+        next=query(state | {"after": page["after"]}) if page["after"] else None,
+        json_twin=f"/api/patches/{owner}/{name}/folders" + query(state | {"after": after}),
     )
 
 
@@ -271,7 +271,7 @@ def _collection(hub: Hub, caller: Caller, slug: str) -> tuple[Shown, list[dict[s
         return shown, [line | {"note": notes[line["id"]]} for line in lines]
 
 
-def _query(values: Mapping[str, str | None]) -> str:
+def query(values: Mapping[str, str | None]) -> str:
     """ "?name=value" of those that are not empty, "" where all are."""
     said = {name: value for name, value in values.items() if value}
     return f"?{urlencode(said)}" if said else ""

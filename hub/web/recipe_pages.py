@@ -10,7 +10,7 @@ from adapterhub.hub.api.deps import HubDep, PublicUrl
 from adapterhub.hub.context import Hub
 from adapterhub.hub.services import recipe_views, recipes
 from adapterhub.hub.services.access import Caller
-from adapterhub.hub.web.pages import render
+from adapterhub.hub.web.pages import query, render
 from adapterhub.hub.web.sessions import VisitorDep
 
 LISTED = 30
@@ -41,7 +41,7 @@ async def list_page(
         following=page["after"],
         name_part=search,
         author=author,
-        json_twin="/api/recipes",
+        json_twin="/api/recipes" + query({"search": search, "author": author, "after": after}),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from huggingface_hub import HfApi
 
@@ -46,7 +47,21 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             (local / "README.md").write_text(f"---\nlicense: apache-2.0\n---\n# {repo_id}\n\nMade by a test.\n")
             api.create_repo(repo_id)
             api.upload_folder(repo_id=repo_id, folder_path=local)
+        _save_recipes(server)
         yield server
+
+
+def _save_recipes(server: Server) -> None:
+    """Two versions of a recipe, and the model that the second makes."""
+    headers = {"Authorization": f"Bearer {server.token}"}
+    with httpx.Client(base_url=server.url, headers=headers, timeout=60) as http:
+        for expression, message in (
+            ("ann/base + 0.5*ann/code", "half of it"),
+            ("ties(ann/base; 0.7*ann/code, density=0.5)", "trimmed, and more of it"),
+        ):
+            asked = {"name": "ann/support", "expression": expression, "message": message}
+            http.post("/api/recipes", json=asked).raise_for_status()
+        http.post("/api/recipes/ann/support/runs", json={"push": "ann/merged"}).raise_for_status()
 
 
 @pytest.fixture

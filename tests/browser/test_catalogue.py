@@ -32,6 +32,34 @@ def test_the_picture_by_layer_shows_measured_norms_once_the_job_is_done(page: An
     screenshot(page, "patch")
 
 
+def test_a_recipe_is_found_read_and_compared(page: Any) -> None:
+    page.goto("/")
+    page.get_by_role("link", name="Recipes", exact=True).click()
+    screenshot(page, "recipes")
+    page.get_by_role("link", name="ann/support", exact=True).click()
+    expect(page.get_by_text("ties(ann/base; 0.7*ann/code, density=0.5)").first).to_be_visible()
+    expect(page.get_by_role("heading", name="Since version 1")).to_be_visible()
+    screenshot(page, "recipe")
+    page.get_by_role("link", name="1", exact=True).click()
+    expect(page.get_by_text("the latest is version 2")).to_be_visible()
+    page.get_by_role("link", name="with 2").click()
+    expect(page.get_by_role("heading", name="Since version 2")).to_be_visible()
+
+
+def test_a_merge_shows_its_recipe_and_where_it_is_saved(page: Any) -> None:
+    for _ in range(60):
+        page.goto("/ann/code")
+        if page.get_by_text("ann/merged").first.is_visible():
+            break
+        page.wait_for_timeout(500)
+    page.goto("/ann/merged")
+    saved = page.get_by_role("link", name="recipe/ann/support@2")
+    expect(saved).to_be_visible()
+    screenshot(page, "merge")
+    saved.click()
+    expect(page).to_have_title("ann/support · recipe · adapterhub")
+
+
 def test_the_repository_page_reads_without_scripts(chromium: Any, catalogue: Server) -> None:
     context = chromium.new_context(base_url=catalogue.url, java_script_enabled=False)
     tab = context.new_page()
@@ -43,7 +71,7 @@ def test_the_repository_page_reads_without_scripts(chromium: Any, catalogue: Ser
 
 def test_a_narrow_screen_does_not_scroll_sideways(page: Any) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
-    for path in ("/", "/patches", "/ann/code", "/help"):
+    for path in ("/", "/patches", "/recipes", "/recipes/ann/support", "/ann/code", "/help"):
         page.goto(path)
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), path
 
