@@ -13,9 +13,16 @@ from adapterhub.hub.services import cards, gates, likes, lineage, recipe_inputs,
 from adapterhub.hub.services.access import Caller, readable
 from adapterhub.hub.services.names import is_storable
 from adapterhub.hub.services.trees import Entry
+from adapterhub.merging.errors import MergingError
+from adapterhub.merging.recipes.expression import parse
+from adapterhub.merging.recipes.rebuilding import rebuilt
+from adapterhub.storage.errors import BlobNotFound
 
 SAVED = 10
 """Most saved recipes that the view of a merge's result names."""
+
+RECIPE_BYTES = 64 << 10
+"""Largest recipe.json that a view writes out."""
 
 PATCHES = 100
 """Most patches that one view holds; `patch_list` has the others."""
@@ -37,7 +44,7 @@ def repo_view(
         if path:
             files = [file for file in files if file.path.startswith(path + "/")]
         view = _view(session, caller, repo, commit, revision, files, path)
-    return view | {"card_text": _card_text(hub, files)}
+    return view | {"card_text": _card_text(hub, files), "recipe": view["recipe"] or _carried_recipe(hub, files)}
 
 
 def summaries(
@@ -269,6 +276,18 @@ def _recipe(session: Session, caller: Caller, files: Sequence[Entry]) -> dict[st
         return None
     saved = saved_recipes.of_digest(session, caller, recipe.digest, limit=SAVED)
     return {"digest": recipe.digest, "text": recipe.text, "saved": saved}
+
+
+def _carried_recipe(hub: Hub, files: Sequence[Entry]) -> dict[str, Any] | None:
+    """The recipe of a result that was merged elsewhere, written out of its recipe.json; None where that is none."""
+    file = next((f for f in files if f.path == recipe_inputs.FILE and f.size_bytes <= RECIPE_BYTES), None)
+    if file is None:
+        return None
+    try:
+        recipe = rebuilt(b"".join(hub.store.read(file.digest, 0, RECIPE_BYTES))).recipe
+        return {"digest": file.digest, "text": str(parse(str(recipe))), "saved": []}
+    except (MergingError, BlobNotFound):
+        return None
 
 
 def _file_json(file: Entry) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ FILE = "recipe.json"
 
 MAX_BYTES = 4 << 20
 """Most bytes of a canonical recipe that are read."""
+
+_METHOD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 _WHOLE = frozenset({"format", "format_version", "inputs", "base", "sum", "dtype", "as"})
 _PARTS: Mapping[str, frozenset[str]] = {
@@ -94,7 +97,8 @@ class _Parts:
             return Delta(self.refs[_number(model)], self.refs[_number(base)])
         # a sum of one stays a sum, so that its own weight is not taken for the method's
         inputs = tuple(self._input(one, depth + 1) for one in part["inputs"])
-        return Call(str(part["method"]), None, inputs, tuple(sorted(part["parameters"].items())))
+        parameters = {str(name): _parameter(name, value) for name, value in part["parameters"].items()}
+        return Call(_method(part["method"]), None, inputs, tuple(sorted(parameters.items())))
 
     def _input(self, one: Mapping[str, Any], depth: int) -> Node:
         _check_known(one, frozenset({"weight", "sum"}), "an input of a method")
@@ -124,6 +128,20 @@ def _weight(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InvalidRecipe(FILE, f"{value!r} is no weight")
     return float(value)
+
+
+def _method(value: Any) -> str:
+    if not isinstance(value, str) or not _METHOD.fullmatch(value):
+        raise InvalidRecipe(f"recipe.json: {value!r} is no merge method")
+    return value
+
+
+def _parameter(name: str, value: Any) -> float | bool | str:
+    if isinstance(value, bool | str):
+        return value
+    if isinstance(value, int | float) and math.isfinite(value):
+        return value
+    raise InvalidRecipe(f"recipe.json: the parameter {name} is {value!r}, which is neither number, truth nor text")
 
 
 def _text(value: Any) -> str | None:

@@ -10,7 +10,7 @@ from safetensors.numpy import load, save
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Job
 from adapterhub.hub.errors import InvalidRequest, RepoNotFound
-from adapterhub.hub.services import describe, merges, repos, reproductions
+from adapterhub.hub.services import describe, merges, recipes, repos, reproductions
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.commits import AddRegular, commit
 from adapterhub.merging.errors import InvalidRecipe, UnknownName
@@ -101,3 +101,17 @@ def test_what_cannot_be_made_again_is_refused_before_work(hub: Hub, ann: Caller,
     hub.db.transact(lambda session: repos.delete(session, ann, "ann/code"))
     with pytest.raises(UnknownName):
         reproductions.request(hub, ann, "ann/both")
+
+
+def test_a_result_that_was_merged_elsewhere_tells_its_recipe_too(hub: Hub, ann: Caller) -> None:
+    merged(hub, ann, "ann/base + 0.5*ties(ann/code, density=0.5) - ann/code")
+    here = describe.repo_view(hub, ann, "ann/both")["recipe"]
+    changed = content(hub, ann, "ann/both", "recipe.json").replace(b'"density":0.5', b'"density":0.25')
+    push(hub, ann, "ann/elsewhere", [*model(), AddRegular("recipe.json", changed)])
+    told = describe.repo_view(hub, ann, "ann/elsewhere")["recipe"]
+    assert told["digest"] != here["digest"]
+    assert told["text"].startswith("ann/base@")
+    assert "density=0.25" in told["text"]
+    assert recipes.explain(hub, ann, told["text"])["digest"] == told["digest"]
+    push(hub, ann, "ann/broken", [*model(), AddRegular("recipe.json", b"{}")])
+    assert describe.repo_view(hub, ann, "ann/broken")["recipe"] is None

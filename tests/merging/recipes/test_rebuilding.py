@@ -43,6 +43,10 @@ def broken(given: dict[Ref, Input], **changes: Any) -> bytes:
     return json.dumps(value | changes).encode()
 
 
+def method(**changes: Any) -> dict[str, Any]:
+    return {"weight": 1, "method": "ties", "parameters": {}, "inputs": [], **changes}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -56,6 +60,10 @@ def broken(given: dict[Ref, Input], **changes: Any) -> bytes:
         ({"sum": [{"input": 0}]}, "no canonical recipe"),
         ({"sum": [{"weight": 1, "input": 0, "layers": "3-5"}]}, "a part with 'input' says layers"),
         ({"sum": [{"weight": 1, "model": 0}]}, "a part has none of input, delta, method"),
+        ({"sum": [method(parameters={"density": [0.2]})]}, "the parameter density is"),
+        ({"sum": [method(parameters={"density": 1e999})]}, "the parameter density is inf"),
+        ({"sum": [method(method="a(b)")]}, "'a\\(b\\)' is no merge method"),
+        ({"sum": [method(method=7)]}, "7 is no merge method"),
         ({"tokenizer": "union"}, "the recipe says tokenizer"),
         ({"dtype": 16}, "16 is no text"),
         ({"inputs": "demo/base"}, "no canonical recipe"),
