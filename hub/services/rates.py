@@ -21,15 +21,18 @@ def measured(session: Session, kind: str, methods: Mapping[str, int]) -> Rate:
     """
     ended = select(Job.result).where(Job.kind == kind, Job.state == "succeeded")
     rows = session.exec(ended.order_by(col(Job.finished_at).desc()).limit(LOOKED_AT)).all()
-    done = [work for row in rows if row and _tells(work := row.get("work"))]
+    done = [work for row in rows if (work := _work(row)) is not None]
     alike = [work for work in done if set(work["methods"]) == set(methods)]
     if alike:
         return _rate(alike, "by the same methods")
     return _rate(done, "by other methods") if done else STATED
 
 
-def _tells(work: Any) -> bool:
-    return isinstance(work, dict) and work["bytes"] >= LEAST_BYTES and work["seconds"] > 0
+def _work(result: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """What a job says of its work; None where it says nothing, or did too little to tell a rate."""
+    work = (result or {}).get("work")
+    is_telling = isinstance(work, dict) and work["bytes"] >= LEAST_BYTES and work["seconds"] > 0
+    return work if is_telling else None
 
 
 def _rate(done: Sequence[Mapping[str, Any]], how: str) -> Rate:

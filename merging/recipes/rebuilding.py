@@ -67,7 +67,8 @@ def _recipe(value: Mapping[str, Any]) -> Rebuilt:
         )
     _check_known(value, _WHOLE, "the recipe")
     refs = tuple(_ref(one) for one in value["inputs"])
-    root = Sum((refs[_number(value["base"])], *_Parts(refs).terms(value["sum"], 0)))
+    base = refs[_number(value["base"])]
+    root = Sum((base, *_Parts(refs, base).terms(value["sum"], 0)))
     names = tuple(str(one["name"]) for one in value["inputs"])
     return Rebuilt(Recipe(root), refs, names, _text(value["dtype"]), _text(value["as"]))
 
@@ -77,6 +78,7 @@ class _Parts:
     """Makes nodes of parts. left: how many may still be made."""
 
     refs: Sequence[Ref]
+    base: Ref
     left: int = DEFAULT_LIMITS.terms
 
     def terms(self, parts: Iterable[Mapping[str, Any]], depth: int) -> tuple[Node, ...]:
@@ -102,7 +104,9 @@ class _Parts:
 
     def _input(self, one: Mapping[str, Any], depth: int) -> Node:
         _check_known(one, frozenset({"weight", "sum"}), "an input of a method")
-        return Weighted(_weight(one["weight"]), Sum(self.terms(one["sum"], depth)))
+        # nothing times the base is nothing, and text can say it
+        terms = self.terms(one["sum"], depth) or (Weighted(0.0, self.base),)
+        return Weighted(_weight(one["weight"]), Sum(terms))
 
 
 def _check_known(value: Mapping[str, Any], known: frozenset[str], what: str) -> None:

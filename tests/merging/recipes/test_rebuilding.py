@@ -36,6 +36,7 @@ def test_a_rebuilt_recipe_has_the_same_canonical_form(
     by_name = {(one.name, one.path): one for one in inputs.values()}
     given = {ref: by_name[name, ref.path] for ref, name in zip(found.refs, found.names, strict=True)}
     assert canonical(found.recipe, given, dtype=found.dtype, as_kind=found.as_kind) == before
+    assert parse(str(found.recipe)).references() == found.recipe.references()
 
 
 def broken(given: dict[Ref, Input], **changes: Any) -> bytes:
