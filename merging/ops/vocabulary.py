@@ -79,14 +79,15 @@ def reindexed(own: int, tables: Sequence[Table], rows: Array, fills: Fills, *, t
     for start in range(0, len(rows), step):
         block = rows[start : start + step]
         target = result[start : start + len(block)]
-        is_own = block >= 0
-        lacking = start + np.flatnonzero(~is_own)
+        lacking = np.flatnonzero(block < 0)
         if is_moved and fills.are_moved:
-            target[is_own] = table.bits[block[is_own]]
-            target[~is_own] = _moved(tables, fills, lacking, columns, kind)
+            # "clip" writes straight into the result; what it takes for a missing row is written over.
+            np.take(table.bits, block, axis=0, out=target, mode="clip")
+            target[lacking] = _moved(tables, fills, start + lacking, columns, kind)
         else:
-            target.view(_WIDE[dtype])[is_own] = table.numbers(block[is_own], dtype)
-            target.view(_WIDE[dtype])[~is_own] = _means(tables, fills, lacking, columns, dtype)
+            numbers = target.view(_WIDE[dtype])
+            numbers[:] = table.numbers(np.maximum(block, 0), dtype)
+            numbers[lacking] = _means(tables, fills, start + lacking, columns, dtype)
         if total > len(rows):
             sums += target.view(_WIDE[dtype]).sum(0, dtype=np.float64)
     if total > len(rows):
