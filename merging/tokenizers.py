@@ -1,8 +1,9 @@
 """A model's tokenizer as data: which token has which id, and its files with tokens added or taken away.
 
-Read as transformers reads it: `tokenizer.json`, else `vocab.json` with `merges.txt`, else `vocab.txt`; then the added
-and special tokens of `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`, which transformers
-appends while it loads. JSON in and JSON out: nothing is executed, no tokenizer is built. Never imports torch.
+Read as transformers reads it: `tokenizer.json`, else `vocab.json` with `merges.txt`, else `vocab.txt`, else the pieces
+of a sentencepiece `tokenizer.model`; then the added and special tokens of `tokenizer_config.json`,
+`special_tokens_map.json` and `added_tokens.json`, which transformers appends while it loads. Data in and data out:
+nothing is executed, no tokenizer is built. Never imports torch.
 Source: transformers 5.23 `tokenization_utils_base.py`, _from_pretrained, and `tokenization_utils_tokenizers.py`.
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 from adapterhub.merging.checkpoint import Folder
 from adapterhub.merging.errors import InvalidPatch
 from adapterhub.merging.folders import join, read_json
+from adapterhub.merging.sentencepiece_files import pieces
 
 MAX_FILE_BYTES = 128 * 1024 * 1024
 """Longest file of a tokenizer that is read; those of 256,000 tokens take some 35 MB."""
@@ -24,7 +26,7 @@ MAX_TOKENS = 1 << 22
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 SPECIAL, ADDED = "special_tokens_map.json", "added_tokens.json"
-VOCAB, MERGES, WORDS = "vocab.json", "merges.txt", "vocab.txt"
+VOCAB, MERGES, WORDS, PIECES = "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model"
 
 _FILES = (
     "tokenizer*",
@@ -37,7 +39,8 @@ _FILES = (
     "sentencepiece.bpe.model",
     "chat_template.*",
 )
-_SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_OTHERS = ("spiece.model", "sentencepiece.bpe.model")
+"""Files of sentencepiece whose models number pieces in ways of their own."""
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")
 
@@ -74,7 +77,8 @@ class Tokenizer:
     """Which token has which id, added ones too, and the files it was read from.
 
     name: how messages call the model. ids: in ascending order. added: those of `ids` that are found before the model
-    cuts the text. prefix: where the files are in the folder. parsed: the JSON files by name.
+    cuts the text. file: the main one, which has `own` of the tokens. prefix: where the files are in the folder.
+    parsed: the JSON files by name.
     """
 
     name: str
@@ -82,6 +86,8 @@ class Tokenizer:
     prefix: str
     ids: Mapping[str, int]
     added: Mapping[str, AddedToken]
+    file: str
+    own: int
     parsed: Mapping[str, Mapping[str, Any]] = field(repr=False, compare=False)
 
     @property
@@ -113,25 +119,25 @@ def read_tokenizer(folder: Folder, prefix: str, name: str) -> Tokenizer | None:
         for one in (TOKENIZER, CONFIG, SPECIAL, ADDED, VOCAB)
         if join(prefix, one) in there
     }
-    file = next((one for one in (TOKENIZER, VOCAB, WORDS) if join(prefix, one) in there), None)
+    file = next((one for one in (TOKENIZER, VOCAB, WORDS, PIECES) if join(prefix, one) in there), None)
     if file is None:
-        if any(join(prefix, one) in there for one in _SENTENCEPIECE):
+        if any(join(prefix, one) in there for one in _OTHERS):
             raise InvalidPatch(
-                f"{name}: its tokenizer is stored as sentencepiece alone; load it with transformers' AutoTokenizer and "
-                f"save it, which writes {TOKENIZER}, to merge its vocabulary"
+                f"{name}: its tokenizer is stored as sentencepiece of its own kind; load it with transformers' "
+                f"AutoTokenizer and save it, which writes {TOKENIZER}, to merge its vocabulary"
             )
         return None
     ids, added = _stored(folder, prefix, file, parsed)
     _check_ids(ids, join(prefix, file))
+    own = len(ids)
     following = max(ids.values(), default=-1) + 1
     for one in _loaded(parsed):
         # As the tokenizers library does: a token that is there keeps its id, others come after the last.
         if one.content and one.content not in ids:
             ids[one.content], following = following, following + 1
         added.setdefault(one.content, one)
-    return Tokenizer(
-        name, folder, prefix, dict(sorted(ids.items(), key=lambda item: (item[1], item[0]))), added, parsed
-    )
+    in_order = dict(sorted(ids.items(), key=lambda item: (item[1], item[0])))
+    return Tokenizer(name, folder, prefix, in_order, added, file, own, parsed)
 
 
 def _stored(
@@ -139,9 +145,11 @@ def _stored(
 ) -> tuple[dict[str, int], dict[str, AddedToken]]:
     """Ids and added tokens that the main file says."""
     path = join(prefix, file)
-    if file == WORDS:
+    if file in (WORDS, PIECES):
         if folder.size(path) > MAX_FILE_BYTES:
             raise InvalidPatch(f"{path}: {folder.size(path)} bytes; at most {MAX_FILE_BYTES} are read")
+        if file == PIECES:
+            return {piece: number for number, piece in enumerate(pieces(folder.read(path), path))}, {}
         lines = folder.read(path).decode("utf-8", errors="replace").splitlines()
         return {word: number for number, word in enumerate(lines)}, {}
     if file == VOCAB:
@@ -185,7 +193,7 @@ def _loaded(parsed: Mapping[str, Mapping[str, Any]]) -> Iterator[AddedToken]:
 
 def _special(config: Mapping[str, Any]) -> list[Any]:
     found = [config[key] for key in _NAMED if config.get(key)]
-    further = next((config[key] for key in _EXTRA if isinstance(config.get(key), list)), [])
+    further: list[Any] = next((config[key] for key in _EXTRA if isinstance(config.get(key), list)), [])
     return found + further
 
 
@@ -212,6 +220,11 @@ def within(tokenizer: Tokenizer, rows: int) -> Tokenizer:
     beyond = {token for token, number in tokenizer.ids.items() if number >= rows}
     if not beyond:
         return tokenizer
+    if tokenizer.file == PIECES and tokenizer.own > rows:
+        raise InvalidPatch(
+            f"{tokenizer.name}: {PIECES} has {tokenizer.own} pieces for {rows} rows; load it with transformers' "
+            f"AutoTokenizer and save it, which writes {TOKENIZER}, from which tokens can be left out"
+        )
     parsed = {name: _STRIPPED[name](value, beyond) for name, value in tokenizer.parsed.items()}
     if TOKENIZER in parsed:
         _check_put_in(parsed[TOKENIZER].get("post_processor"), rows, tokenizer.name)
@@ -296,16 +309,19 @@ def written(tokenizer: Tokenizer, more: Sequence[AddedToken] = (), *, is_strippe
     if TOKENIZER not in parsed or isinstance(config.get("added_tokens_decoder"), dict):
         known = config.get("added_tokens_decoder") or {}
         config["added_tokens_decoder"] = {str(number): asdict(one) for number, one in sorted(entries.items())} | known
-    if ADDED in parsed:
-        stored = parsed.get(VOCAB) or {}
-        parsed[ADDED] |= {token: ids[token] for token in tokens if token not in stored}
+    if ADDED in parsed or tokenizer.file == PIECES:
+        parsed.setdefault(ADDED, {}).update({one.content: ids[one.content] for one in more if _is_new(one, tokenizer)})
     found = {name: json_bytes(value) for name, value in parsed.items()}
     for name in tokenizer.files():
         if name in (MERGES, WORDS) and is_stripped:
             found[name] = _lines(tokenizer, name)
-        elif not (name in found or (is_stripped and fnmatchcase(name, "*.model*"))):
+        elif name not in found and not (is_stripped and name != tokenizer.file and fnmatchcase(name, "*.model*")):
             found[name] = tokenizer.read(name)
     return found
+
+
+def _is_new(token: AddedToken, tokenizer: Tokenizer) -> bool:
+    return token.content not in tokenizer.ids
 
 
 def numbered(tokenizer: Tokenizer, more: Iterable[AddedToken]) -> dict[str, int]:

@@ -6,7 +6,7 @@ model's own are), so that what is merged later is rounded once. Never imports to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 BLOCK_ELEMENTS = 1 << 20
 """Entries that are widened at a time."""
 
-_WIDE = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
-_STORED = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), **_WIDE}
+_WIDE: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+_STORED: Mapping[str, np.dtype[Any]] = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), **_WIDE}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Table:
 
     def numbers(self, rows: Array, dtype: str) -> Array:
         """The values of some rows as float32 or float64, exactly."""
-        found = self.bits[rows]
+        found: Array = self.bits[rows]
         if self.dtype == "BF16":
             return (found.astype(np.uint32) << 16).view(np.float32).astype(_WIDE[dtype])
         return found.view(_STORED[self.dtype]).astype(_WIDE[dtype])
@@ -108,4 +108,5 @@ def _means(tables: Sequence[Table], fills: Fills, ids: Array, columns: int, dtyp
     for table, rows in zip(tables, here, strict=True):
         found[rows >= 0] += table.numbers(rows[rows >= 0], dtype)
     counts = np.maximum(1, (here >= 0).sum(0)).astype(found.dtype)
-    return found / counts[:, None]
+    means: Array = found / counts[:, None]
+    return means

@@ -442,9 +442,9 @@ def test_a_chat_template_replaces_the_base_s(families: dict[str, dict[str, Path]
     shutil.copytree(folders["base"], old)
     changed(old / "tokenizer_config.json", chat_template="{{ 'old' }}")
     messages = [{"role": "user", "content": "hi"}]
-    for number, source in enumerate((None, "base", "union")):
-        policy = TokenizerPolicy(source, chat_template="chatml")
-        text = "base" if source is None else "linear(base; 0.5*base, 0.5*a)"
+    for number, policy in enumerate((TokenizerPolicy(), BASE, UNION)):
+        policy = replace(policy, chat_template="chatml")
+        text = "base" if policy.source is None else "linear(base; 0.5*base, 0.5*a)"
         made = planned(text, {"base": old, "a": folders["a"]}, policy)
         assert made.vocabulary["chat_template"] == "chatml"
         run(made, tmp_path / str(number))

@@ -24,7 +24,8 @@ TOLD = [{"role": "system", "content": "Be kind"}, *ASKED]
 
 def rendered(template: str, messages: Sequence[Any], *, is_asked: bool = False) -> str:
     """As transformers renders it."""
-    [found], _ = render_jinja_template(
+    render: Any = render_jinja_template
+    [found], _ = render(
         [list(messages)], chat_template=template, add_generation_prompt=is_asked, bos_token="<s>", eos_token="</s>"
     )
     return str(found)

