@@ -123,5 +123,5 @@ def _merge_here(
             progress=progress_shown(waiting),
         )
     files = [{"path": name, "size": size, "digest": digest} for name, size, digest in done.files]
-    recipe = next(file["digest"] for file in files if file["path"] == "recipe.json")
-    return {"folder": str(out), "recipe_digest": recipe, "files": files, "report": dict(done.report)}
+    digest = next(file["digest"] for file in files if file["path"] == "recipe.json")
+    return {"folder": str(out), "recipe_digest": digest, "files": files, "report": dict(done.report)}

@@ -15,20 +15,25 @@ from typing import Any
 from adapterhub.merging.errors import InvalidRecipe, RecipeTooLarge
 from adapterhub.merging.recipes.canonical import FORMAT, FORMAT_VERSION
 from adapterhub.merging.recipes.expression import DEFAULT_LIMITS
-from adapterhub.merging.recipes.nodes import Call, Delta, Node, Recipe, Ref, Sum, Weighted
+from adapterhub.merging.recipes.nodes import Call, Delta, Form, Node, Recipe, Ref, Stack, Sum, Weighted
+from adapterhub.merging.recipes.tokenizer import TokenizerPolicy
+from adapterhub.merging.recipes.values import Schedule, Value, schedule
 
 FILE = "recipe.json"
 
 MAX_BYTES = 4 << 20
 """Most bytes of a canonical recipe that are read."""
 
+_FLOATS = ("F64", "F32", "BF16", "F16")
 _METHOD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
-_WHOLE = frozenset({"format", "format_version", "inputs", "base", "sum", "dtype", "as"})
+_WHOLE = frozenset(
+    {"format", "format_version", "inputs", "base", "sum", "dtype", "as", "cast", "layers", "stack", "tokenizer"}
+)
 _PARTS: Mapping[str, frozenset[str]] = {
-    "input": frozenset({"weight", "input"}),
-    "delta": frozenset({"weight", "delta"}),
-    "method": frozenset({"weight", "method", "parameters", "inputs"}),
+    "input": frozenset({"weight", "schedules", "input"}),
+    "delta": frozenset({"weight", "schedules", "delta"}),
+    "method": frozenset({"weight", "schedules", "method", "parameters", "inputs"}),
 }
 """What each kind of part says."""
 
@@ -67,10 +72,22 @@ def _recipe(value: Mapping[str, Any]) -> Rebuilt:
         )
     _check_known(value, _WHOLE, "the recipe")
     refs = tuple(_ref(one) for one in value["inputs"])
-    base = refs[_number(value["base"])]
-    root = Sum((base, *_Parts(refs, base).terms(value["sum"], 0)))
+    stack = value.get("stack")
+    slices = tuple(_slice(one, refs) for one in ([value] if stack is None else stack))
+    tokenizer = value.get("tokenizer")
+    form = Form(
+        dtype=_dtype(value.get("cast")),
+        layers=None if value.get("layers") is None else _number(value["layers"]),
+        tokenizer=None if tokenizer is None else TokenizerPolicy.of_json(tokenizer, refs),
+    )
+    recipe = Recipe(slices[0] if stack is None else Stack(slices), form=form)
     names = tuple(str(one["name"]) for one in value["inputs"])
-    return Rebuilt(Recipe(root), refs, names, _text(value["dtype"]), _text(value["as"]))
+    return Rebuilt(recipe, refs, names, _text(value["dtype"]), _text(value["as"]))
+
+
+def _slice(value: Mapping[str, Any], refs: Sequence[Ref]) -> Node:
+    base = refs[_number(value["base"])]
+    return Sum((base, *_Parts(refs, base).terms(value["sum"], 0)))
 
 
 @dataclass
@@ -82,7 +99,7 @@ class _Parts:
     left: int = DEFAULT_LIMITS.terms
 
     def terms(self, parts: Iterable[Mapping[str, Any]], depth: int) -> tuple[Node, ...]:
-        return tuple(Weighted(_weight(part["weight"]), self._leaf(part, depth)) for part in parts)
+        return tuple(Weighted(_weight(part["weight"]), self._leaf(part, depth), _schedules(part)) for part in parts)
 
     def _leaf(self, part: Mapping[str, Any], depth: int) -> Node:
         self.left -= 1
@@ -103,10 +120,10 @@ class _Parts:
         return Call(_method(part["method"]), None, inputs, tuple(sorted(parameters.items())))
 
     def _input(self, one: Mapping[str, Any], depth: int) -> Node:
-        _check_known(one, frozenset({"weight", "sum"}), "an input of a method")
+        _check_known(one, frozenset({"weight", "schedules", "sum"}), "an input of a method")
         # nothing times the base is nothing, and text can say it
         terms = self.terms(one["sum"], depth) or (Weighted(0.0, self.base),)
-        return Weighted(_weight(one["weight"]), Sum(terms))
+        return Weighted(_weight(one["weight"]), Sum(terms), _schedules(one))
 
 
 def _check_known(value: Mapping[str, Any], known: frozenset[str], what: str) -> None:
@@ -119,7 +136,11 @@ def _ref(one: Mapping[str, Any]) -> Ref:
     """The input's name, its sub-folder said by `path` alone."""
     name, _, revision = str(one["name"]).partition("@")
     path = _text(one["path"]) or ""
-    return Ref(name, revision or None, path)
+    layers = one.get("layers")
+    if layers is not None:
+        first, end = map(_number, layers)
+        layers = first, end
+    return Ref(name, revision or None, path, layers)
 
 
 def _number(value: Any) -> int:
@@ -136,16 +157,42 @@ def _weight(value: Any) -> float:
 
 def _method(value: Any) -> str:
     if not isinstance(value, str) or not _METHOD.fullmatch(value):
-        raise InvalidRecipe(f"recipe.json: {value!r} is no merge method")
+        raise InvalidRecipe(FILE, f"{value!r} is no merge method")
     return value
 
 
-def _parameter(name: str, value: Any) -> float | bool | str:
+def _schedules(part: Mapping[str, Any]) -> tuple[Schedule, ...]:
+    """The further factors of a weight. Raises InvalidRecipe for what is none, or no number somewhere."""
+    found = []
+    for cases in part.get("schedules", ()):
+        value = _schedule(cases)
+        if not isinstance(value, Schedule) or not all(type(one) in (int, float) for one in value.points()):
+            raise InvalidRecipe(FILE, f"{cases!r} is no weight that differs from tensor to tensor")
+        found.append(value)
+    return tuple(found)
+
+
+def _schedule(cases: Any) -> Value:
+    for part, points in cases:
+        if not isinstance(part, str) or not all(isinstance(one, str) or math.isfinite(one) for one in points):
+            raise InvalidRecipe(FILE, f"{cases!r} is no choice of values by tensor")
+    return schedule(cases)
+
+
+def _dtype(value: Any) -> str | None:
+    if value is not None and value not in _FLOATS:
+        raise InvalidRecipe(FILE, f"cast is {value!r}; expected one of {', '.join(_FLOATS)}")
+    return _text(value)
+
+
+def _parameter(name: str, value: Any) -> Value:
+    if isinstance(value, list):
+        return _schedule(value)
     if isinstance(value, bool | str):
         return value
     if isinstance(value, int | float) and math.isfinite(value):
         return value
-    raise InvalidRecipe(f"recipe.json: the parameter {name} is {value!r}, which is neither number, truth nor text")
+    raise InvalidRecipe(FILE, f"the parameter {name} is {value!r}, which is neither number, truth nor text")
 
 
 def _text(value: Any) -> str | None:

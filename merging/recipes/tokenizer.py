@@ -5,7 +5,7 @@ Source: mergekit 0.1.5 `tokenizer_source`, `tokenizer` and `chat_template`, whos
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -84,6 +84,27 @@ class TokenizerPolicy:
         ]
         source = names[self.source] if isinstance(self.source, Ref) else self.source
         return replace(self, source=source, tokens=tuple(tokens))
+
+    @classmethod
+    def of_json(cls, value: Mapping[str, Any], models: Sequence[Ref]) -> TokenizerPolicy:
+        """The policy that `to_json` wrote, of models by their numbers.
+
+        Raises InvalidParameter, and KeyError, IndexError or TypeError, for what it never writes.
+        """
+        rows = []
+        for token, row in value["tokens"].items():
+            model = None if row["model"] is None else models[row["model"]]
+            rows.append((token, TokenRow(model, row["token"], row["token_id"], row["zero"], row["force"])))
+        source = value["source"]
+        if not isinstance(source, int) and source not in ("union", "base", None):
+            raise InvalidParameter(f"tokenizer: source is {source!r}; union, base or a model's number expected")
+        return cls(
+            source=models[source] if isinstance(source, int) else source,
+            tokens=tuple(rows),
+            pad_to_multiple_of=value["pad_to_multiple_of"],
+            chat_template=value["chat_template"],
+            prefers_base=bool(value["prefers_base"]),
+        )
 
     def to_json(self, numbers: Mapping[Ref, int]) -> dict[str, Any]:
         """The policy as JSON, models by their numbers in a canonical recipe."""

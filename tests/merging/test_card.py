@@ -1,5 +1,7 @@
 """Cards of results, read by the library that the Hub reads them with."""
 
+from typing import Any
+
 import pytest
 from huggingface_hub import ModelCard
 
@@ -15,9 +17,14 @@ __all__ = ["inputs"]
 COMMIT = "0" * 40
 
 
+def said(read: ModelCard) -> dict[str, Any]:
+    data: Any = read.data
+    return dict(data.to_dict())
+
+
 def test_a_merge_is_drawn_below_all_that_it_was_made_of(inputs: dict[Ref, Input]) -> None:
     read = ModelCard(card(planned("ties(tiny/base; tiny/a, linear(tiny/b, tiny/m)) + tiny/a", inputs)))
-    told = read.data.to_dict()
+    told = said(read)
     assert told["base_model"] == ["tiny/base", "tiny/a", "tiny/b", "tiny/m"]
     assert told["base_model_relation"] == "merge"
     assert told["tags"] == ["adapterhub", "merge", "linear", "ties"]
@@ -26,7 +33,7 @@ def test_a_merge_is_drawn_below_all_that_it_was_made_of(inputs: dict[Ref, Input]
 
 
 def test_an_adapter_is_drawn_below_its_base(inputs: dict[Ref, Input]) -> None:
-    told = ModelCard(card(planned("tiny/base + tiny/a + tiny/b", inputs, as_kind="lora"))).data.to_dict()
+    told = said(ModelCard(card(planned("tiny/base + tiny/a + tiny/b", inputs, as_kind="lora"))))
     assert (told["base_model"], told["base_model_relation"], told["library_name"]) == ("tiny/base", "adapter", "peft")
 
 
@@ -50,4 +57,4 @@ def test_no_name_breaks_out_of_its_place(name: str, inputs: dict[Ref, Input]) ->
     rows = [line for line in read.text.splitlines() if line.startswith("| `")]
     assert [row.count("|") for row in rows] == [5, 5]
     assert all(row.count("`") % 2 == 0 for row in rows)
-    assert read.data.to_dict()["base_model"] == ([name, "tiny/a"] if name.count("/") == 1 else name)
+    assert said(read)["base_model"] == ([name, "tiny/a"] if name.count("/") == 1 else name)

@@ -1,6 +1,7 @@
 """Merges through the queue and the real engine: what is refused before work, and what a commit says of itself."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Job
 from adapterhub.hub.errors import Forbidden
 from adapterhub.hub.jobs.inline import InlineExecutor
-from adapterhub.hub.services import blobs, describe, merges, publish, recipes, repos, trees
+from adapterhub.hub.services import blobs, describe, merges, recipes, repos, trees
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.commits import AddRegular, commit
 from adapterhub.hub.worker import handlers_of
@@ -177,7 +178,7 @@ def test_a_result_larger_than_the_disk_is_refused_before_it_is_queued(
 ) -> None:
     size_bytes = recipes.explain(hub, ann, "ann/base + ann/code")["size_bytes"]
     for free, is_refused in ((size_bytes - 1, True), (size_bytes, False)):
-        monkeypatch.setattr(publish.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
         if is_refused:
             with pytest.raises(PlanTooLarge, match=f"takes {size_bytes} bytes, and {free} are free"):
                 merges.request(hub, ann, "ann/base + ann/code", push="ann/both")
