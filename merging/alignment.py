@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -208,9 +209,10 @@ def _speakers(base: Ref, models: Mapping[Ref, Checkpoint], merged: set[Ref]) -> 
 
 def rows_of(model: Checkpoint) -> int:
     """How many tokens a model has rows for. Raises InvalidParameter where it has no embedding of tokens."""
-    counts = {handle.shape[0] for name, handle in model.tensors.items() if is_input_embedding(name)}
-    if len(counts) > 1 and model.config.get("vocab_size") in counts:
-        counts = {model.config["vocab_size"]}
+    counts = {size for name, one in model.tensors.items() if is_input_embedding(name) for size in one.shape[:1]}
+    said = model.config.get("vocab_size")
+    if len(counts) > 1 and isinstance(said, int):
+        counts &= {said}
     if len(counts) != 1:
         raise InvalidParameter(
             f"{model.name}: has {len(counts) or 'no'} embeddings of tokens, and a tokenizer setting goes by one; leave "
@@ -383,8 +385,12 @@ class _Numbers:
             return [one for one in found if one is not None]
         if type(value) is not int or value < 0:
             return value
-        token = next((token for token, number in self.tokenizer.ids.items() if number == value), None)
-        return None if token is None else self.vocabulary.ids.get(token)
+        return self.vocabulary.ids.get(self._tokens.get(value, ""))
+
+    @cached_property
+    def _tokens(self) -> Mapping[int, str]:
+        """The base's tokens by their ids."""
+        return {number: token for token, number in self.tokenizer.ids.items()}
 
     def generation_file(self, every: Mapping[Ref, Checkpoint]) -> dict[str, bytes]:
         """The base's generation_config.json with ids of the result, {} where it has none."""

@@ -95,8 +95,8 @@ def template_of(folder: Folder, prefix: str) -> str | None:
         return None
     found = read_json(folder, file, limit_bytes=MAX_FILE_BYTES).get("chat_template")
     if isinstance(found, list):
-        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
-        found = named.get("default")
+        named = [one for one in found if isinstance(one, dict) and one.get("name") == "default"]
+        found = named[0].get("template") if named else None
     return found if isinstance(found, str) else None
 
 

@@ -157,14 +157,19 @@ def _stored(
     model = parsed[TOKENIZER].get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocab, list):  # Unigram: [token, score] in the order of ids
-        vocab = {str(one[0]): number for number, one in enumerate(vocab) if isinstance(one, list) and one}
+        if not all(isinstance(one, list) and one for one in vocab):
+            raise InvalidPatch(f"{path}: its vocab is no list of tokens with their scores")
+        vocab = {str(one[0]): number for number, one in enumerate(vocab)}
     if not isinstance(vocab, dict):
         raise InvalidPatch(f"{path}: has no model with a vocab")
     merges = model.get("merges", []) if isinstance(model, dict) else []
     if not isinstance(merges, list) or not all(isinstance(one, str) or _is_pair(one) for one in merges):
         raise InvalidPatch(f"{path}: its merges are no list of pairs of tokens")
     ids, added = dict(vocab), {}
-    for one in parsed[TOKENIZER].get("added_tokens") or []:
+    listed = parsed[TOKENIZER].get("added_tokens") or []
+    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+        raise InvalidPatch(f"{path}: its added_tokens are no list of objects")
+    for one in listed:
         token = AddedToken.of(one, path)
         added[token.content] = token
         ids.setdefault(token.content, one.get("id"))
@@ -185,7 +190,8 @@ def _loaded(parsed: Mapping[str, Mapping[str, Any]]) -> Iterator[AddedToken]:
     else:
         config |= parsed.get(SPECIAL, {})
         special = {_content(config.get(key)) for key in _NAMED}
-        listed = sorted(parsed.get(ADDED, {}).items(), key=lambda item: (not isinstance(item[1], int), item[1]))
+        _check_ids(parsed.get(ADDED, {}), ADDED)
+        listed = sorted(parsed.get(ADDED, {}).items(), key=lambda item: int(item[1]))
         yield from (AddedToken.of(token, ADDED, special=token in special) for token, _ in listed)
     for value in _special(config):
         yield AddedToken.of(value, CONFIG, special=True)
@@ -237,7 +243,7 @@ def _without_tokens(value: Mapping[str, Any], beyond: set[str]) -> Mapping[str, 
     model = dict(value["model"])
     vocab = model["vocab"]
     if isinstance(vocab, list):
-        model["vocab"] = [one for one in vocab if one[0] not in beyond]
+        model["vocab"] = [one for one in vocab if str(one[0]) not in beyond]
     else:
         model["vocab"] = {token: number for token, number in vocab.items() if token not in beyond}
     if "merges" in model:
@@ -280,11 +286,12 @@ def _check_put_in(processor: Any, rows: int, name: str) -> None:
     """Raises InvalidPatch for a template that puts in an id without a row."""
     if not isinstance(processor, dict):
         return
-    for one in processor.get("processors") or [processor]:
+    inner = processor.get("processors")
+    for one in inner if isinstance(inner, list) else [processor]:
         special = one.get("special_tokens") if isinstance(one, dict) else None
         for token, told in special.items() if isinstance(special, dict) else ():
-            ids = told.get("ids", []) if isinstance(told, dict) else []
-            if any(type(number) is int and number >= rows for number in ids):
+            ids = told.get("ids") if isinstance(told, dict) else None
+            if any(type(number) is int and number >= rows for number in (ids if isinstance(ids, list) else ())):
                 raise InvalidPatch(f"{name}: puts {token!r} into every text, and has {rows} rows, none for that token")
 
 
@@ -304,7 +311,7 @@ def written(tokenizer: Tokenizer, more: Sequence[AddedToken] = (), *, is_strippe
         listed = {_content(one): one for one in parsed[TOKENIZER].get("added_tokens") or []}
         news = (number for number, one in entries.items() if one.content not in listed)
         listed |= {entries[number].content: {"id": number, **asdict(entries[number])} for number in list(news)}
-        parsed[TOKENIZER]["added_tokens"] = sorted(listed.values(), key=lambda one: int(one["id"]))
+        parsed[TOKENIZER]["added_tokens"] = sorted(listed.values(), key=lambda one: ids[one["content"]])
     config = parsed.setdefault(CONFIG, {})
     if TOKENIZER not in parsed or isinstance(config.get("added_tokens_decoder"), dict):
         known = config.get("added_tokens_decoder") or {}

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import AddedToken as Real
@@ -172,6 +172,52 @@ def test_a_sentencepiece_model_is_copied_and_added_to(tmp_path: Path) -> None:
         within(base, 30)
 
 
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.sampled_from(["a", "b", "ab", "a b", "</s>"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "ids", "content"]), inner),
+    max_leaves=6,
+)
+
+
+def shaped(**fields: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
+    """Objects of this shape, each field left out or replaced by junk at times."""
+    return st.fixed_dictionaries({}, optional={name: good | JUNK for name, good in fields.items()})
+
+
+IDS = st.dictionaries(st.sampled_from(["a", "b", "ab", "</s>"]), st.integers(0, 5))
+TOKEN = shaped(content=st.sampled_from(["a", "<x>", "</s>"]), id=st.integers(0, 5), special=st.booleans())
+FOREIGN = {
+    "tokenizer.json": shaped(
+        model=shaped(vocab=IDS | st.lists(st.tuples(st.text(max_size=2), st.floats(-1, 0))), merges=st.just(["a b"])),
+        added_tokens=st.lists(TOKEN, max_size=3),
+        post_processor=shaped(processors=st.lists(JUNK, max_size=2), special_tokens=JUNK),
+    ),
+    "tokenizer_config.json": shaped(
+        added_tokens_decoder=st.dictionaries(st.sampled_from(["0", "7", "x"]), TOKEN | JUNK),
+        pad_token=TOKEN | st.just("<p>"),
+        extra_special_tokens=st.lists(TOKEN | st.just("<e>"), max_size=2),
+    ),
+    "special_tokens_map.json": shaped(eos_token=TOKEN | st.just("</s>")),
+    "added_tokens.json": IDS | JUNK,
+}
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@given(files=st.fixed_dictionaries({}, optional=FOREIGN), rows=st.integers(0, 9))
+def test_any_files_are_a_tokenizer_or_refused(
+    files: dict[str, object], rows: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("foreign")
+    for name, value in files.items():
+        (folder / name).write_text(json.dumps(value))
+    with contextlib.suppress(InvalidPatch):
+        found = read_tokenizer(LocalFolder(folder), "", "any/model")
+        if found is not None:
+            short = within(found, rows)
+            assert all(number < rows for number in short.ids.values())
+            assert written(short, [AddedToken("<new>")], is_stripped=short is not found)
+
+
 @given(raw=st.binary(max_size=40))
 def test_any_bytes_are_a_sentencepiece_model_or_refused(raw: bytes) -> None:
     with contextlib.suppress(InvalidPatch):
@@ -209,7 +255,7 @@ def test_whatever_is_cut_and_added_ids_are_kept_and_dense(
         ("tokenizer.json", '{"model": {"vocab": {"a": true}}}', "token 'a' has id True"),
         ("tokenizer.json", '{"model": {"vocab": {"a": 99999999}}}', "0 to 4194303 are ids"),
         ("tokenizer.json", '{"model": {"vocab": {"a": 0}, "merges": [3]}}', "no list of pairs"),
-        ("tokenizer.json", '{"model": {"vocab": {"a": 0}}, "added_tokens": [3]}', "is no added token"),
+        ("tokenizer.json", '{"model": {"vocab": {"a": 0}}, "added_tokens": [3]}', "no list of objects"),
         ("vocab.json", '{"a": "b"}', "token 'a' has id b"),
         ("spiece.model", "x", "sentencepiece of its own kind"),
         ("tokenizer.model", "x", "is no sentencepiece model"),
