@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import AddedToken
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from adapterhub.merging.checkpoint import LocalFolder
 from adapterhub.merging.engine import run
@@ -58,16 +69,39 @@ def model(folder: Path, rows: int, *, seed: int, dtype: torch.dtype = torch.floa
     return folder
 
 
-def family(root: Path, dtype: torch.dtype = torch.float32, *, tied: bool = False) -> dict[str, Path]:
-    """Three models with tokenizers of their own: words in common, added tokens, and a base with rows to spare."""
+def other(name: str, folder: Path, rows: int, *, seed: int) -> Path:
+    """A model of another architecture, whose tables have other names."""
+    torch.manual_seed(seed)
+    sizes: dict[str, Any] = {"vocab_size": rows, "hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2}
+    wide = {"intermediate_size": 24, "max_position_embeddings": 32}
+    makers: dict[str, Any] = {
+        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=rows, n_positions=32, n_embd=16, n_layer=2, n_head=2)),
+        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**sizes, **wide, num_key_value_heads=2)),
+        "bert": lambda: BertForMaskedLM(BertConfig(**sizes, **wide)),
+    }
+    made = makers[name]()
+    for parameter in made.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    made.save_pretrained(folder)
+    return folder
+
+
+def tokenizers(root: Path) -> Iterator[tuple[str, int]]:
+    """Three tokenizers saved, with words in common and added tokens; name and number of tokens of each."""
     more: dict[str, list[str | AddedToken]] = {
         "base": [],
         "a": [AddedToken("<|im_end|>", special=True)],
         "b": ["<|im_end|>", AddedToken("Ġand")],
     }
-    for number, (name, texts) in enumerate(TEXTS.items()):
-        tokenizer = saved(bpe(texts, SIZES[name]), root / name, *more[name])
-        model(root / name, len(tokenizer) + 3 * (name == "base"), seed=number, dtype=dtype, tied=tied)
+    special = ("<s>", "</s>", "<|endoftext|>")  # transformers gives a Qwen the last one, whatever its files say
+    for name, texts in TEXTS.items():
+        yield name, len(saved(bpe(texts, SIZES[name], special), root / name, *more[name]))
+
+
+def family(root: Path, dtype: torch.dtype = torch.float32, *, tied: bool = False) -> dict[str, Path]:
+    """Three models with tokenizers of their own, and a base with rows to spare."""
+    for number, (name, size) in enumerate(tokenizers(root)):
+        model(root / name, size + 3 * (name == "base"), seed=number, dtype=dtype, tied=tied)
     return {name: root / name for name in TEXTS}
 
 
@@ -191,6 +225,41 @@ def test_models_of_several_vocabularies_merge_as_in_mergekit(
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     assert model.get_input_embeddings().weight.shape[0] == config["vocab_size"] == made.vocabulary["rows"]
     assert model(**ours(TEXT, return_tensors="pt")).logits.shape[-1] == config["vocab_size"]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen2"])
+@pytest.mark.usefixtures("ordered")
+def test_other_architectures_merge_as_in_mergekit(name: str, tmp_path: Path) -> None:
+    for number, (one, size) in enumerate(tokenizers(tmp_path)):
+        other(name, tmp_path / one, size, seed=number)
+    folders = {one: tmp_path / one for one in TEXTS}
+    made = planned(OURS[LINEAR], folders, TokenizerPolicy("union", prefers_base=False))
+    run(made, tmp_path / "ours")
+    expected = weights(merged(folders, tmp_path / "theirs", LINEAR + "tokenizer_source: union"))
+    found = load_file(tmp_path / "ours/model.safetensors")
+    error = roundings(found, {key: value for key, value in expected.items() if key in found}, torch.float32)
+    record("tokenizer", name, "float32", "mergekit 0.1.5 run_merge", error, "method")
+    assert error <= 1.0
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert model.get_input_embeddings().weight.shape[0] == made.vocabulary["rows"]
+
+
+def test_rows_of_a_masked_language_model_move_with_their_biases(tmp_path: Path) -> None:
+    words = {"base": ["[PAD]", "[UNK]", "[MASK]", "base"], "a": ["[PAD]", "[UNK]", "[MASK]", "patch", "base"]}
+    folders = {name: tmp_path / name for name in words}
+    for number, (name, vocabulary) in enumerate(words.items()):
+        other("bert", folders[name], len(vocabulary), seed=number)
+        (folders[name] / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    made = planned("linear(base; 0.5*base, 0.5*a)", folders, UNION)
+    assert made.vocabulary["tables"] == ["bert.embeddings.word_embeddings.weight", "cls.predictions.bias"]
+    run(made, tmp_path / "out")
+    one, two, found = (load_file(folder / "model.safetensors") for folder in (*folders.values(), tmp_path / "out"))
+    for table in made.vocabulary["tables"]:
+        torch.testing.assert_close(found[table][3], (one[table][3] + two[table][4]) / 2)
+        torch.testing.assert_close(found[table][4], two[table][3])
+    loaded_model: Any = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+    assert loaded_model.cls.predictions.decoder.weight.shape[0] == 5
+    assert loaded(tmp_path / "out").convert_tokens_to_ids("patch") == 4
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
