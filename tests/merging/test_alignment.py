@@ -73,7 +73,7 @@ def other(name: str, folder: Path, rows: int, *, seed: int) -> Path:
     """A model of another architecture, whose tables have other names."""
     torch.manual_seed(seed)
     sizes: dict[str, Any] = {"vocab_size": rows, "hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2}
-    wide = {"intermediate_size": 24, "max_position_embeddings": 32}
+    wide: dict[str, Any] = {"intermediate_size": 24, "max_position_embeddings": 32}
     makers: dict[str, Any] = {
         "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=rows, n_positions=32, n_embd=16, n_layer=2, n_head=2)),
         "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**sizes, **wide, num_key_value_heads=2)),
