@@ -20,6 +20,7 @@ from adapterhub.merging.recipes.building import Group, Model, Source, built, nea
 from adapterhub.merging.recipes.documents import FILE, read_document, shown
 from adapterhub.merging.recipes.expression import check_terms, parse
 from adapterhub.merging.recipes.mergekit import KNOWN
+from adapterhub.merging.recipes.modules import base_of, by_module
 from adapterhub.merging.recipes.nodes import Form, Node, Recipe, Ref, Stack
 from adapterhub.merging.recipes.precedence import Scope
 from adapterhub.merging.recipes.tokenizer import TokenizerPolicy, TokenRow
@@ -122,9 +123,8 @@ class _Reading:
             seed=self._seed(),
         )
         inputs = self._document[given[0]]
-        if given[0] == "modules":
-            group, inputs, given = self._module(group, inputs)
-        return self._models(group, inputs) if given[0] == "models" else self._slices(group, inputs)
+        read = {"models": self._models, "slices": self._slices, "modules": self._modules}[given[0]]
+        return read(group, inputs)
 
     def expression(self) -> Node:
         """The node of an expression; what else the file says is of the result. base_model may name its base."""
@@ -222,22 +222,30 @@ class _Reading:
         group = replace(one.group, base=None if base is None else placed.get(base))
         return self._built(group, sources)
 
-    def _module(self, group: Group, modules: Any) -> tuple[Group, Any, list[str]]:
-        """The one module of a model that has one, as if it stood at the top."""
-        if not isinstance(modules, Mapping) or len(modules) != 1:
-            raise InvalidRecipe(
-                group.where,
-                f"{shown(modules)}: models of several modules are not taken apart; merge them whole, and choose "
-                "parameters by a part of the tensors' names, as in filter: vision_tower",
-            )
-        [(name, one)] = modules.items()
+    def _modules(self, group: Group, modules: Any) -> Node:
+        """The merges of a model's modules: of one as if it stood at the top, of several each on its own tensors."""
+        if not isinstance(modules, Mapping):
+            raise InvalidRecipe(group.where, f"is {shown(modules)}; expected modules by name")
+        found = {name: self._module(group, name, one) for name, one in modules.items()}
+        if len(found) == 1:
+            [(whole, key, inputs)] = found.values()
+            return self._models(whole, inputs) if key == "models" else self._slices(whole, inputs)
+        nodes = {}
+        for name, (whole, key, inputs) in found.items():
+            if key == "slices":
+                raise InvalidRecipe(whole.where, "slices are taken of models that have one module; write models")
+            nodes[name] = self._models(whole, inputs)
+        base = group.base.ref if group.base is not None else base_of(next(iter(nodes.values())))
+        return by_module(base, nodes, group.where)
+
+    def _module(self, group: Group, name: str, one: Any) -> tuple[Group, str, Any]:
         where = f"{group.where}.{name}"
         _check_keys(one, ("models", "slices", "parameters"), where)
         given = [key for key in ("models", "slices") if one.get(key)]
         if len(given) != 1:
             raise InvalidRecipe(where, "has one of models and slices")
         scopes = (*self._scopes(one, where), *group.scopes)
-        return replace(group, where=f"{where}.{given[0]}", scopes=scopes), one[given[0]], given
+        return replace(group, where=f"{where}.{given[0]}", scopes=scopes), given[0], one[given[0]]
 
     def _source(self, one: Mapping[str, Any], where: str, scopes: Sequence[Scope]) -> Source:
         if "model" not in one:

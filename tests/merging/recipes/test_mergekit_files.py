@@ -10,7 +10,7 @@ import torch
 import yaml as pyyaml
 from peft import LoraConfig
 from safetensors.torch import load_file
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from adapterhub.merging import patches
 from adapterhub.merging.checkpoint import LocalFolder
@@ -42,6 +42,25 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     for seed, name in enumerate(["lora", "lora-2"]):
         config = LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
         trained(tiny.llama(layers=LAYERS), config, root / name, seed=seed)
+    return {folder.name: folder for folder in root.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def t5s(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """T5s with three layers in the encoder and two in the decoder: base, a and b."""
+    root = tmp_path_factory.mktemp("t5s")
+    for seed, name in enumerate(["base", "a", "b"]):
+        torch.manual_seed(seed)
+        sizes: dict[str, Any] = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_heads": 4}
+        config = T5Config(
+            vocab_size=32,
+            num_layers=3,
+            num_decoder_layers=2,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+            **sizes,
+        )
+        tiny.saved(T5ForConditionalGeneration(config), root / name)
     return {folder.name: folder for folder in root.iterdir()}
 
 
@@ -197,6 +216,9 @@ FILES = {
         models: [{model: a}, {model: b}, {model: base}]
         parameters: {filter_wise: true}
     """,
+    "ties of one model": """
+        {merge_method: ties, base_model: base, models: [{model: a}], parameters: {weight: 1, lambda: 0.7}}
+    """,
     "sce": """
         merge_method: sce
         base_model: base
@@ -332,6 +354,48 @@ def test_slices_of_gpt2s_are_stacked_as_mergekit_does(folders: Mapping[str, Path
     expected = {key if key in found else f"transformer.{key}": value for key, value in expected.items()}
     assert roundings(found, {key: expected[key] for key in found}, torch.float32) == 0.0
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["n_layer"] == 3
+
+
+MODULES = {
+    "an encoder and a decoder": """
+        merge_method: ties
+        base_model: base
+        modules:
+          encoder:
+            models:
+              - {model: a, parameters: {weight: [0.2, 0.9]}}
+              - {model: b, parameters: {weight: 0.5}}
+            parameters: {density: 0.5}
+          decoder:
+            models:
+              - {model: b, parameters: {weight: 0.7}}
+          shared:
+            models: [{model: a, parameters: {weight: 1}}]
+        parameters: {lambda: 0.9}
+    """,
+    "modules of different models": """
+        merge_method: linear
+        modules:
+          encoder: {models: [{model: a, parameters: {weight: 1}}]}
+          decoder: {models: [{model: b, parameters: {weight: [1, 0]}}, {model: a, parameters: {weight: 0.5}}]}
+          shared: {models: [{model: b, parameters: {weight: 1}}]}
+    """,
+    "all modules alike": """
+        merge_method: slerp
+        base_model: base
+        models: [{model: a}]
+        parameters: {t: [{filter: encoder, value: [0.1, 0.5]}, {value: [0.2, 0.8]}]}
+    """,
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.usefixtures("stable")
+def test_modules_are_merged_as_mergekit_does(name: str, t5s: Mapping[str, Path], tmp_path: Path) -> None:
+    found, expected = (make(MODULES[name], t5s, tmp_path / make.__name__) for make in (ours, theirs))
+    error = roundings(found, expected, torch.float32)
+    record(name, "t5", "float32", "mergekit 0.1.5 run_merge", error, "file")
+    assert error <= 1.0
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -35,10 +35,14 @@ MEANINGS = {
     ),
     ties().replace("ties", "dare_ties") + "seed: 7": "dare_ties(b; 0.5*a, 0.5*c, density=1, rescale=l1, seed=7)",
     ties(own="weight: 1, density: 0.4").replace("ties", "dare_ties") + "seed: 7\nparameters: {rescale: false}": (
-        "ties(b; 0.5*a, dare_linear(c, density=0.4, rescale=none, seed=7), normalize=none)"
+        "ties(b; 0.5*dare_linear(a, density=1, rescale=none, seed=7), "
+        "dare_linear(c, density=0.4, rescale=none, seed=7), normalize=none)"
     ),
     ties().replace("model: a", "model: b"): "ties(b; 0.5*c)",
     ties(own="weight: 1").replace("{model: a, parameters: {weight: 0.5}}", "{model: b}"): "b + c",
+    "{merge_method: ties, base_model: b, models: [{model: a}], parameters: {weight: 1, lambda: 0.9}}": (
+        "ties(b; a, scale=0.9)"
+    ),
     ties().replace("model: a,", "model: a@v1+l@v2,"): "ties(b; 0.5*(a@v1 + l@v2), 0.5*c)",
     ties().replace("model: a,", "model: {model: {path: a, revision: v1}, lora: {path: l}},"): (
         "ties(b; 0.5*(a@v1 + l), 0.5*c)"
@@ -69,6 +73,13 @@ MEANINGS = {
         "slerp(b; a, t=0.1)"
     ),
     "{expression: a + 0.5*b, dtype: bfloat16}": "a + 0.5*b",
+    "{merge_method: passthrough, modules: {vision_tower: {models: [{model: a}]}, text_decoder: {models: "
+    "[{model: b+l}]}}}": (
+        'a + {"multi_modal_projector.": 0, "visual.merger.": 0, "visual.deepstack_merger_list.": 0, '
+        '"vision_tower.": 0, "visual.": 0, "vision_model.": 0, "language_model.": 1, "decoder.": 0, "encoder.": 0, '
+        '"shared.": 0, "*": 1}'
+        "*(b + l)"
+    ),
 }
 
 
@@ -134,8 +145,13 @@ WRONG = {
     "{model: b, layer_range: [0, 3]}]}]}": "slices[0]: its sources have 2 and 3 layers",
     "{merge_method: ties, base_model: b, parameters: {weight: 1}, slices: [{sources: [{model: a, layer_range: [0, 2]}, "
     "{model: c, layer_range: [1, 3]}]}]}": "slices[0].sources: lacks the base b, and its sources have different layers",
-    "{merge_method: linear, modules: {vision: {models: []}, text: {models: []}}}": (
-        "models of several modules are not taken apart"
+    "{merge_method: linear, modules: [1]}": "modules: is [1]; expected modules by name",
+    "{merge_method: linear, modules: {encoder: {models: []}}}": "modules.encoder: has one of models and slices",
+    "{merge_method: passthrough, modules: {sight: {models: [{model: a}]}, encoder: {models: [{model: a}]}}}": (
+        "modules.sight: no module that is known; known are decoder, encoder"
+    ),
+    "{merge_method: passthrough, modules: {encoder: {slices: [1]}, decoder: {models: [{model: a}]}}}": (
+        "modules.encoder.slices: slices are taken of models that have one module"
     ),
     "{expression: a + b, base_model: b}": "base_model: is b; the expression begins with a",
     "{expression: a + b, models: []}": "models: an expression says it all but the form of the result",
