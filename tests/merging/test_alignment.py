@@ -220,7 +220,9 @@ def test_models_of_several_vocabularies_merge_as_in_mergekit(
     config = json.loads((tmp_path / "ours/config.json").read_text())
     assert config["vocab_size"] == json.loads((expected / "config.json").read_text())["vocab_size"]
     error = roundings(load_file(tmp_path / "ours/model.safetensors"), weights(expected), DTYPES[dtype])
-    record("tokenizer", "llama", dtype, "mergekit 0.1.5 run_merge", error, "method")
+    source = f"{policy.source}{'-tokens' if policy.tokens else ''}"
+    named = f"{OURS[method].partition('(')[0]}-tokenizer={source}"
+    record(named, "llama", dtype, "mergekit 0.1.5 run_merge", error, "method")
     assert error <= 1.0
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     assert model.get_input_embeddings().weight.shape[0] == config["vocab_size"] == made.vocabulary["rows"]
@@ -238,7 +240,7 @@ def test_other_architectures_merge_as_in_mergekit(name: str, tmp_path: Path) -> 
     expected = weights(merged(folders, tmp_path / "theirs", LINEAR + "tokenizer_source: union"))
     found = load_file(tmp_path / "ours/model.safetensors")
     error = roundings(found, {key: value for key, value in expected.items() if key in found}, torch.float32)
-    record("tokenizer", name, "float32", "mergekit 0.1.5 run_merge", error, "method")
+    record("linear-tokenizer=union", name, "float32", "mergekit 0.1.5 run_merge", error, "method")
     assert error <= 1.0
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     assert model.get_input_embeddings().weight.shape[0] == made.vocabulary["rows"]
