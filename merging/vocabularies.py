@@ -102,10 +102,10 @@ def vocabulary_of(policy: TokenizerPolicy, base: Ref, speakers: Mapping[Ref, Spe
 
 
 def _further(base: Tokenizer, speakers: Mapping[Ref, Speaker]) -> Iterator[AddedToken]:
-    """What the union adds to the base's: tokens of the others' models, then added tokens, of which the first counts."""
+    """What a union adds to the base: tokens of other merged models, then added tokens, of which the first counts."""
     plain: dict[str, None] = {}
     added: dict[str, AddedToken] = dict(base.added)
-    for one in speakers.values():
+    for one in (one for one in speakers.values() if one.is_merged):
         for token in one.tokenizer.ids:
             if one.row(token) < 0:
                 continue

@@ -382,13 +382,24 @@ def test_tokens_of_the_base_without_a_row_go(families: dict[str, dict[str, Path]
 def test_a_model_that_is_not_merged_gives_tokens_and_rows(families: dict[str, dict[str, Path]], tmp_path: Path) -> None:
     folders = families["float32"]
     policy = TokenizerPolicy("base", (("<|im_end|>", row("b")),))
-    run(planned("linear(base; 0.5*base, 0.5*a)", folders, policy), tmp_path / "out")
+    made = planned("linear(base; 0.5*base, 0.5*a)", folders, policy)
+    assert made.vocabulary["filled"]["averaged"] == 0
+    run(made, tmp_path / "out")
     number = loaded(tmp_path / "out").convert_tokens_to_ids("<|im_end|>")
     donor = load_file(folders["b"] / "model.safetensors")["lm_head.weight"]
     other = load_file(folders["a"] / "model.safetensors")["lm_head.weight"]
     there, here = (loaded(folders[name]).convert_tokens_to_ids("<|im_end|>") for name in "ba")
     found = load_file(tmp_path / "out/model.safetensors")["lm_head.weight"]
     torch.testing.assert_close(found[number], (donor[there] + other[here]) / 2)
+
+
+def test_a_model_that_is_not_merged_adds_nothing_to_a_union(families: dict[str, dict[str, Path]]) -> None:
+    folders = families["float32"]
+    policy = TokenizerPolicy("union", (("<|x|>", row("b", token_id=3)),))
+    made = planned("linear(base; 0.5*base, 0.5*a)", folders, policy)
+    without = planned("linear(base; 0.5*base, 0.5*a)", folders, UNION)
+    assert made.vocabulary["tokens"] == without.vocabulary["tokens"] + 1
+    assert made.vocabulary["filled"]["averaged"] == 0
 
 
 def test_a_model_without_tokenizer_files_has_the_base_s_if_it_has_its_rows(

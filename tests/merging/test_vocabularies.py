@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -133,6 +134,17 @@ def test_settings_of_tokens_come_first() -> None:
     assert [rows[1] for rows in found.maps.values()] == [-1, -1, -1]
     assert (found.fills[1], found.fills[2], found.fills[3]) == (((THIRD, 2),), (), ((OTHER, 0),))
     assert (found.ids["f"], found.fills[5]) == (5, ())
+
+
+def test_a_model_that_only_a_setting_names_gives_no_more_than_it_is_asked_for() -> None:
+    given, _ = three()
+    given[THIRD] = replace(given[THIRD], is_merged=False)
+    found = vocabulary_of(TokenizerPolicy("union", (("x", TokenRow(THIRD, token="e")),)), BASE, given)
+    assert list(found.ids) == ["a", "b", "c", "d", "x"]
+    assert found.fills[2] == ((OTHER, 1),)  # not the mean with the third's
+    assert found.fills[4] == ((THIRD, 2),)
+    whole = vocabulary_of(TokenizerPolicy(THIRD), BASE, given)
+    assert whole.fills == {0: ((OTHER, 1),), 1: ((OTHER, 2),), 2: ((THIRD, 2),)}
 
 
 def test_rows_without_a_token_stay_in_models_of_that_vocabulary() -> None:
