@@ -131,11 +131,21 @@ def align(
     Raises InvalidParameter for a setting that does not fit the models, InvalidPatch for a tokenizer that makes no
     sense, NotFoldable for tables that cannot be re-indexed.
     """
-    if policy.source is None:
+    if policy.source is None or _has_nothing_to_align(policy, base, models):
         found = Alignment(models, base, report={"source": None})
     else:
         found = _reindexed(policy, base, _untied(models), donors)
     return found if policy.chat_template is None else _with_template(policy.chat_template, found, models[base])
+
+
+def _has_nothing_to_align(policy: TokenizerPolicy, base: Ref, models: Mapping[Ref, Checkpoint]) -> bool:
+    """Whether the base's vocabulary is asked for, the base has no tokenizer, and all models have as many rows."""
+    own = models[base]
+    if policy.source not in ("base", base) or policy.tokens or policy.pad_to_multiple_of is not None:
+        return False
+    if own.folder is not None and read_tokenizer(own.folder, own.prefix, own.name) is not None:
+        return False
+    return len({rows_of(one) for one in models.values()}) == 1
 
 
 def _reindexed(

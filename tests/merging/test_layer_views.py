@@ -11,7 +11,15 @@ from safetensors.torch import load_file
 from adapterhub.merging import patches
 from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
 from adapterhub.merging.engine import run
-from adapterhub.merging.errors import BaseMismatch, ExpressionError, MergingError, NotFoldable, ShapeMismatch
+from adapterhub.merging.errors import (
+    BaseMismatch,
+    ExpressionError,
+    InvalidParameter,
+    MergingError,
+    NotFoldable,
+    NotRepresentable,
+    ShapeMismatch,
+)
 from adapterhub.merging.layer_views import View, is_before_layers, layer_count, stacked_config
 from adapterhub.merging.plan import Plan, plan
 from adapterhub.merging.recipes.canonical import Input
@@ -129,12 +137,20 @@ def test_one_slice_of_whole_models_says_how_many_layers_they_have(folders: Mappi
         planned(text.format(3), folders, attaches=True)
 
 
-def test_a_tokenizer_that_is_not_the_bases_is_refused_with_what_to_write(folders: Mapping[str, Path]) -> None:
+def test_models_without_tokenizers_keep_their_rows(folders: Mapping[str, Path]) -> None:
     text = "{{merge_method: passthrough, base_model: a, models: [{{model: a}}], {}}}"
     assert planned(text.format("tokenizer_source: base"), folders).outputs
     assert planned(text.format("tokenizer_source: a"), folders).outputs
+    with pytest.raises(InvalidParameter, match="has no tokenizer files"):
+        planned(text.format("tokenizer_source: union"), folders)
+
+
+def test_a_stack_takes_its_lowest_bases_tokenizer_alone(folders: Mapping[str, Path]) -> None:
+    slices = "[{{sources: [{{model: a, layer_range: [0, 2]}}]}}, {{sources: [{{model: a, layer_range: [1, 3]}}]}}]"
+    text = f"{{{{merge_method: passthrough, slices: {slices}, {{}}}}}}"
+    assert planned(text.format("tokenizer_source: base"), folders).outputs
     for told in ("tokenizer_source: union", "chat_template: chatml", "tokenizer: {pad_to_multiple_of: 8}"):
-        with pytest.raises(MergingError, match="write tokenizer_source: base, or none of"):
+        with pytest.raises(NotRepresentable, match="write tokenizer_source: base, or merge the models to one"):
             planned(text.format(told), folders)
 
 

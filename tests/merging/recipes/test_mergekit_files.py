@@ -51,13 +51,12 @@ def t5s(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     root = tmp_path_factory.mktemp("t5s")
     for seed, name in enumerate(["base", "a", "b"]):
         torch.manual_seed(seed)
-        sizes: dict[str, Any] = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_heads": 4}
+        sizes: dict[str, Any] = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_heads": 4, "tie_word_embeddings": False}
         config = T5Config(
             vocab_size=32,
             num_layers=3,
             num_decoder_layers=2,
             feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
             **sizes,
         )
         tiny.saved(T5ForConditionalGeneration(config), root / name)
