@@ -4,7 +4,8 @@ MergingError
 ├── BrokenContainer      a safetensors file whose header or offsets are wrong
 ├── InvalidPatch         files that say they are a patch and contradict themselves
 ├── ExpressionError      a recipe's text that does not parse; carries the position
-├── InvalidRecipe        a recipe file, or a canonical recipe, that means nothing; says where in it
+├── RecipeFileError      a recipe file that means nothing; says where in it
+├── InvalidRecipe        a canonical recipe that contradicts itself, or says what this version does not know
 ├── RecipeTooLarge       a recipe past the limits on length, depth, terms or total rank
 ├── UnknownName          an expression names an input that was not given
 ├── UnknownMethod        no merge method of that name
@@ -54,7 +55,11 @@ class ExpressionError(MergingError):
 
 
 class InvalidRecipe(MergingError):
-    """A recipe file, or a canonical recipe, that means nothing here. `where` is the place, "models[1].parameters"."""
+    """A canonical recipe that contradicts itself, or that says what this version does not know."""
+
+
+class RecipeFileError(MergingError):
+    """A recipe file that means nothing. `where` is the place in it, such as "models[1].parameters.density"."""
 
     def __init__(self, where: str, problem: str) -> None:
         super().__init__(f"{where}: {problem}")

@@ -47,7 +47,7 @@ STATUS: Mapping[type[AdapterHubError], int] = {
     storage.TooLarge: 413,
     storage.StoreUnavailable: 503,
     merging.ExpressionError: 400,
-    merging.InvalidRecipe: 400,
+    merging.RecipeFileError: 400,
     merging.RecipeTooLarge: 400,
     merging.UnknownName: 404,
     merging.MergingError: 422,

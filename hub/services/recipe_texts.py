@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from adapterhub.hub.errors import InvalidRequest
-from adapterhub.merging.errors import InvalidRecipe
+from adapterhub.merging.errors import RecipeFileError
 from adapterhub.merging.recipes import yaml
 from adapterhub.merging.recipes.expression import parse
 from adapterhub.merging.recipes.nodes import Recipe
@@ -13,15 +13,15 @@ YAML = "yaml"
 
 
 def _file(text: str) -> Recipe:
-    """The recipe of a file whose models are all repositories. Raises InvalidRecipe for a folder, and as its reader."""
+    """The recipe of a file whose models are repositories. Raises RecipeFileError for a folder, and as its reader."""
     recipe = yaml.read(text)
     for _, folder in recipe.folders:
-        raise InvalidRecipe(folder, "is a folder of the machine that wrote the file; push it, and name the repository")
+        raise RecipeFileError(folder, "is a folder of the machine that wrote the file; push it and name its repository")
     return recipe
 
 
 READERS: Mapping[str, Callable[[str], Recipe]] = {EXPRESSION: parse, YAML: _file}
-"""By syntax, what makes a recipe of a text. Each raises ExpressionError, RecipeTooLarge, or InvalidRecipe."""
+"""By syntax, what makes a recipe of a text. Each raises ExpressionError, RecipeTooLarge, or RecipeFileError."""
 
 
 def read(text: str, syntax: str = EXPRESSION) -> Recipe:

@@ -25,7 +25,7 @@ MERGE = "merge"
 
 
 def parsed(text: str, syntax: str = EXPRESSION) -> dict[str, Any]:
-    """The expression as it prints, and the names in it. Raises ExpressionError, InvalidRecipe, RecipeTooLarge."""
+    """The expression as it prints, and the names in it. Raises ExpressionError, RecipeFileError, RecipeTooLarge."""
     recipe = recipe_texts.read(text, syntax)
     return {"text": str(recipe), "references": [ref.address for ref in recipe.references()]}
 

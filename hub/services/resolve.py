@@ -92,7 +92,7 @@ def resolve_expression(
     Saved recipes in it are written out, as `inlining` says. syntax: what the text is written in.
 
     Patches alone stand for the one base on this hub that all were trained on, plus each of them. Raises
-    ExpressionError, InvalidRecipe, RecipeTooLarge; UnknownName for a repository that is not there or not for this
+    ExpressionError, RecipeFileError, RecipeTooLarge; UnknownName for a repository that is not there or not for this
     caller, naming a near one; GatedRepo; RevisionNotFound; InvalidRequest where a repository holds no or several
     patches, or the bases differ; as `inlining.inlined`; as `mirror.ensure` for what another hub may have.
     """

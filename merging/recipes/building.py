@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
-from adapterhub.merging.errors import InvalidParameter, InvalidRecipe
+from adapterhub.merging.errors import InvalidParameter, RecipeFileError
 from adapterhub.merging.methods import methods
+from adapterhub.merging.recipes.fields import nearest
 from adapterhub.merging.recipes.mergekit import IGNORED, KNOWN, Setting, dialect_of
 from adapterhub.merging.recipes.nodes import Call, Node, Ref, Sum, total, weighted
 from adapterhub.merging.recipes.precedence import Scope, resolved
@@ -55,7 +55,7 @@ class Group:
 
 
 def built(group: Group) -> Node:
-    """The node that means the merge, with its base. Raises InvalidRecipe."""
+    """The node that means the merge, with its base. Raises RecipeFileError."""
     return _Building(group).node()
 
 
@@ -65,7 +65,7 @@ def takes_base(method: str) -> str:
 
 
 def passed_over(group: Group) -> list[str]:
-    """Sentences on parameters that the method does not use. Raises InvalidRecipe for such as no method has."""
+    """Sentences on parameters that the method does not use. Raises RecipeFileError for such as no method has."""
     dialect, notes = dialect_of(group.method), []
     used = {*dialect.settings, *(["weight"] if dialect.weights != "none" else [])}
     for place, scope in dict.fromkeys((place, tuple(scope)) for one in group.sources for place, scope in one.scopes):
@@ -75,7 +75,7 @@ def passed_over(group: Group) -> list[str]:
             elif name not in used and name in KNOWN:
                 notes.append(f"{place}.{name} has no effect: {group.method} does not use it")
             elif name not in used:
-                raise InvalidRecipe(f"{place}.{name}", f"no parameter of {group.method}; {nearest(name, used)}")
+                raise RecipeFileError(f"{place}.{name}", f"no parameter of {group.method}; {nearest(name, used)}")
     return list(dict.fromkeys(notes))
 
 
@@ -92,7 +92,7 @@ class _Building:
         """The model that deltas are taken from, and the inputs."""
         group, base = self._group, self._group.base
         if self._dialect.base == "apart" and base is None:
-            raise InvalidRecipe(
+            raise RecipeFileError(
                 group.where, f"{group.method} merges what models have more than a base; name it as base_model"
             )
         inputs = group.sources
@@ -129,7 +129,7 @@ class _Building:
             self._spec.check_inputs([1.0] * len(self._sources))
         except InvalidParameter as error:
             base = f"; its base is {self._base.ref}" if self._is_apart else ""
-            raise InvalidRecipe(self._group.where, f"{error}{base}") from error
+            raise RecipeFileError(self._group.where, f"{error}{base}") from error
 
     def _weight(self, source: Source) -> Value:
         if self._dialect.weights == "none":
@@ -145,7 +145,7 @@ class _Building:
             if setting.only is None:
                 found[setting.ours] = value
             elif value != setting.only:
-                raise InvalidRecipe(
+                raise RecipeFileError(
                     self._group.where, f"{self._group.method} has {name} {str(setting.only).lower()} alone here"
                 )
         return found
@@ -203,7 +203,7 @@ class _Building:
         """Σ wᵢ·Mᵢ without division: the weighted mean, times the sum of the weights."""
         numbers = [one for one in weights if isinstance(one, float)]
         if len(numbers) < len(weights) or abs(sum(numbers)) < 1e-8:
-            raise InvalidRecipe(
+            raise RecipeFileError(
                 self._group.where,
                 "normalize is false, where the base's weights count too: here the weights must be numbers whose sum is "
                 "not 0; use task_arithmetic to add what models have more than a base",
@@ -219,20 +219,13 @@ class _Building:
         try:
             made = make_scheduled(spec.parameters, parameters, method)
         except InvalidParameter as error:
-            raise InvalidRecipe(self._group.where, str(error)) from error
+            raise RecipeFileError(self._group.where, str(error)) from error
         found = {one.name: getattr(made, one.name) for one in parameters_of(spec.parameters)}
         if len(inputs) == 1 and weights[0] == 1.0 and _is_identity(method, found):
             return inputs[0]
         defaults = {one.name: one.default for one in parameters_of(spec.parameters)}
         told = tuple(sorted((name, _plain(value)) for name, value in found.items() if value != defaults[name]))
         return Call(method, None, tuple(map(_times, weights, inputs)), told)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is nearest to another, as a question, else all of them."""
-    names = sorted(known)
-    near = get_close_matches(name, names, 1)
-    return f"did you mean {near[0]}?" if near else f"known are {', '.join(names) or 'none'}"
 
 
 def _is_identity(method: str, parameters: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from adapterhub.merging.errors import InvalidRecipe, RecipeTooLarge
+from adapterhub.merging.errors import RecipeFileError, RecipeTooLarge
 
 FILE = "recipe file"
 """How messages call the file as a whole."""
@@ -24,8 +24,8 @@ MAX_ALIASES = 64
 def read_document(text: str) -> dict[str, Any]:
     """The one mapping of a YAML text, keys in its order; of strings, numbers, truth values, None, lists and mappings.
 
-    Raises RecipeTooLarge past the limits, and InvalidRecipe for what is no YAML, no mapping, or several documents, and
-    for a key given twice or an alias inside of itself.
+    Raises RecipeTooLarge past the limits, and RecipeFileError for what is no YAML, no mapping, or several documents,
+    and for a key given twice or an alias inside of itself.
     """
     if len(text) > MAX_CHARACTERS:
         raise RecipeTooLarge(f"the recipe file has {len(text)} characters; at most {MAX_CHARACTERS} are read")
@@ -33,14 +33,14 @@ def read_document(text: str) -> dict[str, Any]:
         _check_size(text)
         found = list(yaml.load_all(text, _Loader))
     except yaml.YAMLError as error:
-        raise InvalidRecipe(FILE, _explained(error)) from error
+        raise RecipeFileError(FILE, _explained(error)) from error
     if len(found) > 1:
-        raise InvalidRecipe(
+        raise RecipeFileError(
             FILE, f"holds {len(found)} documents, as mergekit-multi reads them; merge each on its own, the first first"
         )
     if not found or not isinstance(found[0], dict):
         what = "nothing" if not found or found[0] is None else f"a {type(found[0]).__name__}"
-        raise InvalidRecipe(FILE, f"holds {what}; expected keys such as merge_method and models")
+        raise RecipeFileError(FILE, f"holds {what}; expected keys such as merge_method and models")
     document: dict[str, Any] = found[0]
     return document
 

@@ -8,7 +8,7 @@ Source: names of tensors in checkpoints of transformers' T5, Whisper, Qwen2-VL, 
 
 from collections.abc import Mapping
 
-from adapterhub.merging.errors import InvalidRecipe
+from adapterhub.merging.errors import RecipeFileError
 from adapterhub.merging.recipes.nodes import Call, Node, Ref, Sum, total, weighted
 from adapterhub.merging.recipes.values import ANY, Schedule, schedule
 
@@ -33,12 +33,12 @@ _REST = ("text_decoder", "decoder")
 def by_module(base: Ref, nodes: Mapping[str, Node], where: str) -> Node:
     """The sum of merges, each of which says what one module becomes, on their base.
 
-    Raises InvalidRecipe for a module that is not known.
+    Raises RecipeFileError for a module that is not known.
     """
     known = {name for _, name in _PARTS}
     unknown = [name for name in nodes if name not in known]
     if unknown:
-        raise InvalidRecipe(
+        raise RecipeFileError(
             f"{where}.{unknown[0]}",
             f"no module that is known; known are {', '.join(sorted(known))}; filters choose others",
         )

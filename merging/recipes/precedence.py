@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from adapterhub.merging.errors import InvalidRecipe
+from adapterhub.merging.errors import RecipeFileError
 from adapterhub.merging.recipes.documents import shown
 from adapterhub.merging.recipes.mergekit import Setting
 from adapterhub.merging.recipes.values import ANY, Scalar, Value, schedule
@@ -21,7 +21,7 @@ Scope = tuple[str, Mapping[str, Any]]
 def resolved(name: str, scopes: Sequence[Scope], setting: Setting, where: str) -> Value:
     """The value of a parameter at every tensor, as a scalar or a schedule.
 
-    scopes: the nearest first. Raises InvalidRecipe for what is no value, and where nothing says what holds for some
+    scopes: the nearest first. Raises RecipeFileError for what is no value, and where nothing says what holds for some
     tensors.
     """
     cases: list[tuple[str, list[Scalar]]] = []
@@ -33,11 +33,11 @@ def resolved(name: str, scopes: Sequence[Scope], setting: Setting, where: str) -
         cases.append((ANY, [_word(setting.default, setting)]))
     if not any(part == ANY for part, _ in cases):
         told = "for tensors that no filter names" if cases else "for every input"
-        raise InvalidRecipe(where, f"a {name} is needed {told}; write it below parameters")
+        raise RecipeFileError(where, f"a {name} is needed {told}; write it below parameters")
     try:
         return schedule(cases)
     except ValueError as error:
-        raise InvalidRecipe(where, f"{name}: {error}") from error
+        raise RecipeFileError(where, f"{name}: {error}") from error
 
 
 def _cases(value: Any, at: str) -> Iterator[tuple[str, list[Any]]]:
@@ -55,17 +55,17 @@ def _condition(value: Mapping[str, Any], at: str) -> tuple[str, list[Any]]:
     unknown = value.keys() - {"filter", "value"}
     if unknown or "value" not in value:
         what = f"found {min(unknown)}" if unknown else "value is missing"
-        raise InvalidRecipe(at, f"a condition has value, and filter where it does not hold for all; {what}")
+        raise RecipeFileError(at, f"a condition has value, and filter where it does not hold for all; {what}")
     part = value.get("filter")
     if not isinstance(part, str | None):
-        raise InvalidRecipe(at, f"filter is {part!r}; a part of tensors' names is expected")
+        raise RecipeFileError(at, f"filter is {part!r}; a part of tensors' names is expected")
     return part or ANY, _points(value["value"], at)
 
 
 def _points(value: Any, at: str) -> list[Any]:
     points = value if isinstance(value, list) else [value]
     if not points or any(isinstance(one, list | Mapping | None) for one in points):
-        raise InvalidRecipe(
+        raise RecipeFileError(
             at, f"{shown(value)} is no value; expected a value, a list of values over depth, or filters with values"
         )
     return points
@@ -77,13 +77,13 @@ def _scalar(value: Any, setting: Setting, at: str) -> Scalar:
         try:
             return float(value)
         except ValueError:
-            raise InvalidRecipe(at, f"{shown(value)} is no number") from None
+            raise RecipeFileError(at, f"{shown(value)} is no number") from None
     if setting.kind == "truth" and value in (0, 1) and not isinstance(value, str):
         return _word(bool(value), setting)
     # our own words for what mergekit has true and false for
     if isinstance(value, str) and (setting.words or setting.kind == "word"):
         return value
-    raise InvalidRecipe(at, f"is {shown(value)}; expected {_EXPECTED[setting.kind]}")
+    raise RecipeFileError(at, f"is {shown(value)}; expected {_EXPECTED[setting.kind]}")
 
 
 _EXPECTED = {"number": "a number", "truth": "true or false", "word": "a word"}

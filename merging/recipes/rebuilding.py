@@ -60,14 +60,13 @@ def rebuilt(content: bytes) -> Rebuilt:
         value = json.loads(content)
         return _recipe(value)
     except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
-        raise InvalidRecipe(FILE, f"no canonical recipe ({type(error).__name__}: {error})") from error
+        raise InvalidRecipe(f"{FILE}: no canonical recipe ({type(error).__name__}: {error})") from error
 
 
 def _recipe(value: Mapping[str, Any]) -> Rebuilt:
     if value["format"] != FORMAT or value["format_version"] != FORMAT_VERSION:
         raise InvalidRecipe(
-            FILE,
-            f"is {value['format']!r} version {value['format_version']!r}; "
+            f"{FILE}: is {value['format']!r} version {value['format_version']!r}; "
             f"{FORMAT!r} version {FORMAT_VERSION} is read here",
         )
     _check_known(value, _WHOLE, "the recipe")
@@ -107,7 +106,7 @@ class _Parts:
             raise RecipeTooLarge(f"recipe.json: has more than {DEFAULT_LIMITS.terms} parts, or is deeper than any text")
         kind = next((kind for kind in _PARTS if kind in part), None)
         if kind is None:
-            raise InvalidRecipe(FILE, f"a part has none of {', '.join(_PARTS)}")
+            raise InvalidRecipe(f"{FILE}: a part has none of {', '.join(_PARTS)}")
         _check_known(part, _PARTS[kind], f"a part with {kind!r}")
         if kind == "input":
             return self.refs[_number(part["input"])]
@@ -129,7 +128,7 @@ class _Parts:
 def _check_known(value: Mapping[str, Any], known: frozenset[str], what: str) -> None:
     more = sorted(key for key, given in value.items() if key not in known and given is not None)
     if more:
-        raise InvalidRecipe(FILE, f"{what} says {', '.join(more)}, which this version of adapterhub does not know")
+        raise InvalidRecipe(f"{FILE}: {what} says {', '.join(more)}, which this version of adapterhub does not know")
 
 
 def _ref(one: Mapping[str, Any]) -> Ref:
@@ -145,19 +144,19 @@ def _ref(one: Mapping[str, Any]) -> Ref:
 
 def _number(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InvalidRecipe(FILE, f"{value!r} is no number of an input")
+        raise InvalidRecipe(f"{FILE}: {value!r} is no number of an input")
     return value
 
 
 def _weight(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InvalidRecipe(FILE, f"{value!r} is no weight")
+        raise InvalidRecipe(f"{FILE}: {value!r} is no weight")
     return float(value)
 
 
 def _method(value: Any) -> str:
     if not isinstance(value, str) or not _METHOD.fullmatch(value):
-        raise InvalidRecipe(FILE, f"{value!r} is no merge method")
+        raise InvalidRecipe(f"{FILE}: {value!r} is no merge method")
     return value
 
 
@@ -167,7 +166,7 @@ def _schedules(part: Mapping[str, Any]) -> tuple[Schedule, ...]:
     for cases in part.get("schedules", ()):
         value = _schedule(cases)
         if not isinstance(value, Schedule) or not all(type(one) in (int, float) for one in value.points()):
-            raise InvalidRecipe(FILE, f"{cases!r} is no weight that differs from tensor to tensor")
+            raise InvalidRecipe(f"{FILE}: {cases!r} is no weight that differs from tensor to tensor")
         found.append(value)
     return tuple(found)
 
@@ -175,13 +174,13 @@ def _schedules(part: Mapping[str, Any]) -> tuple[Schedule, ...]:
 def _schedule(cases: Any) -> Value:
     for part, points in cases:
         if not isinstance(part, str) or not all(isinstance(one, str) or math.isfinite(one) for one in points):
-            raise InvalidRecipe(FILE, f"{cases!r} is no choice of values by tensor")
+            raise InvalidRecipe(f"{FILE}: {cases!r} is no choice of values by tensor")
     return schedule(cases)
 
 
 def _dtype(value: Any) -> str | None:
     if value is not None and value not in _FLOATS:
-        raise InvalidRecipe(FILE, f"cast is {value!r}; expected one of {', '.join(_FLOATS)}")
+        raise InvalidRecipe(f"{FILE}: cast is {value!r}; expected one of {', '.join(_FLOATS)}")
     return _text(value)
 
 
@@ -192,10 +191,10 @@ def _parameter(name: str, value: Any) -> Value:
         return value
     if isinstance(value, int | float) and math.isfinite(value):
         return value
-    raise InvalidRecipe(FILE, f"the parameter {name} is {value!r}, which is neither number, truth nor text")
+    raise InvalidRecipe(f"{FILE}: the parameter {name} is {value!r}, which is neither number, truth nor text")
 
 
 def _text(value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
-        raise InvalidRecipe(FILE, f"{value!r} is no text")
+        raise InvalidRecipe(f"{FILE}: {value!r} is no text")
     return value

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from adapterhub.merging.errors import InvalidRecipe, RecipeTooLarge
+from adapterhub.merging.errors import RecipeFileError, RecipeTooLarge
 from adapterhub.merging.recipes.documents import read_document
 
 
@@ -41,7 +41,7 @@ WRONG = {
 
 @pytest.mark.parametrize("text", WRONG)
 def test_what_is_no_recipe_file_is_refused_with_a_place(text: str) -> None:
-    with pytest.raises(InvalidRecipe) as caught:
+    with pytest.raises(RecipeFileError) as caught:
         read_document(text)
     assert WRONG[text] in str(caught.value)
     assert str(caught.value).startswith("recipe file: ")

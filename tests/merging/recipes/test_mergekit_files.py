@@ -27,17 +27,19 @@ LAYERS = 4
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """Llamas of four layers, base and three that differ from it; the same in bfloat16; GPT-2s; LoRAs of the base."""
+    """Llamas of four layers, base and three that differ; the same in bfloat16; GPT-2s and BERTs; LoRAs of the base."""
     root = tmp_path_factory.mktemp("files")
     generator = torch.Generator().manual_seed(3)
     for name in ("base", "a", "b", "c"):
         model: Any = tiny.llama(layers=LAYERS)
-        small: Any = tiny.gpt2()
-        for parameter in [] if name == "base" else [*model.parameters(), *small.parameters()]:
+        others: dict[str, Any] = {"gpt": tiny.gpt2(), "bert": tiny.bert_classifier()}
+        every = [model, *others.values()]
+        for parameter in [] if name == "base" else [one for each in every for one in each.parameters()]:
             change = 0.05 * torch.randn(parameter.shape, generator=generator)
             parameter.data += change * (torch.rand(parameter.shape, generator=generator) < 0.6)
         tiny.saved(model, root / name)
-        tiny.saved(small, root / f"gpt-{name}")
+        for kind, other in others.items():
+            tiny.saved(other, root / f"{kind}-{name}")
         tiny.saved(model.to(torch.bfloat16), root / f"half-{name}")
     for seed, name in enumerate(["lora", "lora-2"]):
         config = LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
@@ -406,15 +408,20 @@ def test_a_file_means_what_mergekit_makes_of_it(name: str, folders: Mapping[str,
     assert error <= 1.0
 
 
+@pytest.mark.parametrize("kind", ["gpt", "bert"])
 @pytest.mark.parametrize("name", ["linear by depth and module", "ties by filters", "slerp as it is usually written"])
 @pytest.mark.usefixtures("stable")
-def test_a_file_of_gpt2s_does_too(name: str, folders: Mapping[str, Path], tmp_path: Path) -> None:
-    gpts = {one: folders[f"gpt-{one}"] for one in ("base", "a", "b", "c")}
-    text = FILES[name].replace("self_attn", "attn")
+def test_a_file_of_gpt2s_and_berts_does_too(name: str, kind: str, folders: Mapping[str, Path], tmp_path: Path) -> None:
+    gpts = {one: folders[f"{kind}-{one}"] for one in ("base", "a", "b", "c")}
+    parts = {"gpt": ("attn", "mlp"), "bert": ("attention", "intermediate")}[kind]
+    text = FILES[name].replace("self_attn", parts[0]).replace("mlp", parts[1])
     found, expected = (make(text, gpts, tmp_path / make.__name__) for make in (ours, theirs))
     expected = {key if key in found else f"transformer.{key}": value for key, value in expected.items()}
+    if kind == "bert":
+        # two entries, whose sums nearly cancel: what float32 leaves of them is no share of the largest
+        torch.testing.assert_close(found.pop("classifier.bias"), expected["classifier.bias"], rtol=1e-5, atol=1e-7)
     error = roundings(found, {key: expected[key] for key in found}, torch.float32)
-    record(name, "gpt2", "float32", "mergekit 0.1.5 run_merge", error, "file")
+    record(name, {"gpt": "gpt2"}.get(kind, kind), "float32", "mergekit 0.1.5 run_merge", error, "file")
     assert error <= 1.0
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.merging.errors import InvalidRecipe, RecipeTooLarge
+from adapterhub.merging.errors import RecipeFileError, RecipeTooLarge
 from adapterhub.merging.recipes.expression import parse
 from adapterhub.merging.recipes.nodes import Form, Ref
 from adapterhub.merging.recipes.tokenizer import TokenizerPolicy, TokenRow
@@ -123,7 +123,7 @@ WRONG = {
     ties("tokenizer_source: union\ntokenizer: {}"): "tokenizer: tokenizer_source is given too",
     ties("tokenizer: {sauce: base}"): "tokenizer.sauce: no such key; did you mean source?",
     ties("tokenizer: {tokens: {x: {source: {kind: one}}}}"): "'one' is neither zero nor model_token",
-    ties("tokenizer_source: a+l"): "a tokenizer is taken from a model, without a LoRA",
+    ties("tokenizer_source: a+l"): "a model is named here without a LoRA",
     ties().replace("model: c", "model: a"): "models[1]: merges the same model as models[0]; leave out one of them",
     ties().replace("model: c", "model: a+b+c"): "models[1].model: 'a+b+c': a model and one LoRA are written NAME+LORA",
     ties().replace("model: c", "model: a@b@c"): "one revision is written NAME@REVISION",
@@ -137,6 +137,7 @@ WRONG = {
     ),
     "{merge_method: linear, models: [{model: a}, {model: b, parameters: {weight: -1}}], parameters: "
     "{weight: 1, normalize: false}}": "here the weights must be numbers whose sum is not 0",
+    ties().replace("model: a,", "model: ./c,"): "models[1].model: 'c' also stands for the folder ./c; rename that",
     "{merge_method: passthrough, slices: []}": "found none",
     "{merge_method: passthrough, slices: [{sources: [{model: a}]}]}": "layer_range: is None; expected [FIRST, END]",
     "{merge_method: passthrough, slices: [{sources: [{model: a, layer_range: [4, 2]}]}]}": "layer_range: is [4, 2]",
@@ -160,7 +161,7 @@ WRONG = {
 
 @pytest.mark.parametrize("text", WRONG)
 def test_a_file_that_means_nothing_is_refused_where_it_does(text: str) -> None:
-    with pytest.raises(InvalidRecipe) as caught:
+    with pytest.raises(RecipeFileError) as caught:
         read(text)
     assert WRONG[text] in str(caught.value)
 
@@ -239,7 +240,7 @@ REFUSED = {
 def test_a_real_file_is_read_or_refused_with_a_sentence(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     if file.stem in REFUSED:
-        with pytest.raises(InvalidRecipe) as caught:
+        with pytest.raises(RecipeFileError) as caught:
             read(text)
         assert REFUSED[file.stem] in str(caught.value)
         return
