@@ -22,6 +22,8 @@ from adapterhub.hub.services import (
     holdings,
     large_files,
     lineage,
+    recipe_views,
+    recipes,
     refs,
     repos,
     revisions,
@@ -202,3 +204,27 @@ def test_four_writers_of_one_branch_lose_nothing(hub: Hub, ann: Caller) -> None:
         assert len(revisions.history(session, repo, head)) == 1 + 16
     with pytest.raises(HeadMoved):
         commit(hub, ann, "ann/patch", "main", [DeleteFolder("w0")], "push", parent="0" * 40)
+
+
+def test_versions_saved_at_once_are_all_kept(hub: Hub, ann: Caller) -> None:
+    stock(hub, ann)
+    failed: list[Exception] = []
+
+    def save(weight: int) -> None:
+        try:
+            recipes.save(hub, ann, "ann/support", f"ann/base + {weight}*ann/code-lora")
+        except Exception as error:  # noqa: BLE001  a thread's error must not be lost
+            failed.append(error)
+
+    threads = [threading.Thread(target=save, args=(weight,)) for weight in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    first = recipe_views.versions(hub, ann, "ann/support", limit=3)
+    assert ([one["version"] for one in first["items"]], first["before"]) == ([4, 3, 2], 2)
+    assert len({one["text"] for one in recipe_views.versions(hub, ann, "ann/support")["items"]}) == 4
+    assert [one["id"] for one in recipe_views.listing(hub, ANONYMOUS, query="SUPP", author="Ann")["items"]] == [
+        "ann/support"
+    ]

@@ -11,7 +11,7 @@ from adapterhub.hub.db.tables import Account, Job, Membership
 from adapterhub.hub.errors import Forbidden, InvalidName, InvalidRequest, NotAuthenticated, RecipeExists, RecipeNotFound
 from adapterhub.hub.jobs.inline import InlineExecutor
 from adapterhub.hub.services import accounts, describe, inlining, merges, recipe_views, recipes, repos, saved_recipes
-from adapterhub.hub.services.access import ANONYMOUS, Caller
+from adapterhub.hub.services.access import ANONYMOUS, FINE_GRAINED, Caller
 from adapterhub.hub.services.commits import AddRegular, commit
 from adapterhub.hub.services.resolve import resolve_expression
 from adapterhub.hub.worker import handlers_of
@@ -284,3 +284,19 @@ def test_the_folder_of_spooled_results_is_empty_again(hub: Hub, ann: Caller, tmp
     recipes.save(hub, ann, "ann/support", PLAIN)
     finished(hub, merges.rerun(hub, ann, "ann/support", push="ann/x"))
     assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_a_fine_grained_token_reaches_the_recipes_of_its_accounts_alone(hub: Hub, ann: Caller) -> None:
+    recipes.save(hub, ann, "ann/support", PLAIN, private=True)
+    own = str(ann.account_id)
+
+    def token(*permissions: str) -> Caller:
+        scopes = frozenset((permission, own) for permission in permissions)
+        return Caller(ann.account_id, ann.name, token_id="t", token_role=FINE_GRAINED, scopes=scopes)
+
+    with pytest.raises(RecipeNotFound):
+        recipe_views.show(hub, token("discussion.write"), "ann/support")
+    assert recipe_views.show(hub, token("repo.content.read"), "ann/support")["version"] == 1
+    with pytest.raises(Forbidden, match=r"repo\.write"):
+        recipes.save(hub, token("repo.content.read"), "ann/support", PLAIN)
+    assert recipes.save(hub, token("repo.write"), "ann/support", PLAIN)["version"] == 2
