@@ -179,7 +179,8 @@ def _names(recipe: Json, other: Json) -> list[str]:
 
 def _name(one: Json) -> str:
     name = str(one["name"]).partition("@")[0]
-    return f"{name}/{one['path']}" if one["path"] else name
+    layers = f"[{':'.join(map(str, one['layers']))}]" if one.get("layers") else ""
+    return (f"{name}/{one['path']}" if one["path"] else name) + layers
 
 
 def _commit(one: Json | None) -> str | None:

@@ -30,6 +30,7 @@ _METHOD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _WHOLE = frozenset(
     {"format", "format_version", "inputs", "base", "sum", "dtype", "as", "cast", "layers", "stack", "tokenizer"}
 )
+_INPUT = frozenset({"name", "path", "kind", "digest", "layers"})
 _PARTS: Mapping[str, frozenset[str]] = {
     "input": frozenset({"weight", "schedules", "input"}),
     "delta": frozenset({"weight", "schedules", "delta"}),
@@ -59,7 +60,7 @@ def rebuilt(content: bytes) -> Rebuilt:
     try:
         value = json.loads(content)
         return _recipe(value)
-    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
         raise InvalidRecipe(f"{FILE}: no canonical recipe ({type(error).__name__}: {error})") from error
 
 
@@ -133,6 +134,7 @@ def _check_known(value: Mapping[str, Any], known: frozenset[str], what: str) -> 
 
 def _ref(one: Mapping[str, Any]) -> Ref:
     """The input's name, its sub-folder said by `path` alone."""
+    _check_known(one, _INPUT, "an input")
     name, _, revision = str(one["name"]).partition("@")
     path = _text(one["path"]) or ""
     layers = one.get("layers")

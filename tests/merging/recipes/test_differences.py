@@ -144,3 +144,15 @@ def test_what_a_later_version_says_of_a_part_is_told_as_it_stands(inputs: dict[R
     new["sum"][0]["inputs"][0]["gradient"] = [0, 1]
     [one] = differences(old, new)
     assert str(one).endswith(".gradient, in ties: default, now [0, 1]")
+
+
+def test_layers_of_one_model_are_told_apart(inputs: dict[Ref, Input]) -> None:
+    old = json.loads(canonical(parse("demo/base + demo/a"), inputs))
+    new = json.loads(json.dumps(old))
+    place = next(number for number, one in enumerate(new["inputs"]) if one["name"].startswith("demo/base"))
+    new["inputs"][place]["layers"] = [0, 8]
+    assert [str(one) for one in differences(old, new)] == [
+        "input demo/base: removed at 0123456789ab",
+        "input demo/base[0:8]: added at 0123456789ab",
+        "base: demo/base, now demo/base[0:8]",
+    ]
