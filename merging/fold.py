@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from adapterhub.merging.effects import Effects, effects, part, read, tiles
 from adapterhub.merging.errors import NonFinite, NotFoldable
 from adapterhub.merging.methods import methods
-from adapterhub.merging.ops.lowrank import Factors, concatenate
+from adapterhub.merging.ops.lowrank import Factors, Trained, concatenate
 from adapterhub.merging.ops.quantise import quantisation_error
 from adapterhub.merging.ops.tensors import accumulator, as_matrix, dtype_name, is_finite, is_floating, torch_dtype
 from adapterhub.merging.registry import MergeSite
@@ -122,11 +122,14 @@ def _difference(tuned: torch.Tensor, base: torch.Tensor, weight: float) -> Apply
 
 def _merge(name: str, step: MethodDelta, W: torch.Tensor) -> torch.Tensor:
     spec = methods()[step.method]
+    site = MergeSite(name, W, step.digests, step.depth)
+    if spec.takes_trained:
+        return _merge_trained(name, step, site)
     products = _products(step, W) if spec.on_factors is not None else None
-    if spec.on_factors is not None and products is not None:
+    if products is not None:
         for number, product in enumerate(products, 1):
             _check_delta(name, step, number, *product)
-        left, right = spec.on_factors(products, step.weights, step.parameters)
+        left, right = spec.merge_factors(products, step.weights, step.parameters, site)
         return (left.double() @ right.double()).to(W.dtype).view(W.shape)
     deltas, here = [], W
     for number, (weight, addends) in enumerate(zip(step.weights, step.inputs, strict=True), 1):
@@ -134,7 +137,27 @@ def _merge(name: str, step: MethodDelta, W: torch.Tensor) -> torch.Tensor:
         _check_delta(name, step, number, deltas[-1])
         if spec.is_sequential:
             here = here.add(deltas[-1], alpha=weight)
-    return spec.merge(deltas, step.weights, step.parameters, MergeSite(name, W, step.digests, step.depth))
+    return spec.merge(deltas, step.weights, step.parameters, site)
+
+
+def _merge_trained(name: str, step: MethodDelta, site: MergeSite) -> torch.Tensor:
+    """The delta that a method makes of LoRAs' own factors; the plan has let nothing else through."""
+    given = [_trained(addends, str(site.base.device)) for addends in step.inputs]
+    for number, one in enumerate(given, 1):
+        _check_delta(name, step, number, *([] if one is None else [one.A, one.B]))
+    left, right = methods()[step.method].merge_factors(given, step.weights, step.parameters, site)
+    terms_here = (one.delta.term for addends in step.inputs for one in addends if isinstance(one.delta, TermDelta))
+    product = (left @ right).T if next(terms_here).options.get("transpose") else left @ right
+    return product.to(site.base.dtype).reshape(site.base.shape)
+
+
+def _trained(addends: Sequence[Addend], device: str) -> Trained | None:
+    for addend in addends:
+        assert isinstance(addend.delta, TermDelta)
+        one = part(addend.delta.term, addend.weight, device)
+        A, B = (one.fields[field].flatten(1).double() for field in "AB")
+        return Trained(A, B, one.weight)
+    return None
 
 
 def _check_delta(name: str, step: MethodDelta, number: int, *tensors: torch.Tensor) -> None:

@@ -321,6 +321,8 @@ class _Sums:
                 _check_comes_first(site, one)
         if not any(inputs) and not methods()[leaf.method].moves_base:
             return None
+        if methods()[leaf.method].takes_trained:
+            _check_trained(site, leaf.method, inputs)
         digests = tuple(self._digest(parts) for parts in leaf.inputs)
         return MethodDelta(leaf.method, leaf.parameters, leaf.weights, inputs, digests, self._depths.get(site))
 
@@ -411,6 +413,26 @@ def _check_mergeable(name: str, method: str, addends: Sequence[Addend]) -> None:
         raise NotFoldable(
             f"{name}: an {exact[0]} term is the bits of one fine-tuned tensor, and {method} merges deltas; extract a "
             "dense patch from the two models instead"
+        )
+
+
+def _check_trained(name: str, method: str, inputs: Sequence[Sequence[Addend]]) -> None:
+    """Raises NotFoldable for what is not one plain LoRA of one rank an input, in a method that merges A and B apart."""
+    ranks = set()
+    for addends in inputs:
+        found = _terms_of(addends)
+        is_lora = all(one.term == "lowrank" and one.fields.keys() == {"A", "B"} for one in found)
+        if len(found) < len(addends) or len(found) > 1 or not is_lora:
+            kinds = ", ".join(one.term for one in found) or "a difference of models"
+            raise NotFoldable(
+                f"{name}: {method} merges the factors of LoRAs as they were trained, and an input brings {kinds} here; "
+                "task_arithmetic, ties and the other methods that merge deltas take it"
+            )
+        ranks |= {one.fields["A"].shape[0] for one in found}
+    if len(ranks) > 1:
+        raise NotFoldable(
+            f"{name}: {method} merges factors entry by entry, and the ranks here are {sorted(ranks)}; core_space, "
+            "knots and the methods that merge deltas take any"
         )
 
 

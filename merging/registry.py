@@ -192,7 +192,10 @@ class MethodSpec:
     function: `(deltas, weights, parameters) -> delta`: deltas and result float32 (float64 for float64 bases) of one
     shape, the base not included; weights one number a delta. takes_site: it takes a MergeSite as its fourth argument.
     inputs: fewest and most of them, None for any number. takes_weights: whether a weight other than 1 means something.
-    on_factors: `(deltas as products, weights, parameters)` gives the same as a product, of one that works on factors.
+    on_factors: `(deltas as products, weights, parameters)` gives the same as a product, of one that works on factors;
+    with the site as its fourth argument where takes_site. takes_trained: its function is given the factors of LoRAs as
+    they were trained (`ops.lowrank.Trained`, None for an input that leaves the site alone) in place of deltas, and
+    gives a product; other inputs are refused.
     check: raises InvalidParameter for parameters that do not go together, before any work.
     is_experimental: known from its paper alone. moves_base: its result is not zero where no input changes anything.
     parameters: a frozen dataclass whose fields `parameter` made. coefficients: `(weights, parameters)` of one whose
@@ -206,7 +209,7 @@ class MethodSpec:
     title: str
     summary: str
     source: str
-    function: Callable[..., torch.Tensor]
+    function: Callable[..., Any]
     parameters: type = NoParameters
     laws: frozenset[str] = frozenset()
     laws_at: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -218,6 +221,7 @@ class MethodSpec:
     is_experimental: bool = False
     moves_base: bool = False
     on_factors: Callable[..., Factors] | None = None
+    takes_trained: bool = False
     check: Callable[[Any], None] = lambda parameters: None
 
     @property
@@ -227,8 +231,21 @@ class MethodSpec:
     def merge(
         self, deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: Any, site: MergeSite
     ) -> torch.Tensor:
-        """The function's result. Raises InvalidParameter for what it does not take."""
-        return self.function(deltas, weights, parameters, *([site] if self.takes_site else []))
+        """The function's result, of one that takes deltas. Raises InvalidParameter for what it does not take."""
+        merged: torch.Tensor = self.function(deltas, weights, parameters, *self._told(site))
+        return merged
+
+    def merge_factors(
+        self, products: Sequence[Any], weights: Sequence[float], parameters: Any, site: MergeSite
+    ) -> Factors:
+        """The result as a product, of products or, where takes_trained, of factors as trained."""
+        function = self.function if self.takes_trained else self.on_factors
+        assert function is not None  # who calls this has looked
+        merged: Factors = function(products, weights, parameters, *self._told(site))
+        return merged
+
+    def _told(self, site: MergeSite) -> list[MergeSite]:
+        return [site] if self.takes_site else []
 
     def check_inputs(self, weights: Sequence[float]) -> None:
         """Raises InvalidParameter for a number of inputs, or weights, that the method does not take."""

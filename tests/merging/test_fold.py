@@ -194,7 +194,10 @@ def test_a_mask_selects_entries_of_its_delta() -> None:
 def test_no_method_hides_a_bad_number(method: str) -> None:
     change = random(4, 4)
     change[2, 2] = float("nan")
-    inputs: tuple[tuple[Addend, ...], ...] = ((term("dense", delta=change),), (lora((4, 4))[0],))
+    bad = term("dense", delta=change)
+    if methods()[method].takes_trained:
+        bad = term("lowrank", A=random(4, 4), B=change)
+    inputs: tuple[tuple[Addend, ...], ...] = ((bad,), (lora((4, 4))[0],))
     if methods()[method].inputs[1] == 1:
         inputs = inputs[:1]
     step = MethodDelta(method, methods()[method].parameters(), (1.0, 1.0)[: len(inputs)], inputs, ("a", "b"))
