@@ -196,6 +196,7 @@ class MethodSpec:
     with the site as its fourth argument where takes_site. takes_trained: its function is given the factors of LoRAs as
     they were trained (`ops.lowrank.Trained`, None for an input that leaves the site alone) in place of deltas, and
     gives a product; other inputs are refused.
+    needed: fewest inputs at these parameters, where that depends on them.
     check: raises InvalidParameter for parameters that do not go together, before any work.
     is_experimental: known from its paper alone. moves_base: its result is not zero where no input changes anything.
     parameters: a frozen dataclass whose fields `parameter` made. coefficients: `(weights, parameters)` of one whose
@@ -222,6 +223,7 @@ class MethodSpec:
     moves_base: bool = False
     on_factors: Callable[..., Factors] | None = None
     takes_trained: bool = False
+    needed: Callable[[Any], int] = lambda parameters: 0
     check: Callable[[Any], None] = lambda parameters: None
 
     @property
@@ -247,9 +249,9 @@ class MethodSpec:
     def _told(self, site: MergeSite) -> list[MergeSite]:
         return [site] if self.takes_site else []
 
-    def check_inputs(self, weights: Sequence[float]) -> None:
+    def check_inputs(self, weights: Sequence[float], parameters: Any) -> None:
         """Raises InvalidParameter for a number of inputs, or weights, that the method does not take."""
-        fewest, most = self.inputs
+        fewest, most = max(self.inputs[0], self.needed(parameters)), self.inputs[1]
         if len(weights) < fewest or (most is not None and len(weights) > most):
             wanted = str(fewest) if most == fewest else f"{fewest} or more" if most is None else f"{fewest} to {most}"
             raise InvalidParameter(f"{self.name}: has {len(weights)} inputs after its base; it takes {wanted}")

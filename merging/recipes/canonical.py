@@ -240,7 +240,7 @@ class _Flattening:
         if node.base is not None:
             self._check_base(node, weight, is_top)
         weights = tuple(one.weight if isinstance(one, Weighted) else 1.0 for one in node.inputs)
-        spec.check_inputs(weights)
+        spec.check_inputs(weights, parameters)
         spec.check(parameters)
         inner = (one.node if isinstance(one, Weighted) else one for one in node.inputs)
         inputs = tuple(self.parts(one, 1.0, is_top=False) for one in inner)
