@@ -121,6 +121,10 @@ OTHERWISE: dict[str, list[dict[str, Any]]] = {
         for name in ("ties", "dare_linear", "dare_ties", "magnitude_prune")
     },
     "peft_svd": [{"svd_rank": 2}],
+    "emr": [{"task": 2}],
+    "tall": [{"task": 2}, {"tall": 0.0}],
+    "pcb": [{"density": 1.0, "clip": 0.0}],
+    "robustmerge": [{"density": 1.0, "scale": 1.0}],
     "magmax": [{"scale": 0.5}],
     "tsv_m": [{"scale": 0.5}],
     "iso_c": [{"scale": 0.5}],
@@ -132,6 +136,11 @@ OTHERWISE: dict[str, list[dict[str, Any]]] = {
 def takes_shape(spec: MethodSpec, shape: tuple[int, ...]) -> bool:
     """Whether tensors of the shape reach it: LoRAs as trained are on matrices."""
     return not spec.takes_trained or len(shape) > 1
+
+
+def needs_one(spec: MethodSpec, told: dict[str, Any]) -> bool:
+    """Whether one patch is enough at these parameters."""
+    return spec.needed(spec.parameters(**told)) <= 1
 
 
 def takes(spec: MethodSpec, law: str) -> bool:
@@ -147,7 +156,8 @@ def test_a_law_holds_where_it_is_claimed_and_has_a_counter_example_where_not(spe
     if not takes(spec, law):
         assert law not in spec.laws
         return
-    held = [LAWS[law](spec, **told) for told in ({}, *OTHERWISE.get(spec.name, []))]
+    looked_at = [told for told in ({}, *OTHERWISE.get(spec.name, [])) if law != "identity" or needs_one(spec, told)]
+    held = [LAWS[law](spec, **told) for told in looked_at]
     assert all(held) == (law in spec.laws)
     if law in spec.laws_at:
         assert law not in spec.laws
