@@ -256,6 +256,7 @@ class _Sums:
             if inputs[ref].kind != MODEL and one in SIMULATED and one != base_quantisation
         }
         used = [term for ref in _refs(normal.parts) for terms in self._terms[ref].values() for term in terms]
+        self._acting: dict[Merged, frozenset[str]] = {}
         self._created = _created(used, self._terms, _refs(normal.parts), inputs)
         self._untied = {
             term.options.get("tied_output", term.site): term.options.get("tied_source", term.site)
@@ -313,6 +314,8 @@ class _Sums:
             yield Addend(weight, ModelDelta(tuned, here))
 
     def _merged(self, site: str, leaf: Merged) -> MethodDelta | None:
+        if not self._acts_on(leaf, site):
+            return None
         inputs = tuple(tuple(self._addends(site, parts)) for parts in leaf.inputs)
         for number, one in enumerate(inputs):
             _check_order(site, one)
@@ -325,6 +328,15 @@ class _Sums:
             _check_trained(site, leaf.method, inputs)
         digests = tuple(self._digest(parts) for parts in leaf.inputs)
         return MethodDelta(leaf.method, leaf.parameters, leaf.weights, inputs, digests, self._depths.get(site))
+
+    def _acts_on(self, leaf: Merged, site: str) -> bool:
+        acts_on = methods()[leaf.method].acts_on
+        if acts_on is None:
+            return True
+        if leaf not in self._acting:
+            names = {name for parts in leaf.inputs for ref in _refs(parts) for name in self._terms[ref]}
+            self._acting[leaf] = acts_on(sorted(names), leaf.parameters)
+        return site in self._acting[leaf]
 
     def _digest(self, parts: Iterable[Part]) -> str:
         """Names what a sum is, so that random numbers belong to it wherever it stands."""

@@ -176,13 +176,15 @@ class MergeSite:
     """What a method may know of the tensor it merges, besides the deltas.
 
     name: of the tensor. base: its values before, in the deltas' shape, dtype and device; not to be modified. digests:
-    one an input, which key random numbers. depth: l / (L - 1) of layer l of L, None outside layers.
+    one an input, which key random numbers. depth: l / (L - 1) of layer l of L, None outside layers. told: where it puts
+    what the run's report says of the tensor besides norms, by name.
     """
 
     name: str
     base: torch.Tensor
     digests: tuple[str, ...]
     depth: float | None = None
+    told: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,7 @@ class MethodSpec:
     with the site as its fourth argument where takes_site. takes_trained: its function is given the factors of LoRAs as
     they were trained (`ops.lowrank.Trained`, None for an input that leaves the site alone) in place of deltas, and
     gives a product; other inputs are refused.
+    acts_on: `(names of tensors that its inputs change, parameters)` of one that leaves some at the base: the others.
     needed: fewest inputs at these parameters, where that depends on them.
     check: raises InvalidParameter for parameters that do not go together, before any work.
     is_experimental: known from its paper alone. moves_base: its result is not zero where no input changes anything.
@@ -223,6 +226,7 @@ class MethodSpec:
     moves_base: bool = False
     on_factors: Callable[..., Factors] | None = None
     takes_trained: bool = False
+    acts_on: Callable[[Sequence[str], Any], frozenset[str]] | None = None
     needed: Callable[[Any], int] = lambda parameters: 0
     check: Callable[[Any], None] = lambda parameters: None
 
