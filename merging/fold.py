@@ -8,7 +8,7 @@ so equal inputs give equal bytes on any number of threads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from adapterhub.merging.effects import Effects, effects, part, read, tiles
@@ -31,11 +31,13 @@ class Norms(NamedTuple):
     """What a fold did, in Frobenius norms. delta: ‖Δ‖; rounding: ‖round(W + Δ) - (W + Δ)‖.
 
     quantisation: ‖W - dequant(quant(W))‖ of the coarsest form that a patch here was trained on; None where none was.
+    told: what merge methods say of the tensor besides, by name.
     """
 
     delta: float = 0.0
     rounding: float = 0.0
     quantisation: float | None = None
+    told: Mapping[str, float] = {}
 
 
 class Folded(NamedTuple):
@@ -65,7 +67,8 @@ def fold(
         return Folded(_checked(W.to(dtype), output, W), Norms())
     wide = _working_dtype(output, W)
     source = as_matrix(W)
-    whole = _effects(output.name, output.addends, W, wide)
+    told: dict[str, float] = {}
+    whole = _effects(output.name, output.addends, W, wide, told)
     result = torch.empty(W.shape, dtype=dtype, device=W.device)
     target = as_matrix(result)
     squares = _Squares(is_rounded=dtype != wide)
@@ -77,7 +80,8 @@ def fold(
         target[start:stop] = tile  # the one rounding, to nearest even
         squares.add(before, tile, target[start:stop])
     errors = [quantisation_error(source, one) for one in output.quantisations]
-    return Folded(_checked(result, output, W), squares.norms()._replace(quantisation=max(errors, default=None)))
+    norms = squares.norms()._replace(quantisation=max(errors, default=None), told=told)
+    return Folded(_checked(result, output, W), norms)
 
 
 def _working_dtype(output: OutputTensor, W: torch.Tensor) -> torch.dtype:
@@ -91,8 +95,13 @@ def _working_dtype(output: OutputTensor, W: torch.Tensor) -> torch.dtype:
     return max(accumulator(output.dtype), accumulator(stored), key=lambda dtype: dtype.itemsize)
 
 
-def _effects(name: str, addends: Sequence[Addend], W: torch.Tensor, wide: torch.dtype) -> Effects:
-    """The effect of all addends on a site with the base's values W, in the order in which they act."""
+def _effects(
+    name: str, addends: Sequence[Addend], W: torch.Tensor, wide: torch.dtype, told: dict[str, float]
+) -> Effects:
+    """The effect of all addends on a site with the base's values W, in the order in which they act.
+
+    told: what their methods say of it is put there.
+    """
     import torch
 
     device = str(W.device)
@@ -103,7 +112,7 @@ def _effects(name: str, addends: Sequence[Addend], W: torch.Tensor, wide: torch.
             case ModelDelta(tuned=tuned, base=base):
                 others.append(_difference(read(tuned, device), read(base, device), addend.weight))
             case MethodDelta():
-                merged = _merge(name, addend.delta, W.to(wide, memory_format=torch.contiguous_format))
+                merged = _merge(name, addend.delta, W.to(wide, memory_format=torch.contiguous_format), told)
                 others.append(_addition(merged, addend.weight))
             case TermDelta():
                 pass  # with all the others of its kind
@@ -120,9 +129,9 @@ def _difference(tuned: torch.Tensor, base: torch.Tensor, weight: float) -> Apply
     return apply
 
 
-def _merge(name: str, step: MethodDelta, W: torch.Tensor) -> torch.Tensor:
+def _merge(name: str, step: MethodDelta, W: torch.Tensor, told: dict[str, float]) -> torch.Tensor:
     spec = methods()[step.method]
-    site = MergeSite(name, W, step.digests, step.depth)
+    site = MergeSite(name, W, step.digests, step.depth, told)
     if spec.takes_trained:
         return _merge_trained(name, step, site)
     products = _products(step, W) if spec.on_factors is not None else None
@@ -133,7 +142,7 @@ def _merge(name: str, step: MethodDelta, W: torch.Tensor) -> torch.Tensor:
         return (left.double() @ right.double()).to(W.dtype).view(W.shape)
     deltas, here = [], W
     for number, (weight, addends) in enumerate(zip(step.weights, step.inputs, strict=True), 1):
-        deltas.append(_effects(name, addends, here, here.dtype).change(here))
+        deltas.append(_effects(name, addends, here, here.dtype, told).change(here))
         _check_delta(name, step, number, deltas[-1])
         if spec.is_sequential:
             here = here.add(deltas[-1], alpha=weight)

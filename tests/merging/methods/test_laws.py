@@ -30,6 +30,10 @@ def merge(
     weights = weights if weights is not None and spec.takes_weights else [1.0] * len(deltas)
     names = digests or [f"sha256:{number}" for number in range(len(deltas))]
     base = random_deltas(1, tuple(deltas[0].shape), seed=9)[0].to(deltas[0].dtype)
+    if spec.acts_on is not None and "model.layers.0.w" not in spec.acts_on(
+        ["model.layers.0.w"], spec.parameters(**told)
+    ):
+        return torch.zeros_like(deltas[0])
     site = MergeSite("model.layers.0.w", base, tuple(names[:count]), 0.0)
     if spec.takes_trained:
         factors = [trained(delta) for delta in deltas[:count]]
@@ -121,6 +125,8 @@ OTHERWISE: dict[str, list[dict[str, Any]]] = {
         for name in ("ties", "dare_linear", "dare_ties", "magnitude_prune")
     },
     "peft_svd": [{"svd_rank": 2}],
+    "reset": [{"half": "other"}],
+    "deintrude": [{"eps": 1.0, "top": 0}],
     "emr": [{"task": 2}],
     "tall": [{"task": 2}, {"tall": 0.0}],
     "pcb": [{"density": 1.0, "clip": 0.0}],
@@ -131,6 +137,10 @@ OTHERWISE: dict[str, list[dict[str, Any]]] = {
     "wudi": [{"scale": 0.5}],
 }
 """Parameters beside the defaults at which laws are looked at: one that is claimed holds at all of them."""
+
+
+DECOMPOSING = {"deintrude"}
+"""Methods that decompose matrices, besides those that work on factors."""
 
 
 def takes_shape(spec: MethodSpec, shape: tuple[int, ...]) -> bool:
@@ -195,7 +205,7 @@ def test_the_same_call_gives_the_same_bytes_on_one_and_two_threads(spec: MethodS
         two = merge(spec, deltas, weights)
     finally:
         torch.set_num_threads(threads)
-    if spec.on_factors is None and not spec.takes_trained:
+    if spec.on_factors is None and not spec.takes_trained and spec.name not in DECOMPOSING:
         assert torch.equal(one, two)
     else:  # decompositions divide their work by threads; the engine gives every tensor one
         torch.testing.assert_close(one, two)
