@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from adapterhub.merging.effects import Effects, effects, part, read, tiles
 from adapterhub.merging.errors import NonFinite, NotFoldable
 from adapterhub.merging.methods import methods
+from adapterhub.merging.ops.grams import symmetric
 from adapterhub.merging.ops.lowrank import Factors, Trained, concatenate
 from adapterhub.merging.ops.quantise import quantisation_error
 from adapterhub.merging.ops.tensors import accumulator, as_matrix, dtype_name, is_finite, is_floating, torch_dtype
-from adapterhub.merging.registry import MergeSite
+from adapterhub.merging.registry import Measured, MergeSite
+from adapterhub.merging.statistics import SiteStatistics
 from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
 from adapterhub.merging.terms import terms
 
@@ -131,7 +133,8 @@ def _difference(tuned: torch.Tensor, base: torch.Tensor, weight: float) -> Apply
 
 def _merge(name: str, step: MethodDelta, W: torch.Tensor, told: dict[str, float]) -> torch.Tensor:
     spec = methods()[step.method]
-    site = MergeSite(name, W, step.digests, step.depth, told)
+    measured = tuple(_measured(one, str(W.device)) for one in step.statistics)
+    site = MergeSite(name, W, step.digests, step.depth, told, measured)
     if spec.takes_trained:
         return _merge_trained(name, step, site)
     products = _products(step, W) if spec.on_factors is not None else None
@@ -147,6 +150,13 @@ def _merge(name: str, step: MethodDelta, W: torch.Tensor, told: dict[str, float]
         if spec.is_sequential:
             here = here.add(deltas[-1], alpha=weight)
     return spec.merge(deltas, step.weights, step.parameters, site)
+
+
+def _measured(carried: SiteStatistics, device: str) -> Measured:
+    """What a patch carries, read: triangles as whole matrices."""
+    gram = None if carried.gram is None else symmetric(read(carried.gram, device))
+    fisher = None if carried.fisher is None else read(carried.fisher, device).double()
+    return Measured(gram, fisher, carried.count, carried.is_transposed, carried.fisher_norm)
 
 
 def _merge_trained(name: str, step: MethodDelta, site: MergeSite) -> torch.Tensor:

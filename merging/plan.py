@@ -12,6 +12,7 @@ from typing import Any
 
 from adapterhub.merging import patches
 from adapterhub.merging.attachments import Attachment, is_runtime, not_foldable, split
+from adapterhub.merging.carried import Carried
 from adapterhub.merging.checkpoint import DTYPE_BITS, Checkpoint, TensorHandle, layout
 from adapterhub.merging.contracts import joined
 from adapterhub.merging.errors import (
@@ -256,6 +257,7 @@ class _Sums:
             if inputs[ref].kind != MODEL and one in SIMULATED and one != base_quantisation
         }
         used = [term for ref in _refs(normal.parts) for terms in self._terms[ref].values() for term in terms]
+        self._statistics = Carried(inputs, base)
         self._acting: dict[Merged, frozenset[str]] = {}
         self._created = _created(used, self._terms, _refs(normal.parts), inputs)
         self._untied = {
@@ -327,7 +329,10 @@ class _Sums:
         if methods()[leaf.method].takes_trained:
             _check_trained(site, leaf.method, inputs)
         digests = tuple(self._digest(parts) for parts in leaf.inputs)
-        return MethodDelta(leaf.method, leaf.parameters, leaf.weights, inputs, digests, self._depths.get(site))
+        statistics = self._statistics.at(site, leaf)
+        return MethodDelta(
+            leaf.method, leaf.parameters, leaf.weights, inputs, digests, self._depths.get(site), statistics
+        )
 
     def _acts_on(self, leaf: Merged, site: str) -> bool:
         acts_on = methods()[leaf.method].acts_on
@@ -567,8 +572,10 @@ def _addend_bytes(addend: Addend, numel: int) -> int:
         case TermDelta(term=term):
             # Factors and values are widened to float32, positions to int64, beside what is stored.
             return sum(handle.nbytes + 8 * handle.numel for handle in term.fields.values())
-        case MethodDelta(inputs=inputs):
+        case MethodDelta(inputs=inputs, statistics=statistics):
             inner = sum(_addend_bytes(one, numel) for parts in inputs for one in parts)
+            # Packed float32 triangles become whole float64 matrices: four times the bytes, beside what is stored.
+            inner += sum(5 * one.nbytes for carried in statistics for one in carried.handles)
             return inner + 4 * numel * (len(inputs) + 3)
         case ModelDelta():
             return 0

@@ -172,12 +172,28 @@ class NoParameters:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What one patch carries of its data at one tensor, for methods that ask for it; see `statistics.py`.
+
+    gram: the mean of x xᵀ over samples, (n, n) float64. fisher: mean squared gradients, float64, of the tensor's shape.
+    Either is None where it is not the one asked for, and for a tensor that is no linear layer's. count: samples of the
+    Gram. is_transposed: whether the tensor is stored (in, out). fisher_norm: of all the patch's Fisher tensors.
+    """
+
+    gram: torch.Tensor | None = None
+    fisher: torch.Tensor | None = None
+    count: int = 0
+    is_transposed: bool = False
+    fisher_norm: float = 1.0
+
+
+@dataclass(frozen=True)
 class MergeSite:
     """What a method may know of the tensor it merges, besides the deltas.
 
     name: of the tensor. base: its values before, in the deltas' shape, dtype and device; not to be modified. digests:
     one an input, which key random numbers. depth: l / (L - 1) of layer l of L, None outside layers. told: where it puts
-    what the run's report says of the tensor besides norms, by name.
+    what the run's report says of the tensor besides norms, by name. measured: one an input, for those that take it.
     """
 
     name: str
@@ -185,6 +201,7 @@ class MergeSite:
     digests: tuple[str, ...]
     depth: float | None = None
     told: dict[str, float] = field(default_factory=dict)
+    measured: tuple[Measured, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -199,6 +216,7 @@ class MethodSpec:
     they were trained (`ops.lowrank.Trained`, None for an input that leaves the site alone) in place of deltas, and
     gives a product; other inputs are refused.
     acts_on: `(names of tensors that its inputs change, parameters)` of one that leaves some at the base: the others.
+    statistics: what of its data every input has to carry, "gram" or "fisher"; "" for nothing.
     needed: fewest inputs at these parameters, where that depends on them.
     check: raises InvalidParameter for parameters that do not go together, before any work.
     is_experimental: known from its paper alone. moves_base: its result is not zero where no input changes anything.
@@ -226,6 +244,7 @@ class MethodSpec:
     moves_base: bool = False
     on_factors: Callable[..., Factors] | None = None
     takes_trained: bool = False
+    statistics: Literal["", "gram", "fisher"] = ""
     acts_on: Callable[[Sequence[str], Any], frozenset[str]] | None = None
     needed: Callable[[Any], int] = lambda parameters: 0
     check: Callable[[Any], None] = lambda parameters: None

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from adapterhub.merging.methods import methods
 from adapterhub.merging.methods.ties import Parameters, ties
 from adapterhub.merging.ops.tensors import dtype_name, to_bytes
 from adapterhub.merging.patch import SiteTerm
+from adapterhub.merging.statistics import SiteStatistics
 from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
 
 DIGEST = "sha256:" + "0" * 64
@@ -201,5 +204,7 @@ def test_no_method_hides_a_bad_number(method: str) -> None:
     if methods()[method].inputs[1] == 1:
         inputs = inputs[:1]
     step = MethodDelta(method, methods()[method].parameters(), (1.0, 1.0)[: len(inputs)], inputs, ("a", "b"))
+    if methods()[method].statistics == "fisher":
+        step = replace(step, statistics=(SiteStatistics(fisher=handle(random(4, 4).abs())),) * 2)
     with pytest.raises(NonFinite):
         fold(output(random(4, 4), Addend(1.0, step)))

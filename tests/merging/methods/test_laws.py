@@ -7,7 +7,7 @@ import torch
 
 from adapterhub.merging.methods import methods
 from adapterhub.merging.ops.lowrank import Trained
-from adapterhub.merging.registry import MergeSite, MethodSpec
+from adapterhub.merging.registry import Measured, MergeSite, MethodSpec
 
 SHAPES = [(1,), (7,), (1, 9), (9, 1), (0,), (0, 4), (33, 17), (3, 2, 5), ()]
 
@@ -34,12 +34,24 @@ def merge(
         ["model.layers.0.w"], spec.parameters(**told)
     ):
         return torch.zeros_like(deltas[0])
-    site = MergeSite("model.layers.0.w", base, tuple(names[:count]), 0.0)
+    measured = tuple(measured_of(spec, name, tuple(base.shape)) for name in names[:count])
+    site = MergeSite("model.layers.0.w", base, tuple(names[:count]), 0.0, measured=measured)
     if spec.takes_trained:
         factors = [trained(delta) for delta in deltas[:count]]
         left, right = spec.merge_factors(factors, weights[:count], spec.parameters(**told), site)
         return (left @ right).to(deltas[0].dtype).view(deltas[0].shape)
     return spec.merge(deltas[:count], weights[:count], spec.parameters(**told), site)
+
+
+def measured_of(spec: MethodSpec, name: str, shape: tuple[int, ...]) -> Measured:
+    """What a patch of this name carries of its data, where the method asks for it."""
+    seed = 100 + sum(name.encode())
+    if spec.statistics == "gram" and len(shape) == 2:
+        (inputs,) = random_deltas(1, (2 * shape[1] + 1, shape[1]), seed)
+        return Measured(gram=inputs.double().T @ inputs.double() / len(inputs), count=seed)
+    if spec.statistics == "fisher":
+        return Measured(fisher=random_deltas(1, shape, seed)[0].double().square(), fisher_norm=float(seed))
+    return Measured()
 
 
 def trained(delta: torch.Tensor) -> Trained:
@@ -125,6 +137,8 @@ OTHERWISE: dict[str, list[dict[str, Any]]] = {
         for name in ("ties", "dare_linear", "dare_ties", "magnitude_prune")
     },
     "peft_svd": [{"svd_rank": 2}],
+    "regmean": [{"counts": True}, {"alpha": 0.0}],
+    "fisher": [{"normalize": False}, {"floor": 0.0}],
     "reset": [{"half": "other"}],
     "deintrude": [{"eps": 1.0, "top": 0}],
     "emr": [{"task": 2}],
@@ -139,7 +153,7 @@ OTHERWISE: dict[str, list[dict[str, Any]]] = {
 """Parameters beside the defaults at which laws are looked at: one that is claimed holds at all of them."""
 
 
-DECOMPOSING = {"deintrude"}
+DECOMPOSING = {"deintrude", "regmean"}
 """Methods that decompose matrices, besides those that work on factors."""
 
 
