@@ -46,7 +46,8 @@ def deintrude(
     strange = u[:, looked_at][:, is_intruder] * s[looked_at][is_intruder]
     removed = (1 - parameters.scale) * (strange @ vh[looked_at][is_intruder])
     site.told.update(intruders=float(is_intruder.sum()), removed_norm=float(removed.norm()))
-    return (delta.double() - removed.view(delta.shape)).to(delta.dtype)
+    damped: torch.Tensor = delta.double() - removed.view(delta.shape)
+    return damped.to(delta.dtype)
 
 
 SPEC = MethodSpec(

@@ -35,17 +35,15 @@ def regmean(
     add up to 0. Source: arXiv:2212.09849 eq. 2 and sec. 3.2 (W cancels, so deltas do). Differs: the paper's Grams are
     sums over samples (counts=true), its published code's means.
     """
-    grams = [one.gram for one in site.measured]
     shares = normalised("regmean", weights)
-    if not grams or any(one is None for one in grams):
+    grams = [damped(one.gram, parameters.alpha) for one in site.measured if one.gram is not None]
+    if len(grams) < len(deltas):
         return weighted_sum(deltas, shares)
     is_transposed = site.measured[0].is_transposed
-    above, below = 0.0, 0.0
-    for delta, gram, share, one in zip(deltas, grams, shares, site.measured, strict=True):
-        weighed = damped(gram, parameters.alpha) * (share * one.count if parameters.counts else share)
-        above = above + (delta.T if is_transposed else delta).double() @ weighed
-        below = below + weighed
-    merged = divided(above, below)
+    if parameters.counts:
+        shares = [share * one.count for share, one in zip(shares, site.measured, strict=True)]
+    products = [(one.T if is_transposed else one).double() @ gram for one, gram in zip(deltas, grams, strict=True)]
+    merged = divided(weighted_sum(products, shares), weighted_sum(grams, shares))
     return (merged.T if is_transposed else merged).to(deltas[0].dtype).contiguous()
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapterhub.merging.ops.agreement import average_agreeing
+from adapterhub.merging.ops.signs import TIES
 from adapterhub.merging.ops.sparsify import keep_largest
 from adapterhub.merging.registry import MethodSpec, parameter
 
@@ -30,6 +31,9 @@ class Parameters:
     elect: str = parameter(
         "weighted", "whether signs are elected on deltas times weights", choices=("weighted", "unweighted")
     )
+    tie: str = parameter(
+        "positive", "the sign that a sum of 0 elects: positive, or that of most of the tensor", choices=TIES
+    )
 
 
 def ties(deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: Parameters) -> torch.Tensor:
@@ -49,7 +53,8 @@ def ties(deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: P
         weights,
         scale=parameters.scale,
         normalize=parameters.normalize,
-        is_weighted=parameters.elect == "weighted",
+        elect=parameters.elect,
+        tie=parameters.tie,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.signs import elect_signs
+from adapterhub.merging.ops.signs import elect_signs, majority_sign
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,23 +21,27 @@ def average_agreeing(
     *,
     scale: float = 1.0,
     normalize: str = "weights",
-    is_weighted: bool = True,
+    elect: str = "weighted",
+    tie: str = "positive",
 ) -> torch.Tensor:
     """λ · Σ agreeing wᵢ·Δᵢ / Σ agreeing wᵢ: entries of the elected sign alone, which zeros never have.
 
     deltas: at least one, of one shape and dtype, not modified; the result has both. normalize: what is divided by,
     "weights", the sum of the agreeing ones, "count", their number, or "none"; a divisor of 0 leaves an entry undivided.
-    is_weighted: whether signs are elected on the deltas times their weights.
+    elect: "weighted" or "unweighted": whether signs are elected on the deltas times their weights. tie: one of `TIES`.
     Source: arXiv:2306.01708 sec. 3, steps 2 and 3.
     """
     import torch
 
+    sign_of_zero = 1.0
+    if tie == "majority":
+        sign_of_zero = majority_sign(_electing(deltas, weights, elect))
     flat = [delta.reshape(-1) for delta in deltas]
     merged = torch.empty_like(flat[0])
     for start in range(0, merged.numel(), _PIECE):
         piece = [delta[start : start + _PIECE] for delta in flat]
         weighted = [delta * weight for delta, weight in zip(piece, weights, strict=True)]
-        signs = elect_signs(weighted if is_weighted else piece)
+        signs = elect_signs(weighted if elect == "weighted" else piece, tie=sign_of_zero)
         total, divisor = torch.zeros_like(signs), torch.zeros_like(signs)
         for one, weight in zip(weighted, weights, strict=True):
             agreeing = (one * signs).clamp_min_(0)  # |w·Δ| where the signs agree, else 0
@@ -47,3 +51,9 @@ def average_agreeing(
             total /= divisor.masked_fill_(divisor == 0, 1.0)
         merged[start : start + _PIECE] = total.mul_(signs).mul_(scale)
     return merged.view(deltas[0].shape)
+
+
+def _electing(deltas: Sequence[torch.Tensor], weights: Sequence[float], elect: str) -> Sequence[torch.Tensor]:
+    if elect == "unweighted":
+        return deltas
+    return [delta * weight for delta, weight in zip(deltas, weights, strict=True)]

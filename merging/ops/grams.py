@@ -40,4 +40,5 @@ def divided(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
     """above (n, m) · below⁺ (m, m), below symmetric: directions of relative size under 1e-10 count as zero; float64."""
     import torch
 
-    return above @ torch.linalg.pinv(below, rtol=1e-10, hermitian=True)
+    quotient: torch.Tensor = above @ torch.linalg.pinv(below, rtol=1e-10, hermitian=True)
+    return quotient

@@ -10,13 +10,30 @@ if TYPE_CHECKING:
     import torch
 
 
-def elect_signs(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
+TIES = ("positive", "majority")
+"""What a sum of exactly 0 elects: the positive sign, or that of most entries of the tensor."""
+
+
+def elect_signs(deltas: Sequence[torch.Tensor], *, tie: float = 1.0) -> torch.Tensor:
     """1 where the deltas' sum is zero or above, else -1: the sign with the greater total magnitude, entry by entry.
 
-    deltas: at least one, each of one shape and float dtype, not modified; the answer has both. A tie is positive, as in
-    mergekit. Source: arXiv:2306.01708 sec. 3, step 2.
+    deltas: at least one, each of one shape and float dtype, not modified; the answer has both. tie: the sign of a sum
+    of 0, positive as in mergekit. Source: arXiv:2306.01708 sec. 3, step 2.
     """
+    total = _total(deltas)
+    return (total >= 0 if tie > 0 else total > 0).to(total.dtype).mul_(2).sub_(1)
+
+
+def majority_sign(deltas: Sequence[torch.Tensor]) -> float:
+    """The sign that most entries of the deltas' sum have, 1.0 where as many have the one as the other.
+
+    Source: the published code of arXiv:2306.01708, resolve_zero_signs; there over the whole model.
+    """
+    return -1.0 if float(_total(deltas).sign().sum()) < 0 else 1.0
+
+
+def _total(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
     total = deltas[0].clone()
     for delta in deltas[1:]:
         total += delta
-    return (total >= 0).to(total.dtype).mul_(2).sub_(1)
+    return total

@@ -108,7 +108,7 @@ LAWS = {law.__name__: law for law in (identity, commutative, neutral_zero, idemp
 
 _THIN: list[dict[str, Any]] = [{"density": 0.05}]
 OTHERWISE: dict[str, list[dict[str, Any]]] = {
-    "ties": [*_THIN, {"normalize": "count"}, {"normalize": "none"}, {"elect": "unweighted"}],
+    "ties": [*_THIN, {"normalize": "count"}, {"normalize": "none"}, {"elect": "unweighted"}, {"tie": "majority"}],
     "core_space": _THIN,
     "knots": _THIN,
     "localize_and_stitch": [*_THIN, {"density": 1.0}],
