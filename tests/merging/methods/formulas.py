@@ -69,7 +69,7 @@ def magmax(D: Sequence[Array], w: Sequence[float], at: Where) -> Array:
 
 def consensus(D: Sequence[Array], w: Sequence[float], at: Where) -> Array:
     tau = total(D, w)
-    votes = sum((np.abs(one) > 0.6 * np.abs(tau - one)).astype(int) for one in D)
+    votes = np.sum([np.abs(one) > 0.6 * np.abs(tau - one) for one in D], 0)
     return np.where(votes >= 2, tau, 0)
 
 
@@ -91,7 +91,7 @@ def lines(D: Sequence[Array], w: Sequence[float], at: Where) -> Array:
 
 def localize_and_stitch(D: Sequence[Array], w: Sequence[float], at: Where) -> Array:
     kept = [share(one, 0.2) for one in D]
-    return total(kept, w) / np.maximum(sum((one != 0).astype(int) for one in kept), 1)
+    return total(kept, w) / np.maximum(np.sum([one != 0 for one in kept], 0), 1)
 
 
 def cabs(D: Sequence[Array], w: Sequence[float], at: Where) -> Array:

@@ -138,10 +138,45 @@ def test_whole_models_merge_as_in_peft(
     assert error <= 1.0
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", TARGETS)
+def test_robustmerge_on_whole_models_is_the_published_code(name: str, dtype: str, tmp_path: Path) -> None:
+    adapted: Any
+    adapted, made = adapters(name, dtype, tmp_path)
+    found = ours("robustmerge(base; one, two, six)", made, tmp_path / "out")
+    expected = {key: one.double() for key, one in load_file(made["base"] / "model.safetensors").items()}
+    for key, layer in adapted.base_model.model.named_modules():
+        if getattr(layer, "lora_A", None) or getattr(layer, "lora_embedding_A", None):
+            delta = robustly_merged(layer)
+            stored = f"{key}.weight"
+            is_turned = delta.shape != expected[stored].shape or name == "gpt2"
+            expected[stored] = expected[stored] + (delta.T if is_turned or layer.lora_embedding_A else delta)
+    error = roundings(found, expected, DTYPES[dtype])
+    record("robustmerge", name, dtype, "the published code's formula, float64", error, "method")
+    assert error <= 1.0
+
+
+def robustly_merged(layer: Any) -> torch.Tensor:
+    """B @ A of one layer, as arXiv:2502.17159 prunes and scales them, each LoRA's scaling in its A."""
+    total_A, total_B, total_s = torch.zeros(()), torch.zeros(()), torch.zeros(())
+    for one in WEIGHTS:
+        A = layer.lora_embedding_A[one] if layer.lora_embedding_A else layer.lora_A[one].weight
+        B = layer.lora_embedding_B[one] if layer.lora_embedding_A else layer.lora_B[one].weight
+        kept_A, kept_B = (
+            torch.where(f.abs() >= f.abs().flatten().sort(descending=True).values[int(0.2 * f.numel()) - 1], f, 0.0)
+            for f in (A.detach(), B.detach())
+        )
+        lost = kept_A.abs().sum(1)
+        s = torch.where(lost > 0, A.detach().abs().sum(1) / lost, 1.0)
+        s = s.clamp_min(float(s.sort().values[int(0.8 * len(s))]))
+        total_A, total_B, total_s = total_A + 2 * kept_A * layer.scaling[one], total_B + 2 * s * kept_B, total_s + s
+    return total_B / total_s @ total_A
+
+
 def test_with_rslora_peft_is_off_by_the_root_of_the_rank_and_the_exact_sum_is_ours(tmp_path: Path) -> None:
     adapted, made = adapters("llama", "float32", tmp_path, use_rslora=True)
     site = "model.layers.0.self_attn.q_proj"
-    layer = adapted.get_submodule(f"base_model.model.{site}")
+    layer: Any = adapted.get_submodule(f"base_model.model.{site}")
     base = load_file(made["base"] / "model.safetensors")[f"{site}.weight"].double()
     exact = sum(weight * layer.get_delta_weight(one) for one, weight in WEIGHTS.items())
     found = ours(text_of("cat", {}), made, tmp_path / "out")[f"{site}.weight"].double() - base

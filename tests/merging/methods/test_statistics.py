@@ -62,7 +62,7 @@ def test_what_no_data_reaches_stays_the_base_s() -> None:
     found = regmean.regmean(DELTAS, [1.0] * 3, regmean.Parameters(alpha=1.0), site([x.T @ x] * 3))
     unseen = torch.linalg.svd(x, full_matrices=True).Vh[2:]
     torch.testing.assert_close(found @ unseen.T, torch.zeros(7, 3, dtype=torch.float64), atol=1e-8, rtol=0)
-    torch.testing.assert_close(found @ x.T, sum(DELTAS) @ x.T / 3)
+    torch.testing.assert_close(found @ x.T, (DELTAS[0] + DELTAS[1] + DELTAS[2]) @ x.T / 3)
 
 
 def test_fisher_of_equal_care_is_the_mean_and_of_none_the_base() -> None:

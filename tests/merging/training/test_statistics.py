@@ -1,5 +1,6 @@
 """Statistics of a real model on data, and the merges that take them, against the papers' formulas in float64."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, safe_open
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from adapterhub.merging import patches
 from adapterhub.merging.checkpoint import LocalFolder
@@ -131,23 +133,47 @@ def test_regmean_solves_the_paper_s_regression_on_whole_weights(
     name, folders = made
     found = merged(f"regmean(base; one, 0.5*two, alpha={ALPHA})", folders, tmp_path / "out")
     models = {one: tuned(name, folders, one) for one in ("one", "two")}
-    expected = {key: (models["one"].state_dict()[key] + 0.5 * models["two"].state_dict()[key]) / 1.5 for key in found}
-    layers = [key for key in expected if any(f"{one}.weight" in key for one in TARGETS[name])]
-    for key in layers:
-        above, below = 0.0, 0.0
-        for seed, (one, weight) in enumerate((("one", 1.0), ("two", 0.5)), 1):
-            x = inputs_of(models[one], key.removesuffix(".weight"), seed)
-            gram = weight * (x.T @ x) / len(x)
-            gram = ALPHA * gram + (1 - ALPHA) * np.diag(np.diag(gram))
-            W = models[one].state_dict()[key].numpy()
-            above = above + gram @ (W if name == "gpt2" else W.T)
-            below = below + gram
-        solved = torch.from_numpy(np.linalg.solve(below, above))
-        expected[key] = solved if name == "gpt2" else solved.T
-    error = max(float((found[key] - expected[key]).abs().max()) for key in found)
+    means = {key: (models["one"].state_dict()[key] + 0.5 * models["two"].state_dict()[key]) / 1.5 for key in found}
+    layers = [key for key in means if any(f"{one}.weight" in key for one in TARGETS[name])]
     assert len(layers) >= 4
-    assert error < 2e-5  # float32 models and Grams, a float64 oracle: the inverse multiplies their roundings
-    record("regmean", name, "float32", "regression on whole weights, float64", error, "method difference")
+    carried = {one: load_file(folders[one] / "statistics.safetensors") for one in models}
+    sources = {one: inputs_in(folders[one]) for one in models}
+
+    def stored(one: str, key: str) -> Any:
+        return symmetric(carried[one][f"{sources[one][key]}::gram"]).numpy()
+
+    def seen(one: str, key: str) -> Any:
+        x = inputs_of(models[one], key.removesuffix(".weight"), {"one": 1, "two": 2}[one])
+        return x.T @ x / len(x)
+
+    exact = {
+        key: solved(key, models, stored, is_turned=name == "gpt2") if key in layers else means[key] for key in found
+    }
+    error = roundings(found, exact, torch.float32)
+    record("regmean", name, "float32", "regression on whole weights, float64", error, "method")
+    assert error <= 1.0
+    for key in layers:  # the inverse multiplies the roundings of a float32 model's inputs
+        expected = solved(key, models, seen, is_turned=name == "gpt2")
+        assert float((found[key] - expected).abs().max()) < 2e-5
+
+
+def inputs_in(folder: Path) -> dict[str, str]:
+    """Whose Gram each parameter has."""
+    with safe_open(folder / "statistics.safetensors", "pt") as file:
+        found: dict[str, str] = json.loads(file.metadata()["inputs"])
+        return found
+
+
+def solved(key: str, models: dict[str, Any], gram_of: Any, *, is_turned: bool) -> torch.Tensor:
+    """(G1 + G2/2)^-1 (G1 W1' + G2 W2'/2), off-diagonals damped, of weights stored (out, in) or turned."""
+    above, below = 0.0, 0.0
+    for one, weight in (("one", 1.0), ("two", 0.5)):
+        gram = weight * gram_of(one, key)
+        gram = ALPHA * gram + (1 - ALPHA) * np.diag(np.diag(gram))
+        W = models[one].state_dict()[key].numpy()
+        above, below = above + gram @ (W if is_turned else W.T), below + gram
+    found = torch.from_numpy(np.linalg.solve(below, above))
+    return found if is_turned else found.T
 
 
 def test_fisher_is_the_paper_s_mean_of_whole_weights(made: tuple[str, dict[str, Path]], tmp_path: Path) -> None:
