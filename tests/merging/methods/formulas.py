@@ -64,7 +64,7 @@ def magmax(D: Sequence[Array], w: Sequence[float], at: Where) -> Array:
     weighted = np.stack([one * weight for one, weight in zip(D, w, strict=True)])
     size = np.abs(weighted).max(0)
     positive = (weighted == size).any(0)
-    return np.where(positive, size, -size)
+    return np.where(positive, size, -size)  # type: ignore[no-any-return]
 
 
 def consensus(D: Sequence[Array], w: Sequence[float], at: Where) -> Array:
@@ -91,7 +91,7 @@ def lines(D: Sequence[Array], w: Sequence[float], at: Where) -> Array:
 
 def localize_and_stitch(D: Sequence[Array], w: Sequence[float], at: Where) -> Array:
     kept = [share(one, 0.2) for one in D]
-    return total(kept, w) / np.maximum(np.sum([one != 0 for one in kept], 0), 1)
+    return total(kept, w) / np.maximum(np.sum([one != 0 for one in kept], 0), 1)  # type: ignore[no-any-return]
 
 
 def cabs(D: Sequence[Array], w: Sequence[float], at: Where) -> Array:
@@ -170,7 +170,7 @@ def knots(D: Sequence[Array], w: Sequence[float], at: Where) -> Array:
     if D[0].ndim < 2:
         return ties_of(D, w)
     u = svd(np.hstack(D))[0]
-    return u @ ties_of([u.T @ one for one in D], w)  # type: ignore[no-any-return]
+    return u @ ties_of([u.T @ one for one in D], w)
 
 
 def core_space(D: Sequence[Array], w: Sequence[float], at: Where) -> Array:
@@ -179,7 +179,7 @@ def core_space(D: Sequence[Array], w: Sequence[float], at: Where) -> Array:
     parts = [svd(one) for one in D]
     left = svd(np.hstack([u * np.sqrt(s) for u, s, _ in parts]))[0]
     right = svd(np.vstack([np.sqrt(s)[:, None] * vh for _, s, vh in parts]))[2]
-    return left @ ties_of([left.T @ one @ right.T for one in D], w) @ right  # type: ignore[no-any-return]
+    return left @ ties_of([left.T @ one @ right.T for one in D], w) @ right
 
 
 def tsv_m(D: Sequence[Array], w: Sequence[float], at: Where) -> Array:
