@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.agreement import average_agreeing
+from adapterhub.merging.ops.agreement import average_agreeing, sign_of_zero
 from adapterhub.merging.ops.draws import keep_random
 from adapterhub.merging.ops.signs import TIES
 from adapterhub.merging.ops.sparsify import RESCALES
@@ -55,7 +55,12 @@ def dare_ties(
     ]
     normalize = "weights" if parameters.normalize else "none"
     return average_agreeing(
-        kept, weights, scale=parameters.scale, normalize=normalize, elect=parameters.elect, tie=parameters.tie
+        kept,
+        weights,
+        scale=parameters.scale,
+        normalize=normalize,
+        is_weighted=parameters.elect == "weighted",
+        tie=sign_of_zero(parameters.tie, [kept], weights, parameters.elect),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.agreement import average_agreeing
+from adapterhub.merging.ops.agreement import average_agreeing, sign_of_zero
 from adapterhub.merging.ops.draws import check_probabilities, keep_likely
 from adapterhub.merging.ops.signs import TIES
 from adapterhub.merging.ops.sparsify import RESCALES
@@ -65,7 +65,12 @@ def della(
     ]
     normalize = "weights" if parameters.normalize else "none"
     return average_agreeing(
-        kept, weights, scale=parameters.scale, normalize=normalize, elect=parameters.elect, tie=parameters.tie
+        kept,
+        weights,
+        scale=parameters.scale,
+        normalize=normalize,
+        is_weighted=parameters.elect == "weighted",
+        tie=sign_of_zero(parameters.tie, [kept], weights, parameters.elect),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.agreement import average_agreeing
+from adapterhub.merging.ops.agreement import average_agreeing, sign_of_zero
 from adapterhub.merging.ops.signs import TIES
 from adapterhub.merging.ops.sparsify import keep_largest
 from adapterhub.merging.registry import MethodSpec, parameter
@@ -53,8 +53,8 @@ def ties(deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: P
         weights,
         scale=parameters.scale,
         normalize=parameters.normalize,
-        elect=parameters.elect,
-        tie=parameters.tie,
+        is_weighted=parameters.elect == "weighted",
+        tie=sign_of_zero(parameters.tie, [trimmed], weights, parameters.elect),
     )
 
 

@@ -24,14 +24,6 @@ def elect_signs(deltas: Sequence[torch.Tensor], *, tie: float = 1.0) -> torch.Te
     return (total >= 0 if tie > 0 else total > 0).to(total.dtype).mul_(2).sub_(1)
 
 
-def majority_sign(deltas: Sequence[torch.Tensor]) -> float:
-    """The sign that most entries of the deltas' sum have, 1.0 where as many have the one as the other.
-
-    Source: the published code of arXiv:2306.01708, resolve_zero_signs; there over the whole model.
-    """
-    return -1.0 if float(_total(deltas).sign().sum()) < 0 else 1.0
-
-
 def _total(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
     total = deltas[0].clone()
     for delta in deltas[1:]:
