@@ -133,7 +133,7 @@ def _difference(tuned: torch.Tensor, base: torch.Tensor, weight: float) -> Apply
 
 def _merge(name: str, step: MethodDelta, W: torch.Tensor, told: dict[str, float]) -> torch.Tensor:
     spec = methods()[step.method]
-    measured = tuple(_measured(one, str(W.device)) for one in step.statistics)
+    measured = tuple(_measured(name, one, str(W.device)) for one in step.statistics)
     site = MergeSite(name, W, step.digests, step.depth, told, measured)
     if spec.takes_trained:
         return _merge_trained(name, step, site)
@@ -152,8 +152,11 @@ def _merge(name: str, step: MethodDelta, W: torch.Tensor, told: dict[str, float]
     return spec.merge(deltas, step.weights, step.parameters, site)
 
 
-def _measured(carried: SiteStatistics, device: str) -> Measured:
-    """What a patch carries, read: triangles as whole matrices."""
+def _measured(name: str, carried: SiteStatistics, device: str) -> Measured:
+    """What a patch carries, read: triangles as whole matrices. Raises NonFinite, which names the file's tensor."""
+    for handle in carried.handles:
+        if not is_finite(read(handle, device)):
+            raise NonFinite(name, f"the statistics that a patch carries, {handle.name}")
     gram = None if carried.gram is None else symmetric(read(carried.gram, device))
     fisher = None if carried.fisher is None else read(carried.fisher, device).double()
     return Measured(gram, fisher, carried.count, carried.is_transposed, carried.fisher_norm)

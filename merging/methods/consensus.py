@@ -46,4 +46,5 @@ SPEC = MethodSpec(
     function=consensus,
     parameters=Parameters,
     laws=frozenset({"commutative", "neutral_zero"}),
+    is_experimental=True,
 )

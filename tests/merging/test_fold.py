@@ -208,3 +208,11 @@ def test_no_method_hides_a_bad_number(method: str) -> None:
         step = replace(step, statistics=(SiteStatistics(fisher=handle(random(4, 4).abs())),) * 2)
     with pytest.raises(NonFinite):
         fold(output(random(4, 4), Addend(1.0, step)))
+
+
+def test_a_bad_number_in_what_a_patch_carries_is_named() -> None:
+    bad = SiteStatistics(gram=handle(torch.full((10,), float("nan")), "q::gram"))
+    inputs = ((term("dense", delta=random(4, 4)),),)
+    step = MethodDelta("regmean", methods()["regmean"].parameters(), (1.0,), inputs, ("a",), statistics=(bad,))
+    with pytest.raises(NonFinite, match="q::gram"):
+        fold(output(random(4, 4), Addend(1.0, step)))
