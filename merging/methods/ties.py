@@ -45,7 +45,8 @@ def ties(deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: P
     least one entry of a delta is kept at any density. A sum of exactly 0 elects the positive sign; an entry where no
     delta agrees, or whose weights cancel, is 0 or is left undivided, as in mergekit.
     Source: arXiv:2306.01708 sec. 3. Differs from the paper, like mergekit 0.1.5: trimmed per tensor, signs elected on
-    the weighted deltas, divided by weights; normalize="count" and elect="unweighted" give the paper's choices.
+    the weighted deltas, divided by weights; normalize="count", elect="unweighted" and tie="majority" give the
+    paper's choices.
     """
     trimmed = [keep_largest(delta, parameters.density) for delta in deltas]
     return average_agreeing(
