@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
-.PHONY: setup demo test check lint types bench measure serve clean help client-adapters client-vllm clients compat kinds
+.PHONY: setup demo test check lint types bench measure serve clean help client-adapters client-vllm clients compat kinds methods
 
 setup: $(READY)  ## make .venv and install everything into it
 
@@ -58,6 +58,12 @@ kinds: $(READY)  ## fold and run every kind of patch and write docs/kinds.md (fi
 	rm -f build/exactness.jsonl && mkdir -p build
 	AHTEST_EXACTNESS=$(CURDIR)/build/exactness.jsonl OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) tests/merging
 	$(BIN)/python -m tests.merging.exactness.table build/exactness.jsonl
+
+# what merging whole models came to is written down while the tests run, and the page is made of that
+methods: $(READY)  ## merge whole models by every method and write docs/merge-methods.md (ten minutes)
+	rm -f build/methods-exactness.jsonl && mkdir -p build
+	AHTEST_EXACTNESS=$(CURDIR)/build/methods-exactness.jsonl OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) tests/merging/methods tests/merging/training
+	$(BIN)/python -m tests.merging.methods.table build/methods-exactness.jsonl
 
 # what the clients did is written down while the tests run, and the page is made of that
 compat: $(READY) clients  ## run every version of the client and write docs/compatibility.md (two minutes)

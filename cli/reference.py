@@ -45,7 +45,7 @@ those of the REST API, which the server explains at `/docs`:
 | `token create`, `token list` | as `POST /api/tokens`; an item of `GET /api/tokens` |
 | `org create`, `org list`, `org member list` | as `POST /api/organisations`; items of its `GET` and of its `members` |
 | `admin user add`, `admin user list` | as `POST /api/admin/users`; an item of `GET /api/admin/users` |
-| `merge methods`, `patch kinds` | `name`, `title`, `summary`, `source`, and the `parameters` of a method |
+| `merge methods`, `patch kinds` | `name`, `title`, `summary`, `source`; of a method `is_experimental`, `parameters` |
 | `doctor` | `what`, `found`, `problem` |
 """
 

@@ -169,7 +169,8 @@ def find_weights(folder: Folder, prefix: str = "") -> str | None:
         if join(prefix, wanted) in here:
             return join(prefix, wanted)
     indices = [name for name in here if name.endswith(".safetensors.index.json")]
-    single = [name for name in here if name.endswith(".safetensors") and not name.endswith("adapter_model.safetensors")]
+    others = ("adapter_model.safetensors", "statistics.safetensors")
+    single = [name for name in here if name.endswith(".safetensors") and not name.endswith(others)]
     found = indices or single
     return found[0] if len(found) == 1 else None
 

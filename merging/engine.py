@@ -158,7 +158,7 @@ class _Report:
         self.touched += 1
         self.delta += norms.delta**2
         self.rounding += norms.rounding**2
-        measured = {"delta_norm": norms.delta}
+        measured = {"delta_norm": norms.delta, **norms.told}
         if norms.delta:
             measured["lost_to_rounding"] = norms.rounding / norms.delta
             measured["survives"] = max(0.0, 1 - (norms.rounding / norms.delta) ** 2)

@@ -8,16 +8,18 @@ so equal inputs give equal bytes on any number of threads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from adapterhub.merging.effects import Effects, effects, part, read, tiles
 from adapterhub.merging.errors import NonFinite, NotFoldable
 from adapterhub.merging.methods import methods
-from adapterhub.merging.ops.lowrank import Factors, concatenate
+from adapterhub.merging.ops.grams import symmetric
+from adapterhub.merging.ops.lowrank import Factors, Trained, concatenate
 from adapterhub.merging.ops.quantise import quantisation_error
 from adapterhub.merging.ops.tensors import accumulator, as_matrix, dtype_name, is_finite, is_floating, torch_dtype
-from adapterhub.merging.registry import MergeSite
+from adapterhub.merging.registry import Measured, MergeSite
+from adapterhub.merging.statistics import SiteStatistics
 from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
 from adapterhub.merging.terms import terms
 
@@ -31,11 +33,13 @@ class Norms(NamedTuple):
     """What a fold did, in Frobenius norms. delta: ‖Δ‖; rounding: ‖round(W + Δ) - (W + Δ)‖.
 
     quantisation: ‖W - dequant(quant(W))‖ of the coarsest form that a patch here was trained on; None where none was.
+    told: what merge methods say of the tensor besides, by name.
     """
 
     delta: float = 0.0
     rounding: float = 0.0
     quantisation: float | None = None
+    told: Mapping[str, float] = {}
 
 
 class Folded(NamedTuple):
@@ -65,7 +69,8 @@ def fold(
         return Folded(_checked(W.to(dtype), output, W), Norms())
     wide = _working_dtype(output, W)
     source = as_matrix(W)
-    whole = _effects(output.name, output.addends, W, wide)
+    told: dict[str, float] = {}
+    whole = _effects(output.name, output.addends, W, wide, told)
     result = torch.empty(W.shape, dtype=dtype, device=W.device)
     target = as_matrix(result)
     squares = _Squares(is_rounded=dtype != wide)
@@ -77,7 +82,8 @@ def fold(
         target[start:stop] = tile  # the one rounding, to nearest even
         squares.add(before, tile, target[start:stop])
     errors = [quantisation_error(source, one) for one in output.quantisations]
-    return Folded(_checked(result, output, W), squares.norms()._replace(quantisation=max(errors, default=None)))
+    norms = squares.norms()._replace(quantisation=max(errors, default=None), told=told)
+    return Folded(_checked(result, output, W), norms)
 
 
 def _working_dtype(output: OutputTensor, W: torch.Tensor) -> torch.dtype:
@@ -91,8 +97,13 @@ def _working_dtype(output: OutputTensor, W: torch.Tensor) -> torch.dtype:
     return max(accumulator(output.dtype), accumulator(stored), key=lambda dtype: dtype.itemsize)
 
 
-def _effects(name: str, addends: Sequence[Addend], W: torch.Tensor, wide: torch.dtype) -> Effects:
-    """The effect of all addends on a site with the base's values W, in the order in which they act."""
+def _effects(
+    name: str, addends: Sequence[Addend], W: torch.Tensor, wide: torch.dtype, told: dict[str, float]
+) -> Effects:
+    """The effect of all addends on a site with the base's values W, in the order in which they act.
+
+    told: what their methods say of it is put there.
+    """
     import torch
 
     device = str(W.device)
@@ -103,7 +114,7 @@ def _effects(name: str, addends: Sequence[Addend], W: torch.Tensor, wide: torch.
             case ModelDelta(tuned=tuned, base=base):
                 others.append(_difference(read(tuned, device), read(base, device), addend.weight))
             case MethodDelta():
-                merged = _merge(name, addend.delta, W.to(wide, memory_format=torch.contiguous_format))
+                merged = _merge(name, addend.delta, W.to(wide, memory_format=torch.contiguous_format), told)
                 others.append(_addition(merged, addend.weight))
             case TermDelta():
                 pass  # with all the others of its kind
@@ -120,21 +131,55 @@ def _difference(tuned: torch.Tensor, base: torch.Tensor, weight: float) -> Apply
     return apply
 
 
-def _merge(name: str, step: MethodDelta, W: torch.Tensor) -> torch.Tensor:
+def _merge(name: str, step: MethodDelta, W: torch.Tensor, told: dict[str, float]) -> torch.Tensor:
     spec = methods()[step.method]
+    measured = tuple(_measured(name, one, str(W.device)) for one in step.statistics)
+    site = MergeSite(name, W, step.digests, step.depth, told, measured)
+    if spec.takes_trained:
+        return _merge_trained(name, step, site)
     products = _products(step, W) if spec.on_factors is not None else None
-    if spec.on_factors is not None and products is not None:
+    if products is not None:
         for number, product in enumerate(products, 1):
             _check_delta(name, step, number, *product)
-        left, right = spec.on_factors(products, step.weights, step.parameters)
+        left, right = spec.merge_factors(products, step.weights, step.parameters, site)
         return (left.double() @ right.double()).to(W.dtype).view(W.shape)
     deltas, here = [], W
     for number, (weight, addends) in enumerate(zip(step.weights, step.inputs, strict=True), 1):
-        deltas.append(_effects(name, addends, here, here.dtype).change(here))
+        deltas.append(_effects(name, addends, here, here.dtype, told).change(here))
         _check_delta(name, step, number, deltas[-1])
         if spec.is_sequential:
             here = here.add(deltas[-1], alpha=weight)
-    return spec.merge(deltas, step.weights, step.parameters, MergeSite(name, W, step.digests, step.depth))
+    return spec.merge(deltas, step.weights, step.parameters, site)
+
+
+def _measured(name: str, carried: SiteStatistics, device: str) -> Measured:
+    """What a patch carries, read: triangles as whole matrices. Raises NonFinite, which names the file's tensor."""
+    for handle in carried.handles:
+        if not is_finite(read(handle, device)):
+            raise NonFinite(name, f"the statistics that a patch carries, {handle.name}")
+    gram = None if carried.gram is None else symmetric(read(carried.gram, device))
+    fisher = None if carried.fisher is None else read(carried.fisher, device).double()
+    return Measured(gram, fisher, carried.count, carried.is_transposed, carried.fisher_norm)
+
+
+def _merge_trained(name: str, step: MethodDelta, site: MergeSite) -> torch.Tensor:
+    """The delta that a method makes of LoRAs' own factors; the plan has let nothing else through."""
+    given = [_trained(addends, str(site.base.device)) for addends in step.inputs]
+    for number, one in enumerate(given, 1):
+        _check_delta(name, step, number, *([] if one is None else [one.A, one.B]))
+    left, right = methods()[step.method].merge_factors(given, step.weights, step.parameters, site)
+    terms_here = (one.delta.term for addends in step.inputs for one in addends if isinstance(one.delta, TermDelta))
+    product = (left @ right).T if next(terms_here).options.get("transpose") else left @ right
+    return product.to(site.base.dtype).reshape(site.base.shape)
+
+
+def _trained(addends: Sequence[Addend], device: str) -> Trained | None:
+    for addend in addends:
+        assert isinstance(addend.delta, TermDelta)
+        one = part(addend.delta.term, addend.weight, device)
+        A, B = (one.fields[field].flatten(1).double() for field in "AB")
+        return Trained(A, B, one.weight)
+    return None
 
 
 def _check_delta(name: str, step: MethodDelta, number: int, *tensors: torch.Tensor) -> None:

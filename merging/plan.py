@@ -13,6 +13,7 @@ from typing import Any, Self
 from adapterhub.merging import patches
 from adapterhub.merging.alignment import aligned_inputs, check_patches
 from adapterhub.merging.attachments import Attachment, is_runtime, not_foldable, split
+from adapterhub.merging.carried import Carried
 from adapterhub.merging.casting import cast_model, cast_patch
 from adapterhub.merging.checkpoint import DTYPE_BITS, Checkpoint, TensorHandle, check_fits, layout
 from adapterhub.merging.contracts import joined
@@ -445,6 +446,8 @@ class _Sums:
             if inputs[ref].kind != MODEL and one in SIMULATED and one != base_quantisation
         }
         used = [term for ref in _refs(normal.parts) for terms in self._terms[ref].values() for term in terms]
+        self._statistics = Carried(inputs, base)
+        self._acting: dict[Merged, frozenset[str]] = {}
         self._created = _created(used, self._terms, _refs(normal.parts), inputs)
         self._untied = {
             term.options.get("tied_output", term.site): term.options.get("tied_source", term.site)
@@ -520,6 +523,8 @@ class _Sums:
 
     def _merged(self, site: str, weight: float, leaf: Merged) -> Iterator[Addend]:
         """What a method makes at the site: the terms of a weighted sum, or its delta."""
+        if not self._acts_on(leaf, site):
+            return
         spec, depth = methods()[leaf.method], self._depths.get(site)
         inputs = tuple(tuple(self._addends(site, parts)) for parts in leaf.inputs)
         if not any(inputs) and not spec.moves_base:
@@ -527,6 +532,7 @@ class _Sums:
         weights = leaf.weights_at(site, depth)
         parameters = parameters_at(leaf.parameters, site, depth, leaf.method)
         try:
+            spec.check_inputs(weights, parameters)
             spec.check(parameters)
             factors = spec.coefficients(weights, parameters) if spec.coefficients is not None else None
         except InvalidParameter as error:
@@ -540,8 +546,21 @@ class _Sums:
             _check_mergeable(site, leaf.method, one)
             if number and spec.is_sequential:
                 _check_comes_first(site, one)
+        if spec.takes_trained:
+            _check_trained(site, leaf.method, inputs)
         digests = tuple(self._digest(parts) for parts in leaf.inputs)
-        yield Addend(weight, MethodDelta(leaf.method, parameters, weights, inputs, digests, depth))
+        statistics = self._statistics.at(site, leaf)
+        made = MethodDelta(leaf.method, parameters, weights, inputs, digests, depth, statistics)
+        yield Addend(weight, made)
+
+    def _acts_on(self, leaf: Merged, site: str) -> bool:
+        acts_on = methods()[leaf.method].acts_on
+        if acts_on is None:
+            return True
+        if leaf not in self._acting:
+            names = {name for parts in leaf.inputs for ref in _refs(parts) for name in self._terms[ref]}
+            self._acting[leaf] = acts_on(sorted(names), leaf.parameters)
+        return site in self._acting[leaf]
 
     def _digest(self, parts: Iterable[Part]) -> str:
         """Names what a sum is, so that random numbers belong to it wherever it stands."""
@@ -632,6 +651,26 @@ def _check_mergeable(name: str, method: str, addends: Sequence[Addend]) -> None:
         raise NotFoldable(
             f"{name}: an {exact[0]} term is the bits of one fine-tuned tensor, and {method} merges deltas; extract a "
             "dense patch from the two models instead"
+        )
+
+
+def _check_trained(name: str, method: str, inputs: Sequence[Sequence[Addend]]) -> None:
+    """Raises NotFoldable for what is not one plain LoRA of one rank an input, in a method that merges A and B apart."""
+    ranks = set()
+    for addends in inputs:
+        found = _terms_of(addends)
+        is_lora = all(one.term == "lowrank" and one.fields.keys() == {"A", "B"} for one in found)
+        if len(found) < len(addends) or len(found) > 1 or not is_lora:
+            kinds = ", ".join(one.term for one in found) or "a difference of models"
+            raise NotFoldable(
+                f"{name}: {method} merges the factors of LoRAs as they were trained, and an input brings {kinds} here; "
+                "task_arithmetic, ties and the other methods that merge deltas take it"
+            )
+        ranks |= {one.fields["A"].shape[0] for one in found}
+    if len(ranks) > 1:
+        raise NotFoldable(
+            f"{name}: {method} merges factors entry by entry, and the ranks here are {sorted(ranks)}; core_space, "
+            "knots and the methods that merge deltas take any"
         )
 
 
@@ -756,8 +795,10 @@ def _addend_bytes(addend: Addend, output: OutputTensor) -> int:
         case TermDelta(term=term):
             # Factors and values are widened to float32, positions to int64, beside what is stored.
             return sum(handle.nbytes + 8 * handle.numel for handle in term.fields.values())
-        case MethodDelta(inputs=inputs):
+        case MethodDelta(inputs=inputs, statistics=statistics):
             inner = sum(_addend_bytes(one, output) for parts in inputs for one in parts)
+            # Packed float32 triangles become whole float64 matrices: four times the bytes, beside what is stored.
+            inner += sum(5 * one.nbytes for carried in statistics for one in carried.handles)
             return inner + 4 * prod(output.shape) * (len(inputs) + 3)
         case ModelDelta(tuned=tuned, base=base):
             # The result's own base is held once for all.

@@ -172,17 +172,36 @@ class NoParameters:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What one patch carries of its data at one tensor, for methods that ask for it; see `statistics.py`.
+
+    gram: the mean of x xᵀ over samples, (n, n) float64. fisher: mean squared gradients, float64, of the tensor's shape.
+    Either is None where it is not the one asked for, and for a tensor that is no linear layer's. count: samples of the
+    Gram. is_transposed: whether the tensor is stored (in, out). fisher_norm: of all the patch's Fisher tensors.
+    """
+
+    gram: torch.Tensor | None = None
+    fisher: torch.Tensor | None = None
+    count: int = 0
+    is_transposed: bool = False
+    fisher_norm: float = 1.0
+
+
+@dataclass(frozen=True)
 class MergeSite:
     """What a method may know of the tensor it merges, besides the deltas.
 
     name: of the tensor. base: its values before, in the deltas' shape, dtype and device; not to be modified. digests:
-    one an input, which key random numbers. depth: l / (L - 1) of layer l of L, None outside layers.
+    one an input, which key random numbers. depth: l / (L - 1) of layer l of L, None outside layers. told: where it puts
+    what the run's report says of the tensor besides norms, by name. measured: one an input, for those that take it.
     """
 
     name: str
     base: torch.Tensor
     digests: tuple[str, ...]
     depth: float | None = None
+    told: dict[str, float] = field(default_factory=dict)
+    measured: tuple[Measured, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -192,7 +211,13 @@ class MethodSpec:
     function: `(deltas, weights, parameters) -> delta`: deltas and result float32 (float64 for float64 bases) of one
     shape, the base not included; weights one number a delta. takes_site: it takes a MergeSite as its fourth argument.
     inputs: fewest and most of them, None for any number. takes_weights: whether a weight other than 1 means something.
-    on_factors: `(deltas as products, weights, parameters)` gives the same as a product, of one that works on factors.
+    on_factors: `(deltas as products, weights, parameters)` gives the same as a product, of one that works on factors;
+    with the site as its fourth argument where takes_site. takes_trained: its function is given the factors of LoRAs as
+    they were trained (`ops.lowrank.Trained`, None for an input that leaves the site alone) in place of deltas, and
+    gives a product; other inputs are refused.
+    acts_on: `(names of tensors that its inputs change, parameters)` of one that leaves some at the base: the others.
+    statistics: what of its data every input has to carry, "gram" or "fisher"; "" for nothing.
+    needed: fewest inputs at these parameters, where that depends on them.
     check: raises InvalidParameter for parameters that do not go together, before any work.
     is_experimental: known from its paper alone. moves_base: its result is not zero where no input changes anything.
     parameters: a frozen dataclass whose fields `parameter` made. coefficients: `(weights, parameters)` of one whose
@@ -206,7 +231,7 @@ class MethodSpec:
     title: str
     summary: str
     source: str
-    function: Callable[..., torch.Tensor]
+    function: Callable[..., Any]
     parameters: type = NoParameters
     laws: frozenset[str] = frozenset()
     laws_at: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -218,6 +243,10 @@ class MethodSpec:
     is_experimental: bool = False
     moves_base: bool = False
     on_factors: Callable[..., Factors] | None = None
+    takes_trained: bool = False
+    statistics: Literal["", "gram", "fisher"] = ""
+    acts_on: Callable[[Sequence[str], Any], frozenset[str]] | None = None
+    needed: Callable[[Any], int] = lambda parameters: 0
     check: Callable[[Any], None] = lambda parameters: None
 
     @property
@@ -227,12 +256,25 @@ class MethodSpec:
     def merge(
         self, deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: Any, site: MergeSite
     ) -> torch.Tensor:
-        """The function's result. Raises InvalidParameter for what it does not take."""
-        return self.function(deltas, weights, parameters, *([site] if self.takes_site else []))
+        """The function's result, of one that takes deltas. Raises InvalidParameter for what it does not take."""
+        merged: torch.Tensor = self.function(deltas, weights, parameters, *self._told(site))
+        return merged
 
-    def check_inputs(self, weights: Sequence[float]) -> None:
+    def merge_factors(
+        self, products: Sequence[Any], weights: Sequence[float], parameters: Any, site: MergeSite
+    ) -> Factors:
+        """The result as a product, of products or, where takes_trained, of factors as trained."""
+        function = self.function if self.takes_trained else self.on_factors
+        assert function is not None  # who calls this has looked
+        merged: Factors = function(products, weights, parameters, *self._told(site))
+        return merged
+
+    def _told(self, site: MergeSite) -> list[MergeSite]:
+        return [site] if self.takes_site else []
+
+    def check_inputs(self, weights: Sequence[float], parameters: Any) -> None:
         """Raises InvalidParameter for a number of inputs, or weights, that the method does not take."""
-        fewest, most = self.inputs
+        fewest, most = max(self.inputs[0], self.needed(parameters)), self.inputs[1]
         if len(weights) < fewest or (most is not None and len(weights) > most):
             wanted = str(fewest) if most == fewest else f"{fewest} or more" if most is None else f"{fewest} to {most}"
             raise InvalidParameter(f"{self.name}: has {len(weights)} inputs after its base; it takes {wanted}")

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from adapterhub.merging.checkpoint import TensorHandle
 from adapterhub.merging.patch import SiteTerm
+from adapterhub.merging.statistics import SiteStatistics
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class MethodDelta:
 
     inputs: for each input the addends whose sum is its delta at this tensor, () for none: a zero delta. weights: one an
     input. parameters: an instance of the method's dataclass. digests: what each input is made of, one an input. depth:
-    l / (L - 1) of layer l of L, None outside layers.
+    l / (L - 1) of layer l of L, None outside layers. statistics: one an input, for methods that take them.
     """
 
     method: str
@@ -40,6 +41,7 @@ class MethodDelta:
     inputs: tuple[tuple[Addend, ...], ...]
     digests: tuple[str, ...] = ()
     depth: float | None = None
+    statistics: tuple[SiteStatistics, ...] = ()
 
 
 Delta: TypeAlias = TermDelta | ModelDelta | MethodDelta

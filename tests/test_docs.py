@@ -20,6 +20,7 @@ from adapterhub.merging.folders import LocalFolder
 from adapterhub.merging.recipes.expression import parse
 from adapterhub.storage.stores import known_backends
 from tests.merging.exactness import table
+from tests.merging.methods import table as merge_table
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -46,6 +47,12 @@ def test_every_variant_and_setting_has_its_heading() -> None:
     named = [*methods.methods(), *patches.kinds(), *terms.terms(), *transfer.strategies(), *known_backends()]
     named += [f"ADAPTERHUB_{name.upper()}" for name in Settings.model_fields]
     assert [name for name in named if name not in headings] == []
+
+
+def test_the_page_of_merge_methods_is_what_they_say_of_themselves() -> None:
+    assert merge_table.behind() == []
+    headings = set(re.findall(r"^### (.+)$", (DOCS / "merge-methods.md").read_text(), re.M))
+    assert headings == set(methods.methods())
 
 
 def test_the_page_of_kinds_lists_those_that_are_there() -> None:

@@ -95,6 +95,7 @@ def methods(as_json: AsJson = False) -> None:
                 "title": spec.title,
                 "summary": spec.summary,
                 "source": spec.source,
+                "is_experimental": spec.is_experimental,
                 "parameters": [asdict(one) | {"range": one.range} for one in found],
             }
             for spec, found in specs

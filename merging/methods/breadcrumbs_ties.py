@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.agreement import average_agreeing
+from adapterhub.merging.ops.agreement import average_agreeing, sign_of_zero
+from adapterhub.merging.ops.signs import TIES
 from adapterhub.merging.ops.sparsify import keep_middle
 from adapterhub.merging.registry import MethodSpec, parameter
 
@@ -22,6 +23,12 @@ class Parameters:
     gamma: float = parameter(0.01, "share of the largest entries left out", low=0, high=1, is_high_open=True)
     scale: float = parameter(1.0, "λ, the factor on the result")
     normalize: bool = parameter(False, "divide by the sum of the weights of those that agree")
+    elect: str = parameter(
+        "weighted", "whether signs are elected on deltas times weights", choices=("weighted", "unweighted")
+    )
+    tie: str = parameter(
+        "positive", "the sign that a sum of 0 elects: positive, or that of most of the tensor", choices=TIES
+    )
 
 
 def breadcrumbs_ties(deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: Parameters) -> torch.Tensor:
@@ -33,7 +40,14 @@ def breadcrumbs_ties(deltas: Sequence[torch.Tensor], weights: Sequence[float], p
     """
     kept = [keep_middle(delta, parameters.density, parameters.gamma) for delta in deltas]
     normalize = "weights" if parameters.normalize else "none"
-    return average_agreeing(kept, weights, scale=parameters.scale, normalize=normalize)
+    return average_agreeing(
+        kept,
+        weights,
+        scale=parameters.scale,
+        normalize=normalize,
+        is_weighted=parameters.elect == "weighted",
+        tie=sign_of_zero(parameters.tie, [kept], weights, parameters.elect),
+    )
 
 
 SPEC = MethodSpec(

@@ -60,4 +60,5 @@ SPEC = MethodSpec(
     parameters=Parameters,
     laws=frozenset({"neutral_zero"}),
     check=check,
+    is_experimental=True,
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapterhub.merging.ops.sums import weighted_sum
+from adapterhub.merging.ops.task_masks import tall_mask
 from adapterhub.merging.registry import MethodSpec, parameter
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def consensus(deltas: Sequence[torch.Tensor], weights: Sequence[float], paramete
     total = weighted_sum(deltas, list(weights))
     votes = torch.zeros_like(total)
     for delta in deltas:
-        votes += (delta.abs() > parameters.tall * (total - delta).abs()).to(total.dtype)
+        votes += tall_mask(delta, total, parameters.tall).to(total.dtype)
     return torch.where(votes >= parameters.needed, total * parameters.scale, torch.zeros_like(total))
 
 
@@ -45,4 +46,5 @@ SPEC = MethodSpec(
     function=consensus,
     parameters=Parameters,
     laws=frozenset({"commutative", "neutral_zero"}),
+    is_experimental=True,
 )

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.agreement import average_agreeing
+from adapterhub.merging.ops.agreement import average_agreeing, sign_of_zero
 from adapterhub.merging.ops.draws import keep_random
+from adapterhub.merging.ops.signs import TIES
 from adapterhub.merging.ops.sparsify import RESCALES
 from adapterhub.merging.registry import MethodSpec, parameter
 
@@ -30,6 +31,12 @@ class Parameters:
     seed: int = parameter(0, "of the random numbers, which belong to a patch and tensor", low=0, high=2**63 - 1)
     scale: float = parameter(1.0, "λ, the factor on the result")
     normalize: bool = parameter(False, "divide by the sum of the weights of those that agree")
+    elect: str = parameter(
+        "weighted", "whether signs are elected on deltas times weights", choices=("weighted", "unweighted")
+    )
+    tie: str = parameter(
+        "positive", "the sign that a sum of 0 elects: positive, or that of most of the tensor", choices=TIES
+    )
 
 
 def dare_ties(
@@ -47,7 +54,14 @@ def dare_ties(
         for delta, digest in zip(deltas, site.digests, strict=True)
     ]
     normalize = "weights" if parameters.normalize else "none"
-    return average_agreeing(kept, weights, scale=parameters.scale, normalize=normalize)
+    return average_agreeing(
+        kept,
+        weights,
+        scale=parameters.scale,
+        normalize=normalize,
+        is_weighted=parameters.elect == "weighted",
+        tie=sign_of_zero(parameters.tie, [kept], weights, parameters.elect),
+    )
 
 
 SPEC = MethodSpec(

@@ -52,4 +52,5 @@ SPEC = MethodSpec(
     parameters=Parameters,
     laws=frozenset({"commutative", "neutral_zero"}),
     on_factors=on_factors,
+    is_experimental=True,
 )

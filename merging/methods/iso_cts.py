@@ -67,4 +67,5 @@ SPEC = MethodSpec(
     parameters=Parameters,
     laws=frozenset({"commutative"}),
     on_factors=on_factors,
+    is_experimental=True,
 )

@@ -45,4 +45,5 @@ SPEC = MethodSpec(
     laws=frozenset({"commutative", "neutral_zero"}),
     laws_at={"identity": {"alpha": 1.0, "beta": 0.0}},
     takes_site=True,
+    is_experimental=True,
 )

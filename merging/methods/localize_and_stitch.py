@@ -48,4 +48,5 @@ SPEC = MethodSpec(
     parameters=Parameters,
     laws=frozenset({"commutative", "neutral_zero"}),
     laws_at={"identity": {"density": 1.0}},
+    is_experimental=True,
 )

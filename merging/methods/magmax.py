@@ -44,4 +44,5 @@ SPEC = MethodSpec(
     parameters=Parameters,
     laws=frozenset({"commutative", "neutral_zero"}),
     laws_at={"identity": {"scale": 1.0}},
+    is_experimental=True,
 )

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.agreement import average_agreeing
+from adapterhub.merging.ops.agreement import average_agreeing, sign_of_zero
+from adapterhub.merging.ops.signs import TIES
 from adapterhub.merging.ops.sparsify import keep_largest
 from adapterhub.merging.registry import MethodSpec, parameter
 
@@ -30,6 +31,9 @@ class Parameters:
     elect: str = parameter(
         "weighted", "whether signs are elected on deltas times weights", choices=("weighted", "unweighted")
     )
+    tie: str = parameter(
+        "positive", "the sign that a sum of 0 elects: positive, or that of most of the tensor", choices=TIES
+    )
 
 
 def ties(deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: Parameters) -> torch.Tensor:
@@ -41,7 +45,8 @@ def ties(deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: P
     least one entry of a delta is kept at any density. A sum of exactly 0 elects the positive sign; an entry where no
     delta agrees, or whose weights cancel, is 0 or is left undivided, as in mergekit.
     Source: arXiv:2306.01708 sec. 3. Differs from the paper, like mergekit 0.1.5: trimmed per tensor, signs elected on
-    the weighted deltas, divided by weights; normalize="count" and elect="unweighted" give the paper's choices.
+    the weighted deltas, divided by weights; normalize="count", elect="unweighted" and tie="majority" give the
+    paper's choices.
     """
     trimmed = [keep_largest(delta, parameters.density) for delta in deltas]
     return average_agreeing(
@@ -50,6 +55,7 @@ def ties(deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: P
         scale=parameters.scale,
         normalize=parameters.normalize,
         is_weighted=parameters.elect == "weighted",
+        tie=sign_of_zero(parameters.tie, [trimmed], weights, parameters.elect),
     )
 
 

@@ -58,4 +58,5 @@ SPEC = MethodSpec(
     laws=frozenset({"commutative"}),
     laws_at={"identity": {"scale": 1.0}},
     on_factors=on_factors,
+    is_experimental=True,
 )

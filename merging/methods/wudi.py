@@ -64,4 +64,5 @@ SPEC = MethodSpec(
     laws_at={"identity": {"scale": 1.0}, "idempotent": {"scale": 1.0}},
     takes_weights=False,
     on_factors=on_factors,
+    is_experimental=True,
 )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from adapterhub.merging.ops.signs import elect_signs
+from adapterhub.merging.ops.sums import weighted_sum
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import torch
 
@@ -22,12 +23,13 @@ def average_agreeing(
     scale: float = 1.0,
     normalize: str = "weights",
     is_weighted: bool = True,
+    tie: float = 1.0,
 ) -> torch.Tensor:
     """λ · Σ agreeing wᵢ·Δᵢ / Σ agreeing wᵢ: entries of the elected sign alone, which zeros never have.
 
     deltas: at least one, of one shape and dtype, not modified; the result has both. normalize: what is divided by,
     "weights", the sum of the agreeing ones, "count", their number, or "none"; a divisor of 0 leaves an entry undivided.
-    is_weighted: whether signs are elected on the deltas times their weights.
+    is_weighted: whether signs are elected on the deltas times their weights. tie: the sign that a sum of 0 elects.
     Source: arXiv:2306.01708 sec. 3, steps 2 and 3.
     """
     import torch
@@ -37,7 +39,7 @@ def average_agreeing(
     for start in range(0, merged.numel(), _PIECE):
         piece = [delta[start : start + _PIECE] for delta in flat]
         weighted = [delta * weight for delta, weight in zip(piece, weights, strict=True)]
-        signs = elect_signs(weighted if is_weighted else piece)
+        signs = elect_signs(weighted if is_weighted else piece, tie=tie)
         total, divisor = torch.zeros_like(signs), torch.zeros_like(signs)
         for one, weight in zip(weighted, weights, strict=True):
             agreeing = (one * signs).clamp_min_(0)  # |w·Δ| where the signs agree, else 0
@@ -47,3 +49,19 @@ def average_agreeing(
             total /= divisor.masked_fill_(divisor == 0, 1.0)
         merged[start : start + _PIECE] = total.mul_(signs).mul_(scale)
     return merged.view(deltas[0].shape)
+
+
+def sign_of_zero(tie: str, pieces: Iterable[Sequence[torch.Tensor]], weights: Sequence[float], elect: str) -> float:
+    """The sign that a sum of exactly 0 elects in a tensor: 1.0, or for "majority" that of most of its entries' sums.
+
+    tie: one of `TIES`. pieces: the deltas, or rows of them one after another; looked at for "majority" alone. elect:
+    "weighted" or "unweighted". As many of either sign are positive. Source: the published code of arXiv:2306.01708,
+    resolve_zero_signs; there over the whole model.
+    """
+    if tie == "positive":
+        return 1.0
+    balance = 0.0
+    for deltas in pieces:
+        factors = list(weights) if elect == "weighted" else [1.0] * len(deltas)
+        balance += float(weighted_sum(deltas, factors).sign().double().sum())
+    return -1.0 if balance < 0 else 1.0

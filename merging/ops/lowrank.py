@@ -20,6 +20,14 @@ class Factors(NamedTuple):
     right: torch.Tensor
 
 
+class Trained(NamedTuple):
+    """A LoRA at one site as it was trained: scaling · B (out, r) @ A (r, in), convolutions flattened; float64."""
+
+    A: torch.Tensor
+    B: torch.Tensor
+    scaling: float
+
+
 def factors_of(fields: Mapping[str, torch.Tensor], weight: float, *, transpose: bool) -> Factors:
     """The float32 factors of a lowrank term, weight, d and b multiplied into B; fields as in terms/lowrank.
 

@@ -126,7 +126,7 @@ class _Building:
 
     def _check_number(self) -> None:
         try:
-            self._spec.check_inputs([1.0] * len(self._sources))
+            self._spec.check_inputs([1.0] * len(self._sources), self._spec.parameters())
         except InvalidParameter as error:
             base = f"; its base is {self._base.ref}" if self._is_apart else ""
             raise RecipeFileError(self._group.where, f"{error}{base}") from error

@@ -334,7 +334,10 @@ class _Flattening:
             self._check_base(node, factor, is_top)
         weights = tuple(one.weight if isinstance(one, Weighted) else 1.0 for one in node.inputs)
         schedules = tuple(one.schedules if isinstance(one, Weighted) else () for one in node.inputs)
-        spec.check_inputs(weights)
+        if not is_scheduled(parameters):
+            spec.check_inputs(weights, parameters)
+        elif spec.acts_on is not None:
+            raise InvalidParameter(f"{spec.name}: its parameters are one choice for all tensors; found schedules")
         if any(schedules) and not spec.takes_weights:
             raise InvalidParameter(
                 f"{spec.name}: takes no weights, and found {', '.join(map(str, sum(schedules, ())))}"

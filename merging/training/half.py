@@ -11,9 +11,7 @@ round, block, category), so that it is the same everywhere; `round` is for train
 Source: arXiv:2404.18466 sec. 3 (category-level selection). Differs: the draw, which the paper leaves to chance.
 """
 
-import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from adapterhub.merging import native
 from adapterhub.merging.native import StoredTerm
-from adapterhub.merging.ops.philox import Stream
+from adapterhub.merging.ops.halves import half_of_each_category
 from adapterhub.merging.training.parameters import copies, difference, trainable, write
 
 
@@ -35,7 +33,7 @@ class HalfTuning(TrainerCallback):
         self._model, self._seed = model, seed
         self._parameters = trainable(model)
         self._start = copies(self._parameters)
-        self.frozen = frozen_half(self._parameters, seed=seed, round=round)
+        self.frozen = half_of_each_category(self._parameters, seed=seed, round=round)
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Freeze the half."""
@@ -61,33 +59,3 @@ class HalfTuning(TrainerCallback):
             delta = difference(one, self._start[name])
             if delta.any():
                 yield name, native.term("dense", delta.shape, delta=delta)
-
-
-def frozen_half(names: Iterable[str], *, seed: int, round: int = 0) -> frozenset[str]:
-    """Those parameters that the seed freezes."""
-    modules: dict[tuple[str, str], list[str]] = defaultdict(list)
-    parameters: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        module, _, _ = name.rpartition(".")
-        parameters[module].append(name)
-        place = _place(module)
-        if place is not None and module not in modules[place]:
-            modules[place].append(module)
-    turns: dict[str, int] = defaultdict(int)
-    frozen: list[str] = []
-    for (block, category), found in modules.items():
-        order = Stream.of(seed, f"{round}/{block}/{category}").permutation(len(found))
-        count = (len(found) + turns[category] % 2) // 2
-        turns[category] += 1
-        frozen += [name for index in order[:count] for name in parameters[found[index]]]
-    return frozenset(frozen)
-
-
-def _place(module: str) -> tuple[str, str] | None:
-    """The block that a module lies in and its category there; None outside the blocks."""
-    found = re.match(r"(.*?\.\d+)\.(.+)$", module)
-    if found is None:
-        return None
-    inside = found[2]
-    is_norm = re.search(r"(norm|ln_\d|ln)$", inside, re.I) is not None
-    return found[1], "norm" if is_norm else inside.partition(".")[0]

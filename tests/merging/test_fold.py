@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from adapterhub.merging.methods import methods
 from adapterhub.merging.methods.ties import Parameters, ties
 from adapterhub.merging.ops.tensors import dtype_name, to_bytes
 from adapterhub.merging.patch import SiteTerm
+from adapterhub.merging.statistics import SiteStatistics
 from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
 
 DIGEST = "sha256:" + "0" * 64
@@ -194,9 +197,22 @@ def test_a_mask_selects_entries_of_its_delta() -> None:
 def test_no_method_hides_a_bad_number(method: str) -> None:
     change = random(4, 4)
     change[2, 2] = float("nan")
-    inputs: tuple[tuple[Addend, ...], ...] = ((term("dense", delta=change),), (lora((4, 4))[0],))
+    bad = term("dense", delta=change)
+    if methods()[method].takes_trained:
+        bad = term("lowrank", A=random(4, 4), B=change)
+    inputs: tuple[tuple[Addend, ...], ...] = ((bad,), (lora((4, 4))[0],))
     if methods()[method].inputs[1] == 1:
         inputs = inputs[:1]
     step = MethodDelta(method, methods()[method].parameters(), (1.0, 1.0)[: len(inputs)], inputs, ("a", "b"))
+    if methods()[method].statistics == "fisher":
+        step = replace(step, statistics=(SiteStatistics(fisher=handle(random(4, 4).abs())),) * 2)
     with pytest.raises(NonFinite):
+        fold(output(random(4, 4), Addend(1.0, step)))
+
+
+def test_a_bad_number_in_what_a_patch_carries_is_named() -> None:
+    bad = SiteStatistics(gram=handle(torch.full((10,), float("nan")), "q::gram"))
+    inputs = ((term("dense", delta=random(4, 4)),),)
+    step = MethodDelta("regmean", methods()["regmean"].parameters(), (1.0,), inputs, ("a",), statistics=(bad,))
+    with pytest.raises(NonFinite, match="q::gram"):
         fold(output(random(4, 4), Addend(1.0, step)))

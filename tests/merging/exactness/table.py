@@ -84,6 +84,8 @@ def read(lines: Iterable[str]) -> tuple[Measured, dict[tuple[str, str], str]]:
     refused: dict[tuple[str, str], str] = {}
     for line in lines:
         told: dict[str, Any] = json.loads(line)
+        if told["what"] == "method":
+            continue  # tests/merging/methods/table.py has those
         if told["what"] == "refused":
             refused[told["kind"], told["architecture"]] = told["oracle"]
             continue

@@ -1,10 +1,14 @@
 """What the comparisons with mergekit share."""
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from mergekit import sparsify
+
+from tests.merging.methods.tuned import folders
 
 
 @pytest.fixture
@@ -19,3 +23,14 @@ def stable(monkeypatch: pytest.MonkeyPatch) -> None:
 
     stable = SimpleNamespace(**vars(torch) | {"argsort": argsort, "sort": ascending})
     monkeypatch.setattr(sparsify, "torch", stable)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Mapping[str, Path]]:
+    roots: dict[tuple[str, str], Path] = {}
+
+    def of(name: str, dtype: str) -> Mapping[str, Path]:
+        root = roots.setdefault((name, dtype), tmp_path_factory.mktemp(f"{name}-{dtype}"))
+        return folders(name, dtype, root)
+
+    return of

@@ -8,7 +8,7 @@ import torch
 
 from adapterhub.merging.methods import methods
 from adapterhub.merging.ops.lowrank import Factors
-from adapterhub.merging.registry import MethodSpec
+from adapterhub.merging.registry import MergeSite, MethodSpec
 
 ON_FACTORS = [name for name, spec in methods().items() if spec.on_factors is not None]
 
@@ -26,13 +26,14 @@ def dense(given: Sequence[Factors]) -> list[torch.Tensor]:
 
 
 def on_factors(spec: MethodSpec, given: Sequence[Factors], **told: Any) -> torch.Tensor:
-    assert spec.on_factors is not None
-    left, right = spec.on_factors(given, [1.0] * len(given), spec.parameters(**told))
+    site = MergeSite("w", dense(given)[0] * 0, tuple(f"sha256:{number}" for number in range(len(given))))
+    left, right = spec.merge_factors(given, [1.0] * len(given), spec.parameters(**told), site)
     return left.double() @ right.double()
 
 
 def on_matrices(spec: MethodSpec, given: Sequence[torch.Tensor], **told: Any) -> torch.Tensor:
-    return spec.function(given, [1.0] * len(given), spec.parameters(**told))
+    site = MergeSite("w", given[0] * 0, tuple(f"sha256:{number}" for number in range(len(given))))
+    return spec.merge(given, [1.0] * len(given), spec.parameters(**told), site)
 
 
 @pytest.mark.parametrize("name", ON_FACTORS)

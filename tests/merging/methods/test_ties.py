@@ -54,6 +54,13 @@ def test_opposite_deltas_keep_the_positive_side() -> None:
     assert ties([delta, -delta], [1.0, 1.0], Parameters()).tolist() == [2.0, 2.0]
 
 
+def test_a_sum_of_nothing_can_take_the_sign_of_most_of_the_tensor() -> None:
+    a, b = torch.tensor([2.0, -1.0, -1.0, 3.0]), torch.tensor([-2.0, -1.0, -2.0, 1.0])
+    assert ties([a, b], [1.0, 1.0], Parameters()).tolist() == [2.0, -1.0, -1.5, 2.0]
+    assert ties([a, b], [1.0, 1.0], Parameters(tie="majority")).tolist() == [-2.0, -1.0, -1.5, 2.0]
+    assert ties([-a, -b], [1.0, 1.0], Parameters(tie="majority")).tolist() == [2.0, 1.0, 1.5, -2.0]
+
+
 def test_ties_counts_instead_of_weighing_when_asked() -> None:
     deltas = [torch.tensor([4.0]), torch.tensor([2.0])]
     assert ties(deltas, [0.5, 0.5], Parameters(normalize="count")).tolist() == [1.5]

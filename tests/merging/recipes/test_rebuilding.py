@@ -95,7 +95,7 @@ def method(**changes: Any) -> dict[str, Any]:
         ({"tokenizer": "union"}, "no canonical recipe"),
         ({"filters": []}, "the recipe says filters"),
         ({"dtype": 16}, "16 is no text"),
-        ({"inputs": [{"name": "a/b", "path": "", "kind": "model", "digest": "", "layers": [0, 8]}]}, "says layers"),
+        ({"inputs": [{"name": "a/b", "path": "", "kind": "model", "digest": "", "heads": [0, 8]}]}, "says heads"),
         ({"inputs": "demo/base"}, "no canonical recipe"),
     ],
 )

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapterhub.merging.training.half import HalfTuning, frozen_half
+from adapterhub.merging.ops.halves import half_of_each_category
+from adapterhub.merging.training.half import HalfTuning
 from tests.merging import tiny
 from tests.merging.exactness.compare import roundings
 from tests.merging.training.loop import folded, saved, train, weights
@@ -41,7 +42,7 @@ def test_a_bfloat16_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_each_category_of_each_block_is_halved(seed: int) -> None:
     names = [name for name, _ in tiny.llama().named_parameters()]
-    frozen = frozen_half(names, seed=seed)
+    frozen = half_of_each_category(names, seed=seed)
     for layer in range(2):
         inside = [name.removeprefix(f"model.layers.{layer}.") for name in frozen if f"layers.{layer}." in name]
         assert sum(name.startswith("self_attn.") for name in inside) == 2
@@ -52,9 +53,9 @@ def test_each_category_of_each_block_is_halved(seed: int) -> None:
 
 def test_a_bias_goes_with_its_matrix_and_the_seed_decides() -> None:
     names = [name for name, _ in tiny.bert().named_parameters()]
-    frozen = frozen_half(names, seed=1)
+    frozen = half_of_each_category(names, seed=1)
     for name in frozen:
         assert name.rpartition(".")[0] + ".bias" in frozen
-    assert frozen == frozen_half(names, seed=1)
-    assert len({frozen_half(names, seed=seed) for seed in range(5)}) > 1
-    assert frozen != frozen_half(names, seed=1, round=1)
+    assert frozen == half_of_each_category(names, seed=1)
+    assert len({half_of_each_category(names, seed=seed) for seed in range(5)}) > 1
+    assert frozen != half_of_each_category(names, seed=1, round=1)

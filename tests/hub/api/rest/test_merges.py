@@ -1,12 +1,15 @@
 """Merges, ports and recipes over REST, computed by a real worker process, which may be killed."""
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from adapterhub.hub.jobs.inline import InlineExecutor
 from adapterhub.hub.jobs.process import ProcessExecutor
@@ -15,7 +18,7 @@ from adapterhub.hub.services.commits import AddRegular, commit
 from adapterhub.hub.services.wiring import worker_environment
 from adapterhub.hub.worker import handlers_of
 from tests.hub.api.rest.conftest import Site
-from tests.hub.services.samples import lora, model
+from tests.hub.services.samples import HIDDEN, SITE, lora, model
 
 PATIENCE_S = 90
 
@@ -149,6 +152,27 @@ def test_what_cannot_be_merged_is_refused_before_it_is_queued(
         assert said in refused.json()["detail"]
     kinds = {job["kind"] for job in stocked.client().get("/api/jobs").json()["items"]}
     assert "merge" not in kinds
+
+
+def carried() -> AddRegular:
+    """Statistics of the sample LoRA's sites: inputs of equal size that know nothing of one another."""
+    sites = [SITE.format(layer=layer, module="q_proj") for layer in range(2)]
+    rows, columns = np.triu_indices(HIDDEN)
+    tensors = {f"{sites[0]}::gram": np.eye(HIDDEN, dtype=np.float32)[rows, columns]}
+    metadata = {"inputs": json.dumps(dict.fromkeys(sites, sites[0])), "counts": json.dumps({sites[0]: 9})}
+    return AddRegular("statistics.safetensors", save(tensors, metadata))
+
+
+def test_a_merge_by_what_patches_carry_finds_it_beside_them_and_names_who_lacks_it(stocked: Site) -> None:
+    push(stocked, "maria/law", [*lora("maria/base"), carried()])
+    body = {"expression": "regmean(maria/base; maria/law)", "push": "maria/both"}
+    done = work(stocked, stocked.client().post("/api/merges", json=body).json())
+    assert done["state"] == "succeeded"
+    assert stocked.client().get("/api/patches/maria/law").json()["kind"] == "lora"
+    refused = stocked.client().post("/api/recipes/explain", json={"expression": "regmean(maria/base; maria/code)"})
+    assert refused.status_code == 422
+    assert "maria/code" in refused.json()["detail"]
+    assert "no statistics.safetensors beside it" in refused.json()["detail"]
 
 
 def test_nobody_merges_into_what_is_not_theirs(stocked: Site) -> None:
