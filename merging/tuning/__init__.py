@@ -1,1 +1,1 @@
-"""The search for the weights and parameters of a recipe: which numbers, in which order they are tried, what was found."""
+"""The search for the weights and parameters of a recipe: which numbers, in which order, and what was found."""

@@ -1,6 +1,7 @@
-"""The journal of a search: one JSON line that says what is searched, then one a trial, each there before the next begins.
+"""The journal of a search: one JSON line that says what is searched, then one a trial.
 
-A search that was killed goes on from its journal; a line that was half written then is written again.
+Each trial is on disk before the next begins. A search that was killed goes on from its journal; a line that was half
+written then is written again.
 """
 
 from __future__ import annotations

@@ -91,7 +91,9 @@ def space(
     walk = _Walk(base, weights, wanted, lambda knob: found.setdefault(knob.name, knob).start)
     _check_bounds("the weights", weights)
     walk.term(recipe.root)
-    missing = wanted.keys() - {name.partition("#")[0].rpartition(".")[2] for name, k in found.items() if not k.is_weight}
+    missing = wanted.keys() - {
+        name.partition("#")[0].rpartition(".")[2] for name, k in found.items() if not k.is_weight
+    }
     if missing:
         raise InvalidParameter(f"{min(missing)}: no method of {recipe} has a parameter of that name")
     if not found:
@@ -110,6 +112,7 @@ class _Walk:
         self._parameters = parameters
         self._ask = ask
         self._names: dict[str, int] = {}
+        self.unseen = set(parameters)
 
     def term(self, node: Node) -> Node:
         """A term of a sum, or an input of a method."""
@@ -144,7 +147,9 @@ class _Walk:
         _check_bounds(name, (low, high))
         one.check(low, method)
         one.check(high, method)
-        return self._asked(Knob(self._unique(name), float(start), low, high, is_weight=False, is_whole=one.type == "int"))
+        self.unseen.discard(one.name)
+        knob = Knob(self._unique(name), float(start), low, high, is_weight=False, is_whole=one.type == "int")
+        return self._asked(knob)
 
     def _asked(self, knob: Knob) -> float:
         if not knob.low <= knob.start <= knob.high:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from adapterhub.merging.errors import InvalidParameter, MergingError
+from adapterhub.merging.errors import Cancelled, InvalidParameter, MergingError
 from adapterhub.merging.recipes.nodes import Recipe
 from adapterhub.merging.tuning.knobs import Space
 from adapterhub.merging.tuning.optimisers import optimiser
+
 
 @dataclass(frozen=True)
 class Course:
@@ -73,12 +74,14 @@ def search(
     done: Sequence[Trial] = (),
     record: Callable[[Trial], None] = lambda trial: None,
     is_over: Callable[[], bool] = lambda: False,
+    refusals: tuple[type[Exception], ...] = (MergingError,),
 ) -> Tuned:
     """The best of the candidates that an optimiser asks for, the first of them the recipe as it is.
 
-    score: of a recipe and its point; a MergingError that it raises refuses the candidate. done: trials of an earlier
-    run, in order, which are not scored again. record: called with each trial that is. is_over: whether time is up,
-    asked before each. Raises InvalidParameter where `done` is of another search, and what `score` raises for the first.
+    score: of a recipe and its point; an error among `refusals` that it raises refuses the candidate. done: trials of
+    an earlier run, in order, which are not scored again. record: called with each trial that is. is_over: whether
+    time is up, asked before each. Raises InvalidParameter where `done` is of another search, and what `score` raises
+    for the first.
     """
     trials: list[Trial] = []
     ended = "converged"
@@ -89,7 +92,7 @@ def search(
             ended = "evaluations" if len(trials) == course.evaluations else "time"
             break
         point = space.point(place) if trials else space.start
-        trials.append(_trial(space, course, score, trials, point, done))
+        trials.append(_trial(space, course, score, trials, point, done, refusals))
         if len(trials) > len(done):
             record(trials[-1])
         try:
@@ -107,6 +110,7 @@ def _trial(
     before: Sequence[Trial],
     point: Mapping[str, float],
     done: Sequence[Trial],
+    refusals: tuple[type[Exception], ...],
 ) -> Trial:
     number = len(before)
     if number < len(done):
@@ -122,8 +126,8 @@ def _trial(
         return Trial(number, point, str(recipe), same.score, same.objective, same.refused)
     try:
         found = score(recipe, point)
-    except MergingError as error:
-        if not before:
+    except refusals as error:
+        if not before or isinstance(error, Cancelled):
             raise
         return Trial(number, point, str(recipe), None, None, str(error))
     if not math.isfinite(found):
