@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -124,7 +124,7 @@ def merge(
     from adapterhub.merging.plan import plan
 
     recipe = parse(expression)
-    inputs = {ref: _input(ref, folders) for ref in recipe.references()}
+    inputs = inputs_of(recipe.references(), folders)
     found = plan(recipe, inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
     return engine.run(found, out, progress=progress)
 
@@ -238,6 +238,11 @@ def named_folders(pairs: Sequence[str]) -> dict[str, Path]:
             raise Missing(f"--input {pair!r}: {folder} is no folder")
         found[name] = Path(folder)
     return found
+
+
+def inputs_of(references: Iterable[Ref], folders: Mapping[str, Path]) -> dict[Ref, Input]:
+    """What lies in the folder of each name. Raises Misused for a name without a folder, InvalidPatch."""
+    return {ref: _input(ref, folders) for ref in references}
 
 
 def _input(ref: Ref, folders: Mapping[str, Path]) -> Input:
