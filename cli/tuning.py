@@ -28,7 +28,7 @@ from adapterhub.merging.recipes.nodes import Node, Recipe, Ref, total, weighted
 from adapterhub.merging.tuning import knee as knees
 from adapterhub.merging.tuning.journal import Journal
 from adapterhub.merging.tuning.knobs import Bounds, space
-from adapterhub.merging.tuning.search import Course, Trial, Tuned, search
+from adapterhub.merging.tuning.search import Course, Trial, search
 
 if TYPE_CHECKING:
     from adapterhub.hub.serving.scoring import Bench
@@ -125,23 +125,33 @@ def tune(
         refusals=(MergingError, UnfitPatch),
     )
     digest = workshop.planned(parse(found.best.expression)).recipe_digest
-    return tuned_json(found, judge.name, digest) | {"journal": str(journal) if journal else None}
-
-
-def tuned_json(found: Tuned, measure: str, recipe_digest: str) -> dict[str, Any]:
-    """The answer of a search, JSON values only."""
-    return {
-        "recipe": found.best.expression,
-        "recipe_digest": recipe_digest,
-        "point": dict(found.best.point),
-        "measure": measure,
-        "score": found.best.score,
-        "objective": found.best.objective,
-        "start": found.start.as_json(),
-        "evaluations": len(found.trials),
-        "refused": sum(one.refused is not None for one in found.trials),
-        "ended": found.ended,
+    return found.as_json() | {
+        "measure": judge.name,
+        "recipe_digest": digest,
+        "journal": str(journal) if journal else None,
     }
+
+
+def asked(
+    expression: str,
+    judge: Judge,
+    course: Course,
+    weights: Bounds,
+    parameters: Mapping[str, Bounds | None],
+    seconds: float | None,
+) -> dict[str, Any]:
+    """The body of `POST /api/tunings`."""
+    body = {
+        "expression": expression,
+        "task": None if judge.examples is None else list(judge.examples.lines),
+        "entropy": judge.examples is not None and judge.examples.measure == heldout.ENTROPY,
+        "judge": judge.url,
+        "larger_is_better": judge.is_larger_better and judge.examples is None,
+        "weights": weights,
+        "parameters": dict(parameters),
+        **{name: getattr(course, name) for name in ("optimiser", "evaluations", "seed", "penalty")},
+    }
+    return body if seconds is None else body | {"seconds": seconds}
 
 
 def _objective(trial: Trial) -> float:

@@ -10,7 +10,7 @@ import typer
 from adapterhub.cli import views
 from adapterhub.cli.commands.merge import MEMORY_BYTES, merge
 from adapterhub.cli.errors import Misused
-from adapterhub.cli.options import AsJson, examples
+from adapterhub.cli.options import AsJson, connect, examples, wait
 from adapterhub.cli.output import say, show_json
 
 if TYPE_CHECKING:
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 LADDER = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1"
 
-Folders = Annotated[list[str] | None, typer.Option("--input", help="NAME=FOLDER for each name; may be repeated.")]
+Folders = Annotated[
+    list[str] | None,
+    typer.Option("--input", help="NAME=FOLDER, to work on this machine; may be repeated."),
+]
 Device = Annotated[str, typer.Option(help="Where candidates are computed: cpu, cuda.")]
 Memory = Annotated[int, typer.Option(min=1 << 20, help="Bytes one step may use.")]
 
@@ -31,6 +34,7 @@ def join(app: typer.Typer) -> None:
 @merge.command(
     "tune-weights",
     epilog=examples(
+        'merge tune-weights "demo/base + 0.5*demo/code + 0.5*demo/licences" --task held-out.jsonl',
         'merge tune-weights "base + 0.5*code + 0.5*law" --task held-out.jsonl --input base=./base --input code=./code '
         "--input law=./law --journal search.jsonl",
         'merge tune-weights "ties(base; a, b, density=0.3)" --task held-out.jsonl --param density=0.1:1 --input ...',
@@ -38,6 +42,7 @@ def join(app: typer.Typer) -> None:
     ),
 )
 def tune_weights(
+    ctx: typer.Context,
     expression: Annotated[str, typer.Argument(help="The recipe; its own weights are where the search begins.")],
     task: Annotated[
         Path | None,
@@ -69,24 +74,34 @@ def tune_weights(
     memory_bytes: Memory = MEMORY_BYTES,
     as_json: AsJson = False,
 ) -> None:
-    """Search the weights of a recipe of local folders for the best score, without gradients."""
+    """Search the weights of a recipe for the best score, without gradients."""
     from adapterhub.cli import local, tuning
     from adapterhub.merging.recipes.expression import parse
     from adapterhub.merging.tuning.search import Course
 
-    judged = _judge(task, entropy, command, judge, allow_network, larger_is_better)
-    found_inputs = local.inputs_of(parse(expression).references(), local.named_folders(inputs or []))
-    result = tuning.tune(
-        expression,
-        tuning.Workshop(found_inputs, device, memory_bytes),
-        judged,
-        Course(optimiser, seed, evaluations, penalty, judged.is_larger_better),
-        weights=tuning.bounds(weights, "--weights"),
-        parameters=tuning.named_bounds(parameters or []),
-        seconds=seconds,
-        journal=journal,
-        told=lambda trial, best: _told(trial, best, evaluations),
-    )
+    bounds, searched = tuning.bounds(weights, "--weights"), tuning.named_bounds(parameters or [])
+    judged = _judge(task, entropy, command, judge, allow_network or not inputs, larger_is_better)
+    course = Course(optimiser, seed, evaluations, penalty, judged.is_larger_better)
+    if inputs:
+        result = tuning.tune(
+            expression,
+            tuning.Workshop(
+                local.inputs_of(parse(expression).references(), local.named_folders(inputs)), device, memory_bytes
+            ),
+            judged,
+            course,
+            weights=bounds,
+            parameters=searched,
+            seconds=seconds,
+            journal=journal,
+            told=lambda trial, best: _told(trial, best, evaluations),
+        )
+    else:
+        if command or journal:
+            raise Misused("--command and --journal are of searches on this machine: name folders with --input")
+        client = connect(ctx)
+        job = client.post("/api/tunings", tuning.asked(expression, judged, course, bounds, searched, seconds))
+        result = wait(client, job, "search")
     if as_json:
         show_json(result)
     else:

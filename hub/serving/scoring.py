@@ -26,7 +26,9 @@ class Bench:
     """A base in memory on which recipes are scored, one after another; between two it is itself, bit for bit."""
 
     def __init__(self, base: Stored, device: str = "cpu") -> None:
-        """Raises InvalidRequest for a model that cannot be loaded."""
+        """device: "auto" takes CUDA where there is one. Raises InvalidRequest for a model that cannot be loaded."""
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         weights = Checkpoint.open(base.folder, base.path, name=base.name)
         shapes = {name: handle.shape for name, handle in weights.tensors.items()}
         self.base = Base(base.name, loading.load(base, torch.device(device)), shapes)

@@ -65,6 +65,19 @@ class Tuned:
         """The recipe as it was given."""
         return self.trials[0]
 
+    def as_json(self) -> dict[str, Any]:
+        """What was found, JSON values only, without the trials but the first."""
+        return {
+            "recipe": self.best.expression,
+            "point": dict(self.best.point),
+            "score": self.best.score,
+            "objective": self.best.objective,
+            "start": self.start.as_json(),
+            "evaluations": len(self.trials),
+            "refused": sum(one.refused is not None for one in self.trials),
+            "ended": self.ended,
+        }
+
 
 def search(
     space: Space,
