@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,15 +18,16 @@ from adapterhub.merging.errors import InvalidPatch, MergingError
 from adapterhub.merging.forms import DENSE, forms, forms_of
 from adapterhub.merging.patch import Facts
 from adapterhub.merging.pickle_names import is_pickle
-from adapterhub.merging.recipes.canonical import Input
+from adapterhub.merging.recipes.canonical import Input, base_of
 from adapterhub.merging.recipes.expression import parse
+from adapterhub.merging.recipes.nodes import Recipe, Sum, total
 from adapterhub.merging.runtime import runtimes
 
 if TYPE_CHECKING:
     from adapterhub.cli.client import Client
     from adapterhub.merging.engine import Progress, Result
     from adapterhub.merging.extract import Extracted
-    from adapterhub.merging.recipes.nodes import Ref
+    from adapterhub.merging.recipes.nodes import Node, Ref
 
 
 def inspect(path: Path, *, reads_values: bool = False) -> list[dict[str, Any]]:
@@ -127,6 +128,41 @@ def merge(
     inputs = inputs_of(recipe.references(), folders)
     found = plan(recipe, inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
     return engine.run(found, out, progress=progress)
+
+
+def masks(
+    expression: str, folders: Mapping[str, Path], out: Path, *, method: str, tall: float, memory_bytes: int
+) -> dict[str, Any]:
+    """What became of each task whose shared delta and mask were written into `out`.
+
+    Raises Misused for a recipe that is no base plus tasks, FileExistsError, and as `merging.masks.write_masks`.
+    """
+    from adapterhub.merging import masks as sharing
+    from adapterhub.merging.plan import plan
+    from adapterhub.merging.results import ResultFolder
+
+    recipe = parse(expression)
+    inputs = inputs_of(recipe.references(), folders)
+    base, tasks = base_of(recipe, inputs), {}
+    for term in recipe.root.terms if isinstance(recipe.root, Sum) else ():
+        if term != base:
+            one = Recipe(total([base, term]))
+            tasks[_task_name(term, tasks)] = plan(one, inputs, memory_bytes=memory_bytes)
+    if not tasks:
+        raise Misused(f"{expression}: write a base plus the tasks, as base + a + b")
+    how = sharing.masking(method, tall=tall)
+    with ResultFolder(out) as folder:
+        found = sharing.write_masks(tasks, how, folder.path, method)
+        folder.write("README.md", sharing.card(expression, method, found, tall).encode())
+        folder.publish()
+    return {"folder": str(out), "method": method, "tasks": [one.as_json() for one in found]}
+
+
+def _task_name(term: Node, taken: Collection[str]) -> str:
+    """The last part of what a term names first; numbered where that is taken."""
+    first = next(iter(Recipe(term).references()))
+    name = (first.path or first.name).rpartition("/")[2]
+    return name if name not in taken else f"{name}-{len(taken) + 1}"
 
 
 def convert(

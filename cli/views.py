@@ -217,6 +217,17 @@ def show_tuning(result: Json) -> None:
     )
 
 
+def show_masks(result: Json) -> None:
+    """Print what became of each task."""
+    show_fields([("folder", result["folder"]), ("masks", result["method"])])
+    columns = ("task", "selected", "scale", "error", "digest")
+    rows = (
+        (one["name"], f"{one['selected']:.1%}", f"{one['scale']:.4g}", f"{one['error']:.3g}", one["digest"][:19])
+        for one in result["tasks"]
+    )
+    show_table(columns, rows, numeric=columns[1:4])
+
+
 def show_curve(result: Json) -> None:
     """Print gain against retention at each strength, and the recipe at the knee."""
     columns = ("strength", "gain", "retention", "above the chord", "")
