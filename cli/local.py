@@ -114,6 +114,7 @@ def merge(
     *,
     as_kind: str | None,
     dtype: str | None,
+    heads: str | None = None,
     memory_bytes: int,
     progress: Callable[[Progress], None],
 ) -> Result:
@@ -126,7 +127,7 @@ def merge(
 
     recipe = parse(expression)
     inputs = inputs_of(recipe.references(), folders)
-    found = plan(recipe, inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
+    found = plan(recipe, inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes, heads=heads)
     return engine.run(found, out, progress=progress)
 
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
+from adapterhub.merging import heads as heads_of
 from adapterhub.merging import patches
 from adapterhub.merging.attachments import Attachment, is_runtime, not_foldable, split
 from adapterhub.merging.checkpoint import DTYPE_BITS, Checkpoint, TensorHandle, layout
@@ -153,12 +154,14 @@ def plan(
     dtype: str | None = None,
     memory_bytes: int,
     attaches: bool = False,
+    heads: str | None = None,
 ) -> Plan:
     """The plan of a recipe. Reads configurations, headers, and the indices of sparse patches.
 
     as_kind: a patch kind to make instead of a model; None and "model" make one. dtype: of the result's floating-point
     tensors, "bfloat16" or "BF16"; None keeps each tensor's. memory_bytes: what the largest step may take. attaches:
-    whether the result stays in memory, where run-time patches can be put on it; else they are refused.
+    whether the result stays in memory, where run-time patches can be put on it; else they are refused. heads: what
+    becomes of the inputs' own heads, "keep:NAME" or "drop"; None refuses heads that differ.
     Raises UnknownName, UnknownMethod, InvalidParameter, BaseMismatch, UnknownSite, ShapeMismatch, InvalidPatch,
     NotFoldable, NotStackable, NotRepresentable, RecipeTooLarge, PlanTooLarge.
     """
@@ -167,25 +170,38 @@ def plan(
     base_ref = base_of(recipe, inputs)
     stored = Checkpoint.open(inputs[base_ref].folder, inputs[base_ref].path, name=inputs[base_ref].name)
     base, base_quantisation = dequantised(stored), quantisation_of(stored.config)
-    read = {ref: _read(inputs[ref], base, inputs.values(), attaches=attaches) for ref in references}
+    chosen = heads_of.policy(heads, references)
+    any_head = chosen is not None
+    read = {ref: _read(inputs[ref], base, inputs.values(), attaches=attaches, any_head=any_head) for ref in references}
     digests = {ref: patch.digest for ref, patch in read.items()}
     whole = normalise(recipe, inputs, digests)
     used = {ref: read[ref] for ref in _refs(whole.parts)}
     check_predecessors(used, inputs, base)
+    if chosen is None:
+        heads_of.check(used, inputs, base)
+    else:
+        head, stays = heads_of.kept(chosen, read), chosen.of if as_kind is not None else None
+        read = {ref: patch if ref == stays else heads_of.without_head(patch) for ref, patch in read.items()}
     normal, attachments = split(whole, inputs, read)
     dtype = None if dtype is None else _float_name(dtype)
     base = _repeated(base, base_ref, read, inputs)
     sums = _Sums(base, read, inputs, normal, base_quantisation)
     outputs = () if as_kind is not None else tuple(sums.outputs(dtype))
+    if chosen is not None and as_kind is None:
+        outputs = heads_of.with_head(outputs, head)
+    config = _config(base, sums.is_untied, dtype)
+    said = None if chosen is None else chosen.canonical(digests)
+    if chosen is not None and chosen.of in used:
+        config = heads_of.labelled(config, used[chosen.of], inputs[chosen.of])
     export = None if as_kind is None else _export(as_kind, normal, read, inputs, base)
     return Plan(
         recipe=recipe,
-        canonical=canonical(recipe, inputs, digests=digests, dtype=dtype, as_kind=as_kind),
+        canonical=canonical(recipe, inputs, digests=digests, dtype=dtype, as_kind=as_kind, heads=said),
         inputs=tuple((ref, inputs[ref]) for ref in references),
         base=base,
         outputs=outputs,
         export=export,
-        config=_config(base, sums.is_untied, dtype),
+        config=config,
         metadata={"format": "pt"},
         copied_files=_copied_files(base) if as_kind is None else (),
         peak_bytes=_peak_bytes(outputs, export, memory_bytes),
@@ -195,12 +211,15 @@ def plan(
     )
 
 
-def _read(one: Input, base: Checkpoint, inputs: Iterable[Input], *, attaches: bool) -> Patch:
-    """The patch; a native one may take its delta from another input."""
+def _read(one: Input, base: Checkpoint, inputs: Iterable[Input], *, attaches: bool, any_head: bool) -> Patch:
+    """The patch; a native one may take its delta from another input. any_head: whether a model's may be of any size."""
     folder = one.folder
     if join(one.path, MANIFEST) in folder.names():
         folder = Beside(folder, [other.folder for other in inputs if other is not one and other.kind != MODEL])
-    patch = kind_of(one).read(folder, one.path, base)
+    is_any = any_head and one.kind == MODEL
+    patch = kind_of(one).read(folder, one.path, None if is_any else base)
+    if is_any:
+        heads_of.check_fits(patch, base)
     if is_runtime(patch) and not attaches:
         raise not_foldable(one, patch)
     missing = base.tensors.keys() - {term.site for term in patch.terms} if one.kind == MODEL else set()

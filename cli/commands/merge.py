@@ -41,6 +41,9 @@ def run(
         str | None, typer.Option("--as", help="Form of the result, such as lora; default: a full model.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="dtype of the result, such as BF16; default: the base's.")] = None,
+    heads: Annotated[
+        str | None, typer.Option(help="Where inputs have heads of their own: keep:NAME, or drop for the base's.")
+    ] = None,
     private: Annotated[bool, typer.Option("--private", help="Hide a repository that is made for the result.")] = False,
     message: Annotated[str | None, typer.Option(help="Summary of the commit.")] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and end.")] = False,
@@ -57,12 +60,13 @@ def run(
     if out is not None:
         if push or private or message or no_wait:
             raise Misused("--out merges on this machine; --push, --private, --message and --no-wait need a server")
-        result = _merge_here(expression, inputs or [], out, as_kind, dtype, memory_bytes)
+        result = _merge_here(expression, inputs or [], out, as_kind, dtype, heads, memory_bytes)
     else:
         if inputs:
             raise Misused("--input names local folders and goes together with --out FOLDER")
         client = connect(ctx)
         asked = {"expression": expression, "push": push, "as": as_kind, "dtype": dtype, "private": private}
+        asked |= {"heads": heads}
         job = client.post("/api/merges", asked | {"message": message})
         if no_wait:
             _show_queued(job, as_json)
@@ -102,7 +106,13 @@ def methods(as_json: AsJson = False) -> None:
 
 
 def _merge_here(
-    expression: str, inputs: list[str], out: Path, as_kind: str | None, dtype: str | None, memory_bytes: int
+    expression: str,
+    inputs: list[str],
+    out: Path,
+    as_kind: str | None,
+    dtype: str | None,
+    heads: str | None,
+    memory_bytes: int,
 ) -> dict[str, Any]:
     from adapterhub.cli import local
 
@@ -114,6 +124,7 @@ def _merge_here(
             out,
             as_kind=as_kind,
             dtype=dtype,
+            heads=heads,
             memory_bytes=memory_bytes,
             progress=_shown(waiting),
         )

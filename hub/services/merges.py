@@ -57,6 +57,7 @@ def request(
     push: str | None = None,
     as_kind: str | None = None,
     dtype: str | None = None,
+    heads: str | None = None,
     private: bool = False,
     message: str | None = None,
 ) -> Job:
@@ -66,7 +67,7 @@ def request(
     fit, a method's parameters, memory, the right to push. Asking again for what is not finished gives the same job. A
     repository that is made for the result is private where any input is private or gated.
     """
-    resolved, found = recipes.planned(hub, caller, expression, as_kind=as_kind, dtype=dtype)
+    resolved, found = recipes.planned(hub, caller, expression, as_kind=as_kind, dtype=dtype, heads=heads)
     target = push or f"{caller.name}/merge-{found.recipe_digest[7:15]}"
     publish.require_target(hub, caller, target)
     payload = {
@@ -75,6 +76,7 @@ def request(
         "push": target,
         "as": as_kind,
         "dtype": dtype,
+        "heads": heads,
         "private": private or any(one.repo.is_private or one.repo.gated for one in resolved.revisions.values()),
         "message": message,
         **jobs.power_of(caller),
@@ -95,9 +97,8 @@ def run(hub: Hub, job: Job, report: Report, *, engine: Engine) -> Mapping[str, A
     with hub.db.read() as session:
         caller = jobs.caller_of(session, job)
     asked = job.payload
-    resolved, found = recipes.planned(
-        hub, caller, asked["expression"], pins=asked["pins"], as_kind=asked["as"], dtype=asked["dtype"]
-    )
+    options = {"as_kind": asked["as"], "dtype": asked["dtype"], "heads": asked.get("heads")}
+    resolved, found = recipes.planned(hub, caller, asked["expression"], pins=asked["pins"], **options)
     with publish.workplace(hub, job) as out:
         result = engine(found, out, progress=_shown(report), cancelled=report.cancelled)
         files = _with_licence(out, result.files, resolved)

@@ -41,6 +41,7 @@ def planned(
     pins: dict[str, str] | None = None,
     as_kind: str | None = None,
     dtype: str | None = None,
+    heads: str | None = None,
 ) -> tuple[Resolved, Plan]:
     """The recipe with its names resolved, and its plan. Raises as `resolve_expression` and `merging.plan.plan`.
 
@@ -50,7 +51,9 @@ def planned(
     resolved = resolve_expression(hub, caller, text, pins)
     memory_bytes = hub.settings.merge_memory_bytes
     try:
-        found = plan(resolved.recipe, resolved.inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
+        found = plan(
+            resolved.recipe, resolved.inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes, heads=heads
+        )
     except NotFetched:
         mirror_inputs.require(hub, resolved.wanted)
         raise

@@ -107,10 +107,12 @@ def canonical(
     digests: Mapping[Ref, str] | None = None,
     dtype: str | None = None,
     as_kind: str | None = None,
+    heads: str | Mapping[str, str] | None = None,
 ) -> str:
     """The canonical text, JSON: inputs by commit and digest, method, weights, parameters, and what the result shall be.
 
-    digests: of the inputs, where the caller has read them; None reads them. Raises what `normalise` raises.
+    digests: of the inputs, where the caller has read them; None reads them. heads: what becomes of several heads, by
+    the digest of the one that stays; a recipe that says nothing of it has no such key. Raises what `normalise` raises.
     """
     found = dict(digests) if digests is not None else {ref: input_digest(inputs[ref]) for ref in known(recipe, inputs)}
     normal = normalise(recipe, inputs, found)
@@ -124,7 +126,7 @@ def canonical(
         "sum": [_part_json(part, numbers) for part in normal.parts],
         "dtype": dtype,
         "as": as_kind,
-    }
+    } | ({} if heads is None else {"heads": heads})
     return canonical_json(value).decode()
 
 

@@ -71,6 +71,12 @@ class MergeRequest(Strict):
         default=None, alias="as", examples=["lora"], description="Form of the result; default: a full model."
     )
     dtype: str | None = Field(default=None, examples=["BF16"], description="dtype of the result; default: the base's.")
+    heads: str | None = Field(
+        default=None,
+        max_length=600,
+        examples=["keep:demo/code", "drop"],
+        description="What becomes of the inputs' own task heads: keep:NAME, or drop for the base's; default: refuse.",
+    )
     private: bool = Field(default=False, description="Whether a repository made for the result is private.")
     message: str | None = Field(default=None, max_length=1000, description="Summary of the commit.")
 

@@ -16,7 +16,7 @@ from adapterhub.hub.services import blobs, describe, merges, recipes, repos, tre
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.commits import AddRegular, commit
 from adapterhub.hub.worker import handlers_of
-from adapterhub.merging.errors import BaseMismatch, ShapeMismatch, UnknownName
+from adapterhub.merging.errors import BaseMismatch, InvalidParameter, ShapeMismatch, UnknownName
 from tests.hub.services.samples import HIDDEN, SITE, lora, model, sparse
 
 MakeUser = Callable[..., Caller]
@@ -169,3 +169,12 @@ def test_a_job_leaves_no_files_and_clears_those_of_a_killed_attempt(hub: Hub, an
     left.mkdir(parents=True)
     assert run(hub, job).state == "succeeded"
     assert not list((hub.settings.data / "spool").iterdir())
+
+
+def test_what_becomes_of_heads_is_asked_with_the_merge(hub: Hub, ann: Caller) -> None:
+    with pytest.raises(InvalidParameter, match="heads is 'keep:ann/nothing'"):
+        merges.request(hub, ann, "ann/base + ann/code", push="ann/both", heads="keep:ann/nothing")
+    job = run(hub, merges.request(hub, ann, "ann/base + ann/code", push="ann/both", heads="drop"))
+    assert job.error is None
+    assert job.result is not None
+    assert recipes.show(hub, ann, job.result["recipe_digest"])["canonical"]["heads"] == "drop"
