@@ -60,19 +60,21 @@ def spsa(start: Sequence[float], seed: int) -> Search:
     """
     generator = np.random.Generator(np.random.Philox(seed))
     x = np.asarray(start, float)
-    yield x
+    yield x.tolist()
     gain = None
     for step in count():
         signs = generator.integers(0, 2, len(x)) * 2.0 - 1.0
         c = _SHRINKING / (step + 1) ** _GAMMA
         up, down = np.clip(x + c * signs, 0, 1), np.clip(x - c * signs, 0, 1)
-        slope = ((yield up) - (yield down)) / (up - down)  # never 0: at most one of the two ends is cut off
+        slope = ((yield up.tolist()) - (yield down.tolist())) / (
+            up - down
+        )  # never 0: at most one of the two ends is cut off
         if gain is None and np.abs(slope).mean() > 0:
             gain = STEP * (_STABILITY + 1) ** _ALPHA / np.abs(slope).mean()
         if gain is not None:
             move = gain / (_STABILITY + step + 1) ** _ALPHA * slope
             x = np.clip(x - np.clip(move, -STEP, STEP), 0, 1)
-        yield x
+        yield x.tolist()
 
 
 OPTIMISERS: Mapping[str, Optimiser] = {"cma": cma, "spsa": spsa}

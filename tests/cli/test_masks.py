@@ -33,3 +33,16 @@ def test_a_recipe_without_tasks_and_a_folder_that_is_there_are_refused(command: 
     assert command("merge", "masks", "base + code", str(folders / "code"), *named).code == 1
     assert command("merge", "masks", "base + code", str(folders / "out"), "--method", "emt", *named).code == 4
     assert not (folders / "out").exists()
+
+
+def test_loras_become_experts_of_declared_domains(command: Command, folders: Path) -> None:
+    named = ["--expert", f"python={folders / 'code'}", "--expert", f"law={folders / 'licences'}"]
+    ended = command("merge", "moe", str(folders / "base"), str(folders / "experts"), *named, "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert (found["domains"], found["rank"]) == ({"law": 1, "python": 0}, 3)
+    assert json.loads((folders / "experts" / "domains.json").read_text()) == found["domains"]
+    asked = ("merge", "moe", str(folders / "base"))
+    assert command(*asked, str(folders / "experts"), *named).code == 1
+    refused = command(*asked, str(folders / "other"), *named, "--route", "trained")
+    assert (refused.code, "LoRAMoE" in refused.err) == (2, True)
