@@ -30,7 +30,7 @@ CHOICES = "heads=keep:NAME for the head of one (or of the base), heads=drop for 
 
 @dataclass(frozen=True)
 class Heads:
-    """A head policy. choice: "keep" with the input whose head stays, or "drop"."""
+    """A head policy. choice: "keep" with the input whose head stays, "drop", or "multi"."""
 
     choice: str
     of: Ref | None = None
@@ -41,20 +41,24 @@ class Heads:
 
 
 def policy(text: str | None, references: Sequence[Ref]) -> Heads | None:
-    """The policy that "keep:NAME" or "drop" means, None for none. Raises InvalidParameter, NotRepresentable."""
+    """The policy that "keep:NAME", "multi" or "drop" means, None for none. Raises InvalidParameter."""
     if text is None:
         return None
-    if text == "multi":
-        raise NotRepresentable(
-            "heads=multi: nothing here serves several heads on one model; keep each task's head as a patch of its own "
-            "beside the result, merge with heads=drop, and serve result + head"
-        )
     choice, _, name = text.partition(":")
     found = next((ref for ref in references if name in (str(ref), ref.address)), None)
-    if (choice == "drop" and not name) or (choice == "keep" and found is not None):
+    if (choice in ("drop", "multi") and not name) or (choice == "keep" and found is not None):
         return Heads(choice, found)
     named = ", ".join(map(str, references))
     raise InvalidParameter(f"heads is {text!r}; expected keep:NAME with one of {named}, multi or drop")
+
+
+@dataclass(frozen=True)
+class Head:
+    """One input's head as a patch on the result. name: of its folder; labels: names of classes by number."""
+
+    name: str
+    terms: tuple[SiteTerm, ...]
+    labels: Mapping[str, str] | None
 
 
 def is_head(term: SiteTerm) -> bool:
@@ -101,6 +105,26 @@ def kept(heads: Heads, read: Mapping[Ref, Patch]) -> tuple[SiteTerm, ...]:
     """The terms of the head that stays, none where it is the base's."""
     patch = read.get(heads.of) if heads.of is not None else None
     return tuple(term for term in patch.terms if is_head(term)) if patch is not None else ()
+
+
+def several(used: Mapping[Ref, Patch], inputs: Mapping[Ref, Input], base: Checkpoint) -> tuple[Head, ...]:
+    """The head of every input that has one. Raises NotRepresentable for one that does not go on the base's place."""
+    found: dict[str, Head] = {}
+    for ref, patch in used.items():
+        terms = tuple(term for term in patch.terms if is_head(term))
+        name = (ref.path or ref.name).rpartition("/")[2]
+        name = name if name not in found else f"{name}-{len(found) + 1}"
+        for term in terms:
+            here, shape = base.tensors.get(term.site), term.fields["value"].shape
+            if here is None or here.shape != shape:
+                size = "does not have it" if here is None else f"has {here.shape}"
+                raise NotRepresentable(
+                    f"heads=multi: {ref} brings {term.site} {shape}, and the base {size}; a head is served in place "
+                    f"of the base's, of its size: say heads=keep:{ref}, or drop"
+                )
+        if terms:
+            found[name] = Head(name, terms, _labels(patch, inputs[ref]))
+    return tuple(found.values())
 
 
 def with_head(outputs: Iterable[OutputTensor], head: Iterable[SiteTerm]) -> tuple[OutputTensor, ...]:

@@ -25,6 +25,7 @@ from adapterhub.merging.errors import (
 )
 from adapterhub.merging.folders import Beside, join, json_digest
 from adapterhub.merging.gguf import gguf_layout
+from adapterhub.merging.heads import Head
 from adapterhub.merging.manifest import MANIFEST
 from adapterhub.merging.methods import methods
 from adapterhub.merging.patch import Export, Patch, SiteTerm
@@ -86,7 +87,8 @@ class Plan:
     config.json. copied_files: paths in base.folder. peak_bytes: memory of the largest step, for one worker; several
     workers take as much each. notes: sentences on what is allowed and worth knowing. attachments: run-time patches
     that go on the result while it is in memory, the lowest first; a plan whose result is written has none.
-    contract: what the patches need to work besides the base, for a result that stays in memory.
+    contract: what the patches need to work besides the base, for a result that stays in memory. heads: patches on the
+    result that are written beside it, one for each input's own head.
     """
 
     recipe: Recipe
@@ -102,6 +104,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     attachments: tuple[Attachment, ...] = ()
     contract: Mapping[str, Any] = field(default_factory=dict)
+    heads: tuple[Head, ...] = ()
 
     @property
     def recipe_digest(self) -> str:
@@ -161,7 +164,7 @@ def plan(
     as_kind: a patch kind to make instead of a model; None and "model" make one. dtype: of the result's floating-point
     tensors, "bfloat16" or "BF16"; None keeps each tensor's. memory_bytes: what the largest step may take. attaches:
     whether the result stays in memory, where run-time patches can be put on it; else they are refused. heads: what
-    becomes of the inputs' own heads, "keep:NAME" or "drop"; None refuses heads that differ.
+    becomes of the inputs' own heads, "keep:NAME", "multi" or "drop"; None refuses heads that differ.
     Raises UnknownName, UnknownMethod, InvalidParameter, BaseMismatch, UnknownSite, ShapeMismatch, InvalidPatch,
     NotFoldable, NotStackable, NotRepresentable, RecipeTooLarge, PlanTooLarge.
     """
@@ -177,9 +180,11 @@ def plan(
     whole = normalise(recipe, inputs, digests)
     used = {ref: read[ref] for ref in _refs(whole.parts)}
     check_predecessors(used, inputs, base)
+    beside: tuple[Head, ...] = ()
     if chosen is None:
         heads_of.check(used, inputs, base)
     else:
+        beside = heads_of.several(used, inputs, base) if chosen.choice == "multi" else ()
         head, stays = heads_of.kept(chosen, read), chosen.of if as_kind is not None else None
         read = {ref: patch if ref == stays else heads_of.without_head(patch) for ref, patch in read.items()}
     normal, attachments = split(whole, inputs, read)
@@ -208,6 +213,7 @@ def plan(
         notes=tuple(_notes(read, inputs, base_ref, base_quantisation)),
         attachments=attachments,
         contract=joined(used, inputs, base) if attaches else {},
+        heads=beside if as_kind is None else (),
     )
 
 

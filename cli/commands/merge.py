@@ -42,7 +42,8 @@ def run(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="dtype of the result, such as BF16; default: the base's.")] = None,
     heads: Annotated[
-        str | None, typer.Option(help="Where inputs have heads of their own: keep:NAME, or drop for the base's.")
+        str | None,
+        typer.Option(help="Where inputs have heads of their own: keep:NAME, multi or drop."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Hide a repository that is made for the result.")] = False,
     message: Annotated[str | None, typer.Option(help="Summary of the commit.")] = None,

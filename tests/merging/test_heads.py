@@ -10,12 +10,13 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
-from adapterhub.merging import engine
+from adapterhub.merging import engine, patches
 from adapterhub.merging.errors import BaseMismatch, InvalidParameter, NotRepresentable, ShapeMismatch
 from adapterhub.merging.folders import LocalFolder
 from adapterhub.merging.plan import Plan, plan
 from adapterhub.merging.recipes.canonical import Input
 from adapterhub.merging.recipes.expression import parse
+from adapterhub.merging.recipes.nodes import Ref
 from tests.merging import tiny
 
 HEAD = ("classifier.bias", "classifier.weight")
@@ -133,11 +134,35 @@ def test_a_policy_is_part_of_the_recipe(made: Path) -> None:
 
 
 def test_what_the_policy_cannot_do_is_refused(made: Path) -> None:
-    with pytest.raises(NotRepresentable, match="several heads"):
-        planned(made, "base + a + b", heads="multi")
+    with pytest.raises(NotRepresentable, match=r"two brings classifier.bias \(2,\), and the base has \(3,\)"):
+        planned(made, "linear(mood; spam, two)", heads="multi")
     for text in ("keep:c", "keep", "drop:a", "all"):
         with pytest.raises(InvalidParameter, match="keep:NAME with one of base, a, b"):
             planned(made, "base + a + b", heads=text)
     bert(made / "wide", MOOD, 7, hidden=32)
     with pytest.raises(ShapeMismatch):
         planned(made, "mood + wide", heads="drop")
+
+
+def test_every_head_is_kept_as_a_patch_on_the_result(made: Path) -> None:
+    out = made / "all"
+    engine.run(planned(made, "mood + 0.5*spam + 0.5*mood2", heads="multi"), out)
+    result, base = load_file(out / "model.safetensors"), load_file(made / "mood" / "model.safetensors")
+    assert all(torch.equal(result[name], base[name]) for name in HEAD)
+    facts = {one.path: one for one in patches.inspect(LocalFolder(out))}
+    assert {path: one.kind for path, one in facts.items()} == {
+        "": "model",
+        "heads/spam": "replace",
+        "heads/mood2": "replace",
+    }
+    assert facts["heads/spam"].contract["label_map"] == {"0": "ham", "1": "spam", "2": "unsure"}
+    inputs = {
+        Ref("lab/all"): Input("lab/all", LocalFolder(out)),
+        Ref("lab/all", path="heads/spam"): Input("lab/all", LocalFolder(out), "heads/spam", "replace"),
+    }
+    served = plan(parse("lab/all + lab/all/heads/spam"), inputs, memory_bytes=1 << 30, attaches=True)
+    tensors = engine.variant(served)
+    own = load_file(made / "spam" / "model.safetensors")
+    assert tensors.keys() == set(HEAD)
+    assert all(torch.equal(tensors[name], own[name]) for name in HEAD)
+    assert served.contract["label_map"]["1"] == "spam"

@@ -75,7 +75,7 @@ class MergeRequest(Strict):
         default=None,
         max_length=600,
         examples=["keep:demo/code", "drop"],
-        description="What becomes of the inputs' own task heads: keep:NAME, or drop for the base's; default: refuse.",
+        description="What becomes of the inputs' own task heads: keep:NAME, multi, or drop; default: refuse.",
     )
     private: bool = Field(default=False, description="Whether a repository made for the result is private.")
     message: str | None = Field(default=None, max_length=1000, description="Summary of the commit.")

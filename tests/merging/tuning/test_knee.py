@@ -24,7 +24,7 @@ def test_the_knee_of_kneedles_own_example_is_at_its_maximum() -> None:
     y = -1 / x + 5
     scaled_x, scaled_y = (x - x[0]) / (x[-1] - x[0]), (y - y[0]) / (y[-1] - y[0])
     found = knee(list(scaled_x), list(scaled_y), list(-scaled_x))
-    at = x[int(np.argmax(found))]
+    at = x[int(np.argmax([one or 0.0 for one in found]))]
     # dy/dx normalised: (1/x²)·(x_max - x_min)/(y_max - y_min) = 1
     assert at == pytest.approx(np.sqrt((x[-1] - x[0]) / (y[-1] - y[0])), abs=0.03)
 

@@ -81,13 +81,13 @@ def test_each_optimiser_finds_the_bottom_of_a_bowl(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_one_seed_is_one_course_and_leaves_the_global_generator_alone(name: str) -> None:
-    state = np.random.get_state()[1].tobytes()  # type: ignore[union-attr,index]
+    state = np.random.get_state()[1].tobytes()  # type: ignore[index]
     one, other, third = (
         search(of(TWO), Course(optimiser=name, seed=seed, evaluations=20), bowl).trials for seed in (5, 5, 6)
     )
     assert one == other
     assert one != third
-    assert np.random.get_state()[1].tobytes() == state  # type: ignore[union-attr,index]
+    assert np.random.get_state()[1].tobytes() == state  # type: ignore[index]
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
@@ -104,7 +104,12 @@ def test_a_resumed_search_is_the_unbroken_one(name: str, killed_after: int, tmp_
     again = Journal(path, {"expression": TWO})
     assert len(again.done) == killed_after
     scored: list[Trial] = []
-    resumed = search(of(TWO), course, bowl, done=again.done, record=lambda one: (scored.append(one), again.record(one)))
+
+    def record(trial: Trial) -> None:
+        scored.append(trial)
+        again.record(trial)
+
+    resumed = search(of(TWO), course, bowl, done=again.done, record=record)
     assert resumed == unbroken
     assert len(scored) == 30 - killed_after
     lines = path.read_text().splitlines()
