@@ -51,7 +51,8 @@ def request(hub: Hub, caller: Caller, asked: Mapping[str, Any]) -> Job:
     _examples(asked)
     if asked["judge"] is not None:
         outbound.check(asked["judge"])
-    resolved, _ = recipes.planned(hub, caller, asked["expression"])
+    resolved, found = recipes.planned(hub, caller, asked["expression"])
+    _check_size(hub, found)
     _space(resolved, asked)
     _course(asked)
     payload = {**asked, "pins": resolved.pins, **jobs.power_of(caller)}
@@ -101,6 +102,16 @@ def run(hub: Hub, job: Job, report: Report, *, bench: Callable[[Input], Bench]) 
     trials = [one.as_json() for one in found.trials]
     measure = examples.measure if examples else "the judge's score"
     return {**found.as_json(), "measure": measure, "recipe_digest": best.recipe_digest, "trials": trials}
+
+
+def _check_size(hub: Hub, found: Plan) -> None:
+    """Raises TooLarge for a base that the engine would not keep in memory either; a judge needs none, but serves it."""
+    size_bytes = sum(handle.nbytes for handle in found.base.tensors.values())
+    if size_bytes > hub.settings.pool_bytes:
+        raise TooLarge(
+            f"{found.base.name}: {size_bytes} bytes, and candidates are scored in memory; at most "
+            f"{hub.settings.pool_bytes} are allowed (ADAPTERHUB_POOL_BYTES)"
+        )
 
 
 def _resolved(hub: Hub, job: Job) -> Resolved:

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,9 @@ def test_a_judge_inside_the_network_is_not_reached(hub: Hub, ann: Caller) -> Non
     assert error is not None
     assert error["code"] == "outbound_refused"
     json.dumps(error)
+
+
+def test_a_base_that_is_too_large_to_keep_is_refused(hub: Hub, ann: Caller) -> None:
+    small = replace(hub, settings=hub.settings.model_copy(update={"pool_bytes": 1000}))
+    with pytest.raises(TooLarge, match="ADAPTERHUB_POOL_BYTES"):
+        tunings.request(small, ann, asked())
