@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from adapterhub.cli.client import Client
     from adapterhub.merging.engine import Progress, Result
     from adapterhub.merging.extract import Extracted
+    from adapterhub.merging.plan import Plan
     from adapterhub.merging.recipes.nodes import Node, Ref
 
 
@@ -144,7 +145,8 @@ def masks(
 
     recipe = parse(expression)
     inputs = inputs_of(recipe.references(), folders)
-    base, tasks = base_of(recipe, inputs), {}
+    base = base_of(recipe, inputs)
+    tasks: dict[str, Plan] = {}
     for term in recipe.root.terms if isinstance(recipe.root, Sum) else ():
         if term != base:
             one = Recipe(total([base, term]))

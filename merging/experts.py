@@ -45,7 +45,7 @@ def write_experts(experts: Mapping[str, Patch], base: Checkpoint, out: Path) -> 
     found = {domain: _products(domain, patch, base) for domain, patch in experts.items()}
     modules = sorted({module for products in found.values() for module in products})
     rank = max(one.right.shape[0] for products in found.values() for one in products.values())
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for module in modules:
         n, m = base.tensors[f"{module}.weight"].shape
         A, B = _stacked([products.get(module) for products in found.values()], rank, n, m)

@@ -39,7 +39,10 @@ def read(folder: Path, *names: str) -> dict[str, Any]:
 
 def model(folder: Path, adapter: str | None = None) -> Any:
     found = AutoModelForCausalLM.from_pretrained(folder / "base").eval()
-    return found if adapter is None else peft.PeftModel.from_pretrained(found, str(folder / adapter)).eval()
+    if adapter is None:
+        return found
+    tuned: Any = peft.PeftModel.from_pretrained(found, str(folder / adapter))
+    return tuned.eval()
 
 
 @torch.no_grad()
@@ -71,7 +74,7 @@ def test_peft_loads_the_patch_and_computes_the_same(made: Path) -> None:
 def test_what_is_no_lora_is_no_expert(made: Path) -> None:
     with pytest.raises(InvalidParameter, match="1 experts"):
         write_experts(read(made, "code"), base(made), made / "one")
-    saved = {"target_modules": ["q_proj"], "modules_to_save": ["norm"]}
+    saved: dict[str, Any] = {"target_modules": ["q_proj"], "modules_to_save": ["norm"]}
     tiny.adapter(tiny.llama(), made / "norm", **saved)
     with pytest.raises(NotRepresentable, match=r"norm: model.layers.0.input_layernorm.weight has a replace term"):
         write_experts(read(made, "code", "norm"), base(made), made / "one")

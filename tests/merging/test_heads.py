@@ -26,7 +26,7 @@ MOOD, SPAM, TWO = ("sad", "so-so", "glad"), ("ham", "spam", "unsure"), ("no", "y
 def bert(folder: Path, labels: tuple[str, ...] | None, seed: int, hidden: int = 16) -> Path:
     torch.manual_seed(seed)
     named: dict[str, Any] = {"num_labels": 3} if labels is None else {"id2label": dict(enumerate(labels))}
-    sizes = {"vocab_size": 32, "hidden_size": hidden, "intermediate_size": 24, "num_hidden_layers": 1}
+    sizes: dict[str, Any] = {"vocab_size": 32, "hidden_size": hidden, "intermediate_size": 24, "num_hidden_layers": 1}
     config = BertConfig(**sizes, num_attention_heads=2, max_position_embeddings=32, **named)
     return tiny.saved(BertForSequenceClassification(config), folder)
 

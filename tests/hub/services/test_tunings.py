@@ -70,7 +70,8 @@ def test_a_search_ends_with_a_kept_recipe_and_all_its_trials(hub: Hub, ann: Call
 def test_a_job_whose_worker_ends_goes_on_where_it_was(hub: Hub, ann: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     unbroken = finished(hub, tunings.request(hub, ann, asked(seed=3)))
     # another second of budget makes it another request, with the same candidates
-    job, stop, scored = tunings.request(hub, ann, asked(seed=3, seconds=3601)), threading.Event(), []
+    scored: list[str] = []
+    job, stop = tunings.request(hub, ann, asked(seed=3, seconds=3601)), threading.Event()
     handlers, score = handlers_of(hub), _counted(scored, stop, 3)
     monkeypatch.setattr("adapterhub.hub.serving.scoring.Bench.score", score)
     leased = hub.jobs.lease("one")

@@ -53,12 +53,16 @@ def bench(base: Path) -> Bench:
 
 def reference(base: Path, code: Path, weight: float) -> Any:
     """The same model by peft alone, in float32."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(base)
-    model = peft.PeftModel.from_pretrained(model, str(code))
+    model: Any = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), str(code))
     for module in model.modules():
         if isinstance(module, peft.tuners.lora.LoraLayer):
             module.scaling["default"] *= weight
     return model.eval()
+
+
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = torch.distributions.Categorical(logits=logits).entropy()  # type: ignore[no-untyped-call]
+    return found
 
 
 def tokens(text: str) -> list[int]:
@@ -94,7 +98,7 @@ def test_only_the_completions_tokens_count(bench: Bench, base: Path, code: Path)
 @torch.no_grad()
 def test_accuracy_counts_the_likeliest_choices(bench: Bench, base: Path, code: Path) -> None:
     words = ["red", "green", "blue", "a longer one"]
-    lines = [{"prompt": f"colour {n}: ", "choices": words, "answer": n % 4} for n in range(11)]
+    lines: list[dict[str, Any]] = [{"prompt": f"colour {n}: ", "choices": words, "answer": n % 4} for n in range(11)]
     lines += [{"prompt": "by text ", "choices": words, "answer": "green"}]
     found = bench.score(planned("base + code", base=base, code=code), of_lines(lines, "file"))
     model, right = reference(base, code, 1.0), 0
@@ -116,7 +120,7 @@ def test_entropy_is_that_of_the_predictions(bench: Bench, base: Path) -> None:
     model, values = transformers.AutoModelForCausalLM.from_pretrained(base), []
     for text in TEXTS:
         logits = model(input_ids=torch.tensor([tokens(text)])).logits[0]
-        values += torch.distributions.Categorical(logits=logits).entropy().tolist()
+        values += entropy(logits).tolist()
     assert found == pytest.approx(np.mean(values), rel=1e-5)
 
 
@@ -124,15 +128,15 @@ def test_entropy_is_that_of_the_predictions(bench: Bench, base: Path) -> None:
 def test_a_classifier_has_label_loss_and_entropy_of_classes(tmp_path: Path) -> None:
     folder = models.bert_classifier(tmp_path / "base")
     bench = Bench(Input("base", LocalFolder(folder)))
-    lines = [{"text": "fine", "label": "yes"}, {"text": "not so", "label": 0}]
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    lines: list[dict[str, Any]] = [{"text": "fine", "label": "yes"}, {"text": "not so", "label": 0}]
+    model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     logits = torch.stack([model(input_ids=torch.tensor([tokens(str(line["text"]))])).logits[0] for line in lines])
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([2, 0]))
     assert bench.score(planned("base", base=folder), of_lines(lines, "file")) == pytest.approx(
         float(expected), rel=1e-5
     )
     unlabelled = of_lines([{"text": line["text"]} for line in lines], "file", measure="entropy")
-    expected = torch.distributions.Categorical(logits=logits).entropy().mean()
+    expected = entropy(logits).mean()
     assert bench.score(planned("base", base=folder), unlabelled) == pytest.approx(float(expected), rel=1e-5)
     with pytest.raises(InvalidRequest, match="does not continue texts"):
         bench.score(planned("base", base=folder), of_lines([{"text": "a b"}], "file"))
