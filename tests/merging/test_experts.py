@@ -38,9 +38,9 @@ def read(folder: Path, *names: str) -> dict[str, Any]:
 
 
 def model(folder: Path, adapter: str | None = None) -> Any:
-    found = AutoModelForCausalLM.from_pretrained(folder / "base").eval()
+    found: Any = AutoModelForCausalLM.from_pretrained(folder / "base")
     if adapter is None:
-        return found
+        return found.eval()
     tuned: Any = peft.PeftModel.from_pretrained(found, str(folder / adapter))
     return tuned.eval()
 
