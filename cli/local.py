@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli.client import repo_and_folder, split_revision
@@ -19,7 +20,9 @@ from adapterhub.merging.errors import InvalidPatch, MergingError
 from adapterhub.merging.forms import DENSE, forms, forms_of
 from adapterhub.merging.patch import Facts
 from adapterhub.merging.pickle_names import is_pickle
-from adapterhub.merging.recipes.canonical import Input
+from adapterhub.merging.recipes.canonical import Input, base_of
+from adapterhub.merging.recipes.expression import parse
+from adapterhub.merging.recipes.nodes import Recipe, Sum, total
 from adapterhub.merging.runtime import runtimes
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from adapterhub.merging.engine import Progress, Result
     from adapterhub.merging.extract import Extracted
     from adapterhub.merging.plan import Plan
-    from adapterhub.merging.recipes.nodes import Recipe, Ref
+    from adapterhub.merging.recipes.nodes import Node, Ref
 
 
 def inspect(path: Path, *, reads_values: bool = False) -> list[dict[str, Any]]:
@@ -144,6 +147,7 @@ def merge(
     *,
     as_kind: str | None,
     dtype: str | None,
+    heads: str | None = None,
     memory_bytes: int,
     progress: Callable[[Progress], None],
 ) -> Result:
@@ -154,19 +158,24 @@ def merge(
     """
     from adapterhub.merging import engine
 
-    found = planned(recipe, folders, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
+    found = planned(recipe, folders, as_kind=as_kind, dtype=dtype, heads=heads, memory_bytes=memory_bytes)
     return engine.run(found, out, progress=progress)
 
 
 def planned(
-    recipe: Recipe, folders: Mapping[str, Path], *, as_kind: str | None, dtype: str | None, memory_bytes: int
+    recipe: Recipe,
+    folders: Mapping[str, Path],
+    *,
+    as_kind: str | None,
+    dtype: str | None,
+    heads: str | None = None,
+    memory_bytes: int,
 ) -> Plan:
     """The plan of a merge of local folders, by their names in the recipe. Raises as `merge`."""
     from adapterhub.merging.plan import plan
 
-    said = dict(recipe.folders)
-    inputs = {ref: _input(ref, folders, said.get(ref)) for ref in recipe.references()}
-    return plan(recipe, inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
+    inputs = inputs_of(recipe.references(), folders, dict(recipe.folders))
+    return plan(recipe, inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes, heads=heads)
 
 
 def explain(
@@ -204,7 +213,14 @@ def reproduce(
         ref: _input_at(_folder_of(name, folders), ref.path, name)
         for ref, name in zip(found.refs, found.names, strict=True)
     }
-    made = plan(found.recipe, inputs, as_kind=found.as_kind, dtype=found.dtype, memory_bytes=memory_bytes)
+    made = plan(
+        found.recipe,
+        inputs,
+        as_kind=found.as_kind,
+        dtype=found.dtype,
+        heads=found.heads,
+        memory_bytes=memory_bytes,
+    )
     recorded = result / execution.FILE
     said = json.loads(recorded.read_bytes()) if recorded.is_file() else {}
     with TemporaryDirectory(prefix=".adapterhub-reproduce-", dir=result.resolve().parent) as place:
@@ -219,6 +235,58 @@ def _folder_of(name: str, folders: Mapping[str, Path]) -> Path:
     if name not in folders and plain not in folders:
         raise Misused(f"{name}: say which folder that is, with --input {plain}=FOLDER")
     return folders.get(name) or folders[plain]
+
+
+def masks(
+    expression: str, folders: Mapping[str, Path], out: Path, *, method: str, tall: float, memory_bytes: int
+) -> dict[str, Any]:
+    """What became of each task whose shared delta and mask were written into `out`.
+
+    Raises Misused for a recipe that is no base plus tasks, FileExistsError, and as `merging.masks.write_masks`.
+    """
+    from adapterhub.merging import masks as sharing
+    from adapterhub.merging.plan import plan
+    from adapterhub.merging.results import ResultFolder
+
+    recipe = parse(expression)
+    inputs = inputs_of(recipe.references(), folders)
+    base = base_of(recipe, inputs)
+    tasks: dict[str, Plan] = {}
+    for term in recipe.root.terms if isinstance(recipe.root, Sum) else ():
+        if term != base:
+            one = Recipe(total([base, term]))
+            tasks[_task_name(term, tasks)] = plan(one, inputs, memory_bytes=memory_bytes)
+    if not tasks:
+        raise Misused(f"{expression}: write a base plus the tasks, as base + a + b")
+    how = sharing.masking(method, tall=tall)
+    with ResultFolder(out) as folder:
+        found = sharing.write_masks(tasks, how, folder.path, method)
+        folder.write("README.md", sharing.card(expression, method, found, tall).encode())
+        folder.publish()
+    return {"folder": str(out), "method": method, "tasks": [one.as_json() for one in found]}
+
+
+def experts(base: Path, named: Sequence[str], out: Path, *, route: str) -> dict[str, Any]:
+    """What the LoRAs "DOMAIN=FOLDER" became as one routed patch. Raises Misused, and as `merging.experts`."""
+    from adapterhub.merging.experts import write_experts
+
+    if route != "declared":
+        raise Misused(
+            f"--route {route}: a router is trained in your own program, as LoRAMoE or X-LoRA, which are served as they "
+            "are; here the domain that a call declares chooses: --route declared"
+        )
+    if out.exists():
+        raise FileExistsError(f"{out}: already there; name a folder that does not exist")
+    here = Checkpoint.open(LocalFolder(base), name=base.resolve().name)
+    read = {domain: patches.read(LocalFolder(folder), base=here) for domain, folder in named_folders(named).items()}
+    return {"folder": str(out), "route": route, **write_experts(read, here, out)}
+
+
+def _task_name(term: Node, taken: Collection[str]) -> str:
+    """The last part of what a term names first; numbered where that is taken."""
+    first = next(iter(Recipe(term).references()))
+    name = (first.path or first.name).rpartition("/")[2]
+    return name if name not in taken else f"{name}-{len(taken) + 1}"
 
 
 def convert(
@@ -330,6 +398,16 @@ def named_folders(pairs: Sequence[str]) -> dict[str, Path]:
             raise Missing(f"--input {pair!r}: {folder} is no folder")
         found[name] = Path(folder)
     return found
+
+
+def inputs_of(
+    references: Iterable[Ref], folders: Mapping[str, Path], said: Mapping[Ref, str] = MappingProxyType({})
+) -> dict[Ref, Input]:
+    """What lies in the folder of each name. said: the folders that a recipe file names.
+
+    Raises Misused for a name without a folder, Missing, InvalidPatch.
+    """
+    return {ref: _input(ref, folders, said.get(ref)) for ref in references}
 
 
 def _input(ref: Ref, folders: Mapping[str, Path], said: str | None) -> Input:

@@ -22,7 +22,8 @@ command, or `ADAPTERHUB_DEBUG=1`, shows the traceback too. Text that others wrot
 
 Commands that ask a server find it by `--endpoint`, `ADAPTERHUB_ENDPOINT`, `HF_ENDPOINT`, else `http://127.0.0.1:8000`,
 and send the token of `--token`, `ADAPTERHUB_TOKEN`, `HF_TOKEN`, else the one that `adapterhub login` or `hf auth login`
-stored. `patch inspect`, `patch kinds`, `recipe parse`, `merge methods` and `merge run --out` need no server.
+stored. `patch inspect`, `patch kinds`, `recipe parse`, `merge methods`, `merge run --out`, `merge masks`,
+`merge moe` and `merge curve` need no server, nor does `merge tune-weights` with `--input`.
 
 ## JSON
 
@@ -36,6 +37,10 @@ those of the REST API, which the server explains at `/docs`:
 | `patch inspect` | the facts of one patch or model: `kind`, `reason`, `path`, `files`, `base`, `problems`, ... |
 | `merge run`, `port run` | the `result` of the job: `repo`, `branch`, `commit`, `report`, ... |
 | `merge run --out` | `folder`, `recipe_digest`, `files`, `report` |
+| `merge tune-weights` | `recipe`, `recipe_digest`, `point`, `score`, `start`, `evaluations`, `ended`, ... |
+| `merge masks` | `folder`, `method`, `tasks` (`name`, `scale`, `selected`, `error`, `digest`) |
+| `merge moe` | `folder`, `route`, `domains` (numbers by name), `modules`, `rank` |
+| `merge curve` | `points` (`strength`, `gain`, `retention`, ...), `knee`, `recipe` |
 | `merge run --no-wait`, `job show`, `job list`, `job watch`, `job cancel` | a job, as in `GET /api/jobs/{id}` |
 | `recipe explain`, `recipe parse` | as `POST /api/recipes/explain`, `POST /api/recipes/parse` |
 | `recipe show` | as `GET /api/recipes/{digest}` |

@@ -296,6 +296,55 @@ def show_reproduction(found: Json) -> None:
     show_table(("file", "state"), found["files"].items())
 
 
+def show_tuning(result: Json) -> None:
+    """Print what a search of weights found."""
+    start = result["start"]
+    why = {"evaluations": "all evaluations are spent", "time": "time is up", "converged": "nothing is left to try"}
+    show_fields(
+        [
+            ("recipe", result["recipe"]),
+            ("digest", result["recipe_digest"]),
+            ("score", f"{result['score']:.6g}, {result['measure']}"),
+            ("before", f"{start['score']:.6g} at {start['expression']}"),
+            ("tried", f"{result['evaluations']}, of which {result['refused']} were refused"),
+            ("ended", why[result["ended"]]),
+            ("journal", result.get("journal")),
+        ]
+    )
+
+
+def show_masks(result: Json) -> None:
+    """Print what became of each task."""
+    show_fields([("folder", result["folder"]), ("masks", result["method"])])
+    columns = ("task", "selected", "scale", "error", "digest")
+    rows = (
+        (one["name"], f"{one['selected']:.1%}", f"{one['scale']:.4g}", f"{one['error']:.3g}", one["digest"][:19])
+        for one in result["tasks"]
+    )
+    show_table(columns, rows, numeric=columns[1:4])
+
+
+def show_curve(result: Json) -> None:
+    """Print gain against retention at each strength, and the recipe at the knee."""
+    columns = ("strength", "gain", "retention", "above the chord", "")
+    rows = (
+        (
+            f"{one['strength']:g}",
+            f"{one['gain']:+.4g}",
+            f"{one['retention']:+.4g}",
+            "" if one["distance"] is None else f"{one['distance']:.3f}",
+            "knee" if one["strength"] == result["knee"] else "",
+        )
+        for one in result["points"]
+    )
+    show_table(columns, rows, numeric=columns[:-1])
+    show_heading("knee")
+    if result["recipe"] is None:
+        say("none: the patch gains nothing at any of these strengths", to_stdout=True)
+    else:
+        show_fields([("recipe", result["recipe"]), ("digest", result["recipe_digest"])])
+
+
 def show_port(result: Json) -> None:
     """Print the verdict of a port, its measurements by layer, and where the ported patch is."""
     report = result["report"]

@@ -28,6 +28,7 @@ from adapterhub.hub.services import (
     mirror_inputs,
     ports,
     reproductions,
+    tunings,
     webhook_events,
     webhooks,
     xet_retention,
@@ -38,6 +39,7 @@ from adapterhub.hub.serving.cores import threads_of
 from adapterhub.hub.settings import Settings
 from adapterhub.merging import engine, porting, reproduction
 from adapterhub.merging.analysis.norms import layer_norms
+from adapterhub.merging.recipes.canonical import Input
 from adapterhub.merging.transfer.report import portability
 
 POLL_S = 0.2
@@ -70,12 +72,25 @@ def handlers_of(hub: Hub) -> Mapping[str, Handler]:
         merges.KIND: before(hub, merges.inputs, partial(merges.run, hub, engine=run_engine)),
         reproductions.KIND: before(hub, reproductions.inputs, reproduce),
         ports.KIND: before(hub, ports.inputs, partial(ports.run, hub, porter=porting.port, reporter=portability)),
+        tunings.KIND: before(hub, tunings.inputs, partial(tunings.run, hub, bench=_bench(hub.settings))),
         ingest.FINGERPRINT_JOB: before(hub, fingerprints.inputs, partial(fingerprints.run, hub)),
         layers.KIND: before(hub, layers.inputs, partial(layers.run, hub, layer_norms=layer_norms)),
         mirror_inputs.KIND: partial(mirror_inputs.run, hub),
         xet_retention.KIND: partial(xet_retention.run, hub),
         webhook_events.KIND: partial(webhooks.run, hub),
     }
+
+
+def _bench(settings: Settings) -> Callable[[Input], tunings.Bench]:
+    """Puts a base into memory to score recipes on."""
+
+    def bench(base: Input) -> tunings.Bench:
+        # most workers never score, and transformers takes seconds to load
+        from adapterhub.hub.serving.scoring import Bench
+
+        return Bench(base, settings.device)
+
+    return bench
 
 
 def serve(

@@ -18,11 +18,15 @@ from adapterhub.merging.checkpoint import DTYPE_BITS, SafetensorsWriter
 from adapterhub.merging.container import LayoutWriter
 from adapterhub.merging.container import layout as safetensors_layout
 from adapterhub.merging.effects import part, read
+from adapterhub.merging.encodings import as_array
 from adapterhub.merging.errors import Cancelled, NonFinite
 from adapterhub.merging.execution import FILE as EXECUTION
 from adapterhub.merging.execution import execution
 from adapterhub.merging.fold import Norms, fold
+from adapterhub.merging.folders import file_digest
 from adapterhub.merging.gguf import gguf_layout
+from adapterhub.merging.manifest import MANIFEST
+from adapterhub.merging.native import WEIGHTS, StoredTerm, write_patch
 from adapterhub.merging.ops.lowrank import Factors, concatenate
 from adapterhub.merging.ops.tensors import dtype_name, is_finite, to_bytes, torch_dtype
 from adapterhub.merging.results import ResultFile, ResultFolder
@@ -32,6 +36,7 @@ from adapterhub.merging.workers import each
 if TYPE_CHECKING:
     import torch
 
+    from adapterhub.merging.checkpoint import TensorHandle
     from adapterhub.merging.patch import Export, ExportTensor
     from adapterhub.merging.plan import Plan
     from adapterhub.merging.steps import OutputTensor
@@ -209,12 +214,33 @@ def _write_model(plan: Plan, job: _Job) -> Mapping[str, Any]:
     if len(shards) > 1:
         job.folder.write(f"{stem}.safetensors.index.json", _index(shards, total))
     job.folder.write("config.json", _json_bytes(plan.config))
+    _write_heads(plan, job)
     for source in plan.copied_files:
         assert plan.base.folder is not None  # the plan found the names there
         job.folder.copy(plan.base.folder, source, source.removeprefix(plan.base.prefix).lstrip("/"))
     for name, content in plan.files.items():
         job.folder.write(name, content)
     return report.as_json()
+
+
+def _write_heads(plan: Plan, job: _Job) -> None:
+    """Each head that is kept beside the result, as a patch on it in a folder of its own."""
+    for head in plan.heads:
+        path = f"heads/{head.name}"
+        stored = {term.site: _whole(term.fields["value"]) for term in head.terms}
+        base = {"model_type": plan.config.get("model_type")}
+        made = {"made_by": "merge", "recipe": str(plan.recipe)}
+        contract = None if head.labels is None else {"label_map": dict(head.labels)}
+        write_patch(job.folder.path / path, sites=stored, base=base, provenance=made, contract=contract)
+        for name in (MANIFEST, WEIGHTS):
+            file = job.folder.path / path / name
+            job.folder.add(f"{path}/{name}", file.stat().st_size, file_digest(file))
+
+
+def _whole(value: TensorHandle) -> StoredTerm:
+    """A parameter that stands in the base's place, and means nothing as a difference from it."""
+    fields = {"value": (value.dtype, as_array(value))}
+    return StoredTerm("replace", value.shape, fields, options={"reinitialised": True})
 
 
 def _write(

@@ -86,6 +86,22 @@ def fold(
     return Folded(_checked(result, output, W), norms)
 
 
+def change(output: OutputTensor) -> torch.Tensor:
+    """What the addends of an output make of its base's values, before any rounding: their delta, in float32 or 64.
+
+    Raises NonFinite, and NotFoldable for a base other than 16 to 64 bits of float.
+    """
+    import torch
+
+    W = read(output.base)
+    wide = _working_dtype(output, W)
+    source = W.to(wide, memory_format=torch.contiguous_format)
+    found = _effects(output.name, output.addends, W, wide, {}).change(source)
+    if not is_finite(found):
+        raise NonFinite(output.name, "the delta")
+    return found
+
+
 def _working_dtype(output: OutputTensor, W: torch.Tensor) -> torch.dtype:
     """The wider of what base and result are computed in. Raises NotFoldable where either holds no floats of 16 bits."""
     stored = dtype_name(W.dtype)

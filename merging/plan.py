@@ -10,6 +10,7 @@ from functools import cached_property
 from math import prod
 from typing import Any, Self
 
+from adapterhub.merging import heads as heads_of
 from adapterhub.merging import patches
 from adapterhub.merging.alignment import aligned_inputs, check_patches
 from adapterhub.merging.attachments import Attachment, is_runtime, not_foldable, split
@@ -28,6 +29,7 @@ from adapterhub.merging.errors import (
 )
 from adapterhub.merging.folders import Beside, join, json_digest
 from adapterhub.merging.gguf import gguf_layout
+from adapterhub.merging.heads import Head
 from adapterhub.merging.layer_views import View, in_slice, layer_count, stacked_config
 from adapterhub.merging.manifest import MANIFEST
 from adapterhub.merging.methods import methods
@@ -94,7 +96,8 @@ class Plan:
     the models' vocabularies, {} without one. peak_bytes: memory of the largest step, for one worker; several
     workers take as much each. notes: sentences on what is allowed and worth knowing. attachments: run-time patches
     that go on the result while it is in memory, the lowest first; a plan whose result is written has none.
-    contract: what the patches need to work besides the base, for a result that stays in memory.
+    contract: what the patches need to work besides the base, for a result that stays in memory. heads: patches on the
+    result that are written beside it, one for each input's own head.
     """
 
     recipe: Recipe
@@ -112,6 +115,7 @@ class Plan:
     contract: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     vocabulary: Mapping[str, Any] = field(default_factory=dict)
+    heads: tuple[Head, ...] = ()
 
     @property
     def recipe_digest(self) -> str:
@@ -166,13 +170,15 @@ def plan(
     dtype: str | None = None,
     memory_bytes: int,
     attaches: bool = False,
+    heads: str | None = None,
 ) -> Plan:
     """The plan of a recipe. Reads configurations, headers, tokenizers' files, and the indices of sparse patches.
 
     as_kind: a patch kind to make instead of a model; "model" makes one, and None what the recipe says. dtype: of the
     result's floating-point tensors, "bfloat16" or "BF16"; None as the recipe says, else each tensor's. memory_bytes:
     what the largest step may take. attaches: whether the result stays in memory, where run-time patches can be put on
-    it; else they are refused.
+    it; else they are refused. heads: what becomes of the inputs' own heads, "keep:NAME", "multi" or "drop"; None
+    refuses heads that differ.
     Raises UnknownName, UnknownMethod, InvalidParameter, BaseMismatch, UnknownSite, ShapeMismatch, InvalidPatch,
     NotFoldable, NotStackable, NotRepresentable, RecipeTooLarge, PlanTooLarge.
     """
@@ -189,36 +195,52 @@ def plan(
     aligned = aligned_inputs(recipe, base_ref, base, inputs)
     if aligned.report and kind is not None:
         raise NotRepresentable(f"--as {kind}: a tokenizer setting is one of models; leave out either")
+    chosen = heads_of.policy(heads, references)
+    any_head = chosen is not None
     read = {
-        ref: _read(inputs[ref], base, inputs.values(), form.dtype, aligned.of(ref), attaches=attaches)
-        for ref in references
+        ref: _read(one, base, inputs.values(), form.dtype, aligned.of(ref), attaches=attaches, any_head=any_head)
+        for ref, one in ((ref, inputs[ref]) for ref in references)
     }
     check_patches(read, inputs, aligned, attaches=attaches)
     digests = {ref: patch.digest for ref, patch in read.items()}
     whole = normalise(recipe, inputs, digests)
     used = {ref: read[ref] for ref in _refs(whole.parts)}
     check_predecessors(used, inputs, base)
+    beside: tuple[Head, ...] = ()
+    if chosen is None:
+        heads_of.check(used, inputs, base)
+    else:
+        beside = heads_of.several(used, inputs, base) if chosen.choice == "multi" else ()
+        head, stays = heads_of.kept(chosen, read), chosen.of if kind is not None else None
+        read = {ref: patch if ref == stays else heads_of.without_head(patch) for ref, patch in read.items()}
     normal, attachments = split(whole, inputs, read)
     dtype = form.result_dtype if dtype is None else _float_name(dtype)
     base = _with_layers(aligned.models[base_ref], form.layers, attaches=attaches)
     base = _repeated(base, base_ref, read, inputs)
     sums = _Sums(base, read, inputs, normal, base_quantisation)
     outputs = () if kind is not None else tuple(sums.outputs(dtype, aligned.dtypes))
+    if chosen is not None and kind is None:
+        outputs = heads_of.with_head(outputs, head)
+    config = _config(base, sums.is_untied, dtype)
+    said = None if chosen is None else chosen.canonical(digests)
+    if chosen is not None and chosen.of in used:
+        config = heads_of.labelled(config, used[chosen.of], inputs[chosen.of])
     export = None if kind is None else _export(kind, normal, sums, read, inputs)
     return Plan(
         recipe=recipe,
-        canonical=canonical(recipe, inputs, digests=digests, dtype=dtype, as_kind=as_kind),
+        canonical=canonical(recipe, inputs, digests=digests, dtype=dtype, as_kind=as_kind, heads=said),
         inputs=tuple((ref, inputs[ref]) for ref in recipe.references()),
         base=base,
         outputs=outputs,
         export=export,
-        config=_config(base, sums.is_untied, dtype),
+        config=config,
         metadata={"format": "pt"},
         copied_files=tuple(filter(aligned.is_copied, _copied_files(base))) if kind is None else (),
         peak_bytes=_peak_bytes(outputs, export, memory_bytes),
         notes=(*recipe.notes, *_notes(read, inputs, base_ref, base_quantisation)),
         attachments=attachments,
         contract=joined(used, inputs, base) if attaches else {},
+        heads=beside if kind is None else (),
         files=aligned.files,
         vocabulary=aligned.report,
     )
@@ -359,16 +381,19 @@ def _read(
     aligned: tuple[Checkpoint, Checkpoint] | None = None,
     *,
     attaches: bool,
+    any_head: bool = False,
 ) -> Patch:
     """The patch, a full model rounded to `dtype`; a native one may take its delta from another input.
 
-    aligned: a model re-indexed, and its base.
+    aligned: a model re-indexed, and its base. any_head: whether a model's head may be of any size.
     """
     folder = one.folder
     if join(one.path, MANIFEST) in folder.names():
         folder = Beside(folder, [other.folder for other in inputs if other is not one and other.kind != MODEL])
-    is_model = one.kind == MODEL
-    patch = _read_model(one, base, dtype, aligned) if is_model else kind_of(one).read(folder, one.path, base)
+    if one.kind == MODEL:
+        patch = _read_model(one, base, dtype, aligned, any_head=any_head)
+    else:
+        patch = kind_of(one).read(folder, one.path, base)
     if is_runtime(patch) and not attaches:
         raise not_foldable(one, patch)
     here = base if aligned is None else aligned[1]
@@ -379,7 +404,12 @@ def _read(
 
 
 def _read_model(
-    one: Input, base: Checkpoint, dtype: str | None, aligned: tuple[Checkpoint, Checkpoint] | None
+    one: Input,
+    base: Checkpoint,
+    dtype: str | None,
+    aligned: tuple[Checkpoint, Checkpoint] | None,
+    *,
+    any_head: bool,
 ) -> Patch:
     """A full model as a patch. Raises ShapeMismatch, which for another vocabulary says what to do about it."""
     if aligned is not None:
@@ -387,6 +417,10 @@ def _read_model(
         check_fits(model, here)
         terms = tuple(SiteTerm(name, "replace", {"value": handle}) for name, handle in model.tensors.items())
         return replace(kind_of(one).read(one.folder, one.path, None), terms=terms)
+    if any_head:
+        patch = kind_of(one).read(one.folder, one.path, None)
+        heads_of.check_fits(patch, base)
+        return cast_patch(patch, dtype)
     try:
         return cast_patch(kind_of(one).read(one.folder, one.path, base), dtype)
     except ShapeMismatch as error:

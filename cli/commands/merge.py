@@ -43,6 +43,10 @@ def run(
         str | None, typer.Option("--as", help="Form of the result, such as lora; default: a full model.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="dtype of the result, such as BF16; default: the base's.")] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option(help="Where inputs have heads of their own: keep:NAME, multi or drop."),
+    ] = None,
     private: Annotated[bool, typer.Option("--private", help="Hide a repository that is made for the result.")] = False,
     message: Annotated[str | None, typer.Option(help="Summary of the commit.")] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and end.")] = False,
@@ -62,12 +66,13 @@ def run(
     if out is not None:
         if push or private or message or no_wait:
             raise Misused("--out merges on this machine; --push, --private, --message and --no-wait need a server")
-        result = _merge_here(local.parsed(written), inputs or [], out, as_kind, dtype, memory_bytes)
+        result = _merge_here(local.parsed(written), inputs or [], out, as_kind, dtype, heads, memory_bytes)
     else:
         if inputs:
             raise Misused("--input names local folders and goes together with --out FOLDER")
         client = connect(ctx)
         asked = {**written, "push": push, "as": as_kind, "dtype": dtype, "private": private}
+        asked |= {"heads": heads}
         job = client.post("/api/merges", asked | {"message": message})
         if no_wait:
             show_queued(job, as_json)
@@ -108,7 +113,13 @@ def methods(as_json: AsJson = False) -> None:
 
 
 def _merge_here(
-    recipe: Recipe, inputs: list[str], out: Path, as_kind: str | None, dtype: str | None, memory_bytes: int
+    recipe: Recipe,
+    inputs: list[str],
+    out: Path,
+    as_kind: str | None,
+    dtype: str | None,
+    heads: str | None,
+    memory_bytes: int,
 ) -> dict[str, Any]:
     from adapterhub.cli import local
 
@@ -120,6 +131,7 @@ def _merge_here(
             out,
             as_kind=as_kind,
             dtype=dtype,
+            heads=heads,
             memory_bytes=memory_bytes,
             progress=progress_shown(waiting),
         )

@@ -60,6 +60,7 @@ def request(
     push: str | None = None,
     as_kind: str | None = None,
     dtype: str | None = None,
+    heads: str | None = None,
     private: bool = False,
     message: str | None = None,
     syntax: str = EXPRESSION,
@@ -72,7 +73,8 @@ def request(
     fit, a method's parameters, memory, the right to push. Asking again for what is not finished gives the same job. A
     repository that is made for the result is private where any input is private or gated.
     """
-    resolved, found = recipes.planned(hub, caller, expression, pins=pins, syntax=syntax, as_kind=as_kind, dtype=dtype)
+    meant = {"as_kind": as_kind, "dtype": dtype, "heads": heads}
+    resolved, found = recipes.planned(hub, caller, expression, pins=pins, syntax=syntax, **meant)
     target = push or f"{caller.name}/merge-{found.recipe_digest[7:15]}"
     publish.require_target(hub, caller, target)
     publish.require_room(hub, found.size_bytes)
@@ -83,6 +85,7 @@ def request(
         "push": target,
         "as": as_kind,
         "dtype": dtype,
+        "heads": heads,
         "private": private or any(one.repo.is_private or one.repo.gated for one in resolved.revisions.values()),
         "message": message,
         **jobs.power_of(caller),
@@ -104,8 +107,10 @@ def run(hub: Hub, job: Job, report: Report, *, engine: Engine) -> Mapping[str, A
     with hub.db.read() as session:
         caller = jobs.caller_of(session, job)
     asked = job.payload
-    meant = {"pins": asked["pins"], "syntax": _syntax(job), "as_kind": asked["as"], "dtype": asked["dtype"]}
-    resolved, found = recipes.planned(hub, caller, asked["expression"], **meant)
+    meant = {"as_kind": asked["as"], "dtype": asked["dtype"], "heads": asked.get("heads")}
+    resolved, found = recipes.planned(
+        hub, caller, asked["expression"], pins=asked["pins"], syntax=_syntax(job), **meant
+    )
     with publish.workplace(hub, job) as out:
         began = time.monotonic()
         result = engine(found, out, progress=shown(report), cancelled=report.cancelled)

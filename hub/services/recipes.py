@@ -63,6 +63,7 @@ def planned(
     syntax: str = EXPRESSION,
     as_kind: str | None = None,
     dtype: str | None = None,
+    heads: str | None = None,
 ) -> tuple[Resolved, Plan]:
     """The recipe with its names resolved, and its plan. Raises as `resolve_expression` and `merging.plan.plan`.
 
@@ -70,14 +71,18 @@ def planned(
     difference of models, NotFetched is raised until they are.
     """
     resolved = resolve_expression(hub, caller, text, pins, syntax=syntax)
-    return resolved, planned_recipe(hub, resolved, as_kind=as_kind, dtype=dtype)
+    return resolved, planned_recipe(hub, resolved, as_kind=as_kind, dtype=dtype, heads=heads)
 
 
-def planned_recipe(hub: Hub, resolved: Resolved, *, as_kind: str | None, dtype: str | None) -> Plan:
+def planned_recipe(
+    hub: Hub, resolved: Resolved, *, as_kind: str | None, dtype: str | None, heads: str | None = None
+) -> Plan:
     """The plan of a resolved recipe. Raises as `planned`."""
     memory_bytes = hub.settings.merge_memory_bytes
     try:
-        return plan(resolved.recipe, resolved.inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
+        return plan(
+            resolved.recipe, resolved.inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes, heads=heads
+        )
     except NotFetched:
         mirror_inputs.require(hub, resolved.wanted)
         raise

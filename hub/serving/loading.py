@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
 from transformers.models.auto import modeling_auto
 
 from adapterhub.hub.errors import InvalidRequest
-from adapterhub.hub.serving.protocol import Source
 from adapterhub.merging.checkpoint import Checkpoint
 from adapterhub.merging.errors import MergingError
 from adapterhub.merging.folders import Folder, join, read_json
@@ -64,6 +63,19 @@ _HEADS: tuple[tuple[Any, Mapping[str, Any]], ...] = (
 _one_at_a_time = threading.Lock()
 
 
+class Stored(Protocol):
+    """Where a model lies: the name in messages, the files, and the sub-folder of the model."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def folder(self) -> Folder: ...
+
+    @property
+    def path(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model as its repository describes it, and the files that prepare its inputs, None where there are none.
@@ -84,7 +96,7 @@ class Loaded:
     contract: Mapping[str, Any] = field(default_factory=dict)
 
 
-def load(source: Source, device: torch.device) -> Loaded:
+def load(source: Stored, device: torch.device) -> Loaded:
     """The model of a repository on `device`, in the dtype of its files, with everything that belongs to it.
 
     Raises InvalidRequest, naming the file, for what cannot be served: no weights in safetensors, an architecture that
@@ -104,7 +116,7 @@ def load(source: Source, device: torch.device) -> Loaded:
         )
 
 
-def checkpoint(source: Source) -> Checkpoint:
+def checkpoint(source: Stored) -> Checkpoint:
     """The names and shapes in a repository's weight files, headers read and nothing else.
 
     Raises InvalidRequest for a repository without sound safetensors.

@@ -27,9 +27,8 @@ MAX_BYTES = 4 << 20
 _FLOATS = ("F64", "F32", "BF16", "F16")
 _METHOD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
-_WHOLE = frozenset(
-    {"format", "format_version", "inputs", "base", "sum", "dtype", "as", "cast", "layers", "stack", "tokenizer"}
-)
+_FORM = frozenset({"dtype", "as", "cast", "layers", "stack", "tokenizer", "heads"})
+_WHOLE = frozenset({"format", "format_version", "inputs", "base", "sum"}) | _FORM
 _INPUT = frozenset({"name", "path", "kind", "digest", "layers"})
 _PARTS: Mapping[str, frozenset[str]] = {
     "input": frozenset({"weight", "schedules", "input"}),
@@ -51,6 +50,7 @@ class Rebuilt:
     names: tuple[str, ...]
     dtype: str | None
     as_kind: str | None
+    heads: str | None
 
 
 def rebuilt(content: bytes) -> Rebuilt:
@@ -82,7 +82,17 @@ def _recipe(value: Mapping[str, Any]) -> Rebuilt:
     )
     recipe = Recipe(slices[0] if stack is None else Stack(slices), form=form)
     names = tuple(str(one["name"]) for one in value["inputs"])
-    return Rebuilt(recipe, refs, names, _text(value["dtype"]), _text(value["as"]))
+    digests = [str(one["digest"]) for one in value["inputs"]]
+    heads = _heads(value.get("heads"), refs, digests)
+    return Rebuilt(recipe, refs, names, _text(value["dtype"]), _text(value["as"]), heads)
+
+
+def _heads(value: Any, refs: Sequence[Ref], digests: Sequence[str]) -> str | None:
+    """What becomes of several heads, as `merge run --heads` says it: an input by its name."""
+    if not isinstance(value, dict):
+        return _text(value)
+    ((choice, digest),) = value.items()
+    return f"{choice}:{refs[digests.index(digest)].address}"
 
 
 def _slice(value: Mapping[str, Any], refs: Sequence[Ref]) -> Node:

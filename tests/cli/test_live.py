@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from tests.cli.conftest import Command
 from tests.cli.fake import Answer, serving
 from tests.clients.server import TOKEN, Server, running
+from tests.hub.serving import models
 
 pytestmark = pytest.mark.xdist_group("cli-live")
 
@@ -196,3 +197,21 @@ def test_chat_shows_the_answer_as_it_arrives(command: Command) -> None:
 def _on(base: str, folder: Path) -> str:
     config = json.loads((folder / "adapter_config.json").read_text())
     return json.dumps(config | {"base_model_name_or_path": base})
+
+
+def test_weights_are_searched_by_the_servers_job(here: Command, tmp_path: Path) -> None:
+    models.lora(models.llama(tmp_path / "talk"), tmp_path / "rhyme", seed=1)
+    (tmp_path / "rhyme" / "README.md").unlink()  # peft's names a path of this machine
+    for name in ("talk", "rhyme"):
+        ended = here("patch", "push", str(tmp_path / name))
+        assert ended.code == 0, ended.err
+    (tmp_path / "texts.jsonl").write_text('{"text": "the quick brown fox"}\n')
+    asked = ["merge", "tune-weights", "admin/talk + 0.5*admin/rhyme", "--task", str(tmp_path / "texts.jsonl")]
+    ended = here(*asked, "--evaluations", "5", "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert len(found["trials"]) == 5
+    assert found["score"] <= found["start"]["score"]
+    assert here("recipe", "show", found["recipe_digest"]).code == 0
+    refused = here(*asked[:-2], "--command", "true")
+    assert (refused.code, "--input" in refused.err) == (2, True)

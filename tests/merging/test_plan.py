@@ -129,7 +129,7 @@ def test_a_new_head_becomes_a_tensor_of_the_result(bert_folder: Path, tmp_path: 
     head = next(output for output in made.outputs if output.name == "classifier.weight")
     assert head.is_copy
     assert head.base.name == "base_model.model.classifier.weight"
-    with pytest.raises(BaseMismatch, match="each bring their own"):
+    with pytest.raises(BaseMismatch, match="each have a head of their own"):
         planned("tiny/base + tiny/1x + tiny/2x", inputs)
 
 

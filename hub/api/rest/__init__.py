@@ -15,6 +15,7 @@ from adapterhub.hub.api.rest import (
     recipes,
     storage,
     tokens,
+    tunings,
     webhooks,
 )
 from adapterhub.hub.api.rest.schemas import Problem
@@ -37,6 +38,7 @@ for part in (
     recipes,
     storage,
     tokens,
+    tunings,
     webhooks,
 ):
     router.include_router(part.router)

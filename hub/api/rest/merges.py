@@ -30,6 +30,7 @@ async def request_merge(asked: MergeRequest, hub: HubDep, caller: CallerDep) -> 
         push=asked.push,
         as_kind=asked.as_kind,
         dtype=asked.dtype,
+        heads=asked.heads,
         private=asked.private,
         message=asked.message,
     )

@@ -105,8 +105,42 @@ class MergeRequest(Written):
         default=None, alias="as", examples=["lora"], description="Form of the result; default: a full model."
     )
     dtype: str | None = Field(default=None, examples=["BF16"], description="dtype of the result; default: the base's.")
+    heads: str | None = Field(
+        default=None,
+        max_length=600,
+        examples=["keep:demo/code", "drop"],
+        description="What becomes of the inputs' own task heads: keep:NAME, multi, or drop; default: refuse.",
+    )
     private: bool = Field(default=False, description="Whether a repository made for the result is private.")
     message: str | None = Field(default=None, max_length=1000, description="Summary of the commit.")
+
+
+class TuningRequest(Strict):
+    """Which recipe's weights to search, by what score, and for how long."""
+
+    expression: str = Field(examples=["demo/base + 0.5*demo/code + 0.5*demo/licences"], max_length=4096)
+    task: list[dict[str, Any]] | None = Field(
+        default=None,
+        max_length=10_000,
+        examples=[[{"prompt": "2 + 2 = ", "completion": "4"}]],
+        description="Held-out examples of one form: text; prompt, completion; prompt, choices, answer; text, label.",
+    )
+    entropy: bool = Field(default=False, description="Whether the entropy on texts is minimised, in place of the loss.")
+    judge: str | None = Field(
+        default=None,
+        max_length=2048,
+        description="URL that each candidate is posted to and that answers a number, in place of task.",
+    )
+    larger_is_better: bool = Field(default=False, description="Of what the judge says.")
+    weights: tuple[float, float] = Field(default=(-1.5, 1.5), description="Lowest and highest weight.")
+    parameters: dict[str, tuple[float, float] | None] = Field(
+        default_factory=dict, description="Parameters of methods to search too, by name; null takes the whole range."
+    )
+    optimiser: Literal["cma", "spsa"] = "cma"
+    evaluations: int = Field(default=40, ge=1, le=1000, description="Most candidates that are scored.")
+    seconds: float = Field(default=3600, gt=0, le=86400, description="Most seconds of one attempt of the job.")
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    penalty: float = Field(default=0, ge=0, description="Factor of the mean absolute weight; LoraHub takes 0.05.")
 
 
 class PortRequest(Strict):

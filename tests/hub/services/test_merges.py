@@ -18,7 +18,7 @@ from adapterhub.hub.services import blobs, describe, merges, recipes, repos, tre
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.commits import AddRegular, commit
 from adapterhub.hub.worker import handlers_of
-from adapterhub.merging.errors import BaseMismatch, PlanTooLarge, ShapeMismatch, UnknownName
+from adapterhub.merging.errors import BaseMismatch, InvalidParameter, PlanTooLarge, ShapeMismatch, UnknownName
 from tests.hub.services.samples import HIDDEN, SITE, lora, model, sparse
 
 MakeUser = Callable[..., Caller]
@@ -185,3 +185,12 @@ def test_a_result_larger_than_the_disk_is_refused_before_it_is_queued(
             assert all(job.kind != merges.KIND for job in hub.jobs.list())
         else:
             assert merges.request(hub, ann, "ann/base + ann/code", push="ann/both").state == "queued"
+
+
+def test_what_becomes_of_heads_is_asked_with_the_merge(hub: Hub, ann: Caller) -> None:
+    with pytest.raises(InvalidParameter, match="heads is 'keep:ann/nothing'"):
+        merges.request(hub, ann, "ann/base + ann/code", push="ann/both", heads="keep:ann/nothing")
+    job = run(hub, merges.request(hub, ann, "ann/base + ann/code", push="ann/both", heads="drop"))
+    assert job.error is None
+    assert job.result is not None
+    assert recipes.show(hub, ann, job.result["recipe_digest"])["canonical"]["heads"] == "drop"
