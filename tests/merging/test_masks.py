@@ -108,7 +108,7 @@ def test_each_tasks_patch_folds_to_the_papers_reconstruction(models: Path, metho
             size = np.abs(W[key].double().numpy()) + sum(2 * np.abs(found[name][key]) for name in NAMES)
             assert (np.abs(rebuilt[key] - value) <= 2**-23 * size).all(), key
             worst = max(worst, float((np.abs(rebuilt[key] - value) / (np.abs(W[key].double().numpy()) + 1e-3)).max()))
-        record("mask", "llama", "float32", f"{method} in float64", worst, f"{method} masks folded")
+        record("mask", "llama", "float32", f"{method} in float64", worst, "masks folded")
         squares = sum(((value - found[one.name][key]) ** 2).sum() for key, value in expected[one.name].items())
         norm = sum((value**2).sum() for value in found[one.name].values())
         assert one.error == pytest.approx((squares / norm) ** 0.5, rel=1e-5)

@@ -43,6 +43,9 @@ fold takes, with the float32 in which sums are accumulated allowed for. Where th
 (tied embeddings, a merge that loses digits) the live adapter's outputs are, and the largest relative difference is
 given.
 """
+NO_KINDS = ("method", "file", "masks folded")
+"""Measurements of merges, not of kinds: tests/merging/methods/table.py has the methods'."""
+
 ONE_DTYPE = {
     "as a LoRA": "factors are written in float32, with and without a base alike",
     "written": "a file is written in float32, with and without a base alike",
@@ -55,6 +58,7 @@ PECULIAR = {
     ("adapters_lora", "logits"): "the library, in an environment of its own, gave its answers in float32",
     ("adapters_lora", "as a dense patch"): "compared with the fold, whose oracle answered in float32",
     ("lora (kasa)", "weights"): "peft's merge loses up to 1.5 roundings; the live adapter is the oracle",
+    ("lora (kasa)", "as a dense patch"): "peft's merge loses up to 1.5 roundings; the live adapter is the oracle",
 }
 """The same of one kind, or variant, alone."""
 
@@ -84,8 +88,8 @@ def read(lines: Iterable[str]) -> tuple[Measured, dict[tuple[str, str], str]]:
     refused: dict[tuple[str, str], str] = {}
     for line in lines:
         told: dict[str, Any] = json.loads(line)
-        if told["what"] == "method":
-            continue  # tests/merging/methods/table.py has those
+        if told["what"] in NO_KINDS:
+            continue
         if told["what"] == "refused":
             refused[told["kind"], told["architecture"]] = told["oracle"]
             continue
