@@ -21,6 +21,7 @@ from adapterhub.merging.recipes.expression import parse
 _REFUSALS: dict[type[errors.MergingError], type[HubError]] = {
     errors.ExpressionError: InvalidRequest,
     errors.InvalidParameter: InvalidRequest,
+    errors.InvalidRecipe: InvalidRequest,
     errors.RecipeFileError: InvalidRequest,
     errors.NotRepresentable: InvalidRequest,
     errors.PlanTooLarge: TooLarge,

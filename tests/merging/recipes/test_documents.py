@@ -1,7 +1,5 @@
 """YAML read safely: plain values, small and shallow files, and messages with a place."""
 
-import time
-
 import pytest
 
 from adapterhub.merging.errors import RecipeFileError, RecipeTooLarge
@@ -58,8 +56,6 @@ def test_what_is_no_recipe_file_is_refused_with_a_place(text: str) -> None:
     ],
     ids=["characters", "lists", "mappings", "parts", "aliases"],
 )
-def test_a_file_past_a_limit_is_refused_at_once(text: str) -> None:
-    began = time.perf_counter()
+def test_a_file_past_a_limit_is_refused(text: str) -> None:
     with pytest.raises(RecipeTooLarge):
         read_document(text)
-    assert time.perf_counter() - began < 5
