@@ -51,6 +51,7 @@ class TensorHandle:
     dtype: str
     shape: tuple[int, ...]
     _read: Callable[[], memoryview] = field(repr=False, compare=False)
+    _advise: Callable[[int], None] = field(default=lambda advice: None, repr=False, compare=False)
 
     @classmethod
     def of_bytes(cls, name: str, dtype: str, shape: Sequence[int], data: bytes | bytearray | memoryview) -> Self:
@@ -76,6 +77,14 @@ class TensorHandle:
         """
         return self._read()
 
+    def will_need(self) -> None:
+        """Have the system read the bytes ahead, where they lie in a mapped file."""
+        self._advise(mmap.MADV_WILLNEED)
+
+    def release(self) -> None:
+        """Give back the memory that read bytes take here, where they lie in a mapped file; views stay good."""
+        self._advise(mmap.MADV_DONTNEED)
+
 
 class _MappedWeights:
     """One weight file, mapped at the first read of one of its tensors and unmapped with the last view."""
@@ -85,12 +94,21 @@ class _MappedWeights:
         self._name = name
 
     @cached_property
-    def _view(self) -> memoryview:
+    def _map(self) -> mmap.mmap:
         with self._folder.path(self._name).open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    @cached_property
+    def _view(self) -> memoryview:
+        return memoryview(self._map)
 
     def handle(self, info: TensorInfo) -> TensorHandle:
-        return TensorHandle(info.name, info.dtype, info.shape, lambda: self._view[info.start : info.end])
+        def advise(advice: int) -> None:
+            first = info.start - info.start % mmap.PAGESIZE
+            if info.end > first:
+                self._map.madvise(advice, first, info.end - first)
+
+        return TensorHandle(info.name, info.dtype, info.shape, lambda: self._view[info.start : info.end], advise)
 
 
 def open_tensors(
