@@ -10,12 +10,12 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from adapterhub.merging.errors import InvalidParameter, UnknownMethod
 
@@ -185,6 +185,39 @@ class MergeSite:
     depth: float | None = None
 
 
+class Piece(NamedTuple):
+    """Whole rows of one tensor, for methods that need not have all of it. start: their first entry, row-major.
+
+    base: the base's values (rows, columns), not to be modified. deltas: one an input, each of that shape, contiguous,
+    float32 or float64, on the CPU; the method may write to them. A tensor of fewer than two dimensions is one piece.
+    """
+
+    start: int
+    base: torch.Tensor
+    deltas: Sequence[torch.Tensor]
+
+
+class Pieces(Protocol):
+    """One tensor's deltas as pieces in order, computed anew each time they are iterated. The rest is as in MergeSite.
+
+    shape: of the tensor; a piece's rows are along its first dimension.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def digests(self) -> tuple[str, ...]: ...
+
+    @property
+    def depth(self) -> float | None: ...
+
+    def __iter__(self) -> Iterator[Piece]: ...
+
+
 @dataclass(frozen=True)
 class MethodSpec:
     """One merge method.
@@ -193,6 +226,9 @@ class MethodSpec:
     shape, the base not included; weights one number a delta. takes_site: it takes a MergeSite as its fourth argument.
     inputs: fewest and most of them, None for any number. takes_weights: whether a weight other than 1 means something.
     on_factors: `(deltas as products, weights, parameters)` gives the same as a product, of one that works on factors.
+    by_pieces: `(pieces, weights, parameters)` looks at a tensor as often as it must, and gives the function that makes
+    the merged delta of a piece, in any shape of its entries, called in their order: the same as `function`, in memory
+    that does not grow with the tensor.
     check: raises InvalidParameter for parameters that do not go together, before any work.
     is_experimental: known from its paper alone. moves_base: its result is not zero where no input changes anything.
     parameters: a frozen dataclass whose fields `parameter` made. coefficients: `(weights, parameters)` of one whose
@@ -218,6 +254,7 @@ class MethodSpec:
     is_experimental: bool = False
     moves_base: bool = False
     on_factors: Callable[..., Factors] | None = None
+    by_pieces: Callable[[Pieces, Sequence[float], Any], Callable[[Piece], torch.Tensor]] | None = None
     check: Callable[[Any], None] = lambda parameters: None
 
     @property

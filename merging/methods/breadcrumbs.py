@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adapterhub.merging.ops.selection import middle
 from adapterhub.merging.ops.sparsify import keep_middle
 from adapterhub.merging.ops.sums import shared, weighted_sum
 from adapterhub.merging.registry import MethodSpec, parameter
 
 if TYPE_CHECKING:
     import torch
+
+    from adapterhub.merging.registry import Piece, Pieces
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,14 @@ def breadcrumbs(deltas: Sequence[torch.Tensor], weights: Sequence[float], parame
     return weighted_sum(kept, [parameters.scale * share for share in shares])
 
 
+def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) -> Callable[[Piece], torch.Tensor]:
+    """The same, some rows at a time."""
+    keep = middle(pieces, len(weights), parameters.density, parameters.gamma)
+    shares = shared(weights) if parameters.normalize else weights
+    factors = [parameters.scale * share for share in shares]
+    return lambda piece: weighted_sum(keep(piece), factors)
+
+
 SPEC = MethodSpec(
     name="breadcrumbs",
     title="Breadcrumbs",
@@ -45,4 +56,5 @@ SPEC = MethodSpec(
     parameters=Parameters,
     laws=frozenset({"commutative", "neutral_zero"}),
     laws_at={"identity": {"density": 1.0}},
+    by_pieces=by_pieces,
 )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapterhub.merging.ops.agreement import average_agreeing
+from adapterhub.merging.ops.selection import middle
 from adapterhub.merging.ops.sparsify import keep_middle
 from adapterhub.merging.registry import MethodSpec, parameter
 
 if TYPE_CHECKING:
     import torch
+
+    from adapterhub.merging.registry import Piece, Pieces
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,13 @@ def breadcrumbs_ties(deltas: Sequence[torch.Tensor], weights: Sequence[float], p
     return average_agreeing(kept, weights, scale=parameters.scale, normalize=normalize)
 
 
+def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) -> Callable[[Piece], torch.Tensor]:
+    """The same, some rows at a time."""
+    keep = middle(pieces, len(weights), parameters.density, parameters.gamma)
+    normalize = "weights" if parameters.normalize else "none"
+    return lambda piece: average_agreeing(keep(piece), weights, scale=parameters.scale, normalize=normalize)
+
+
 SPEC = MethodSpec(
     name="breadcrumbs_ties",
     title="Breadcrumbs-TIES",
@@ -45,4 +55,5 @@ SPEC = MethodSpec(
     parameters=Parameters,
     laws=frozenset({"commutative", "neutral_zero"}),
     laws_at={"identity": {"density": 1.0}},
+    by_pieces=by_pieces,
 )

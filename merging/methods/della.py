@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapterhub.merging.ops.agreement import average_agreeing
-from adapterhub.merging.ops.draws import check_probabilities, keep_likely
+from adapterhub.merging.ops.draws import check_probabilities, keep_likely, likely_pieces
 from adapterhub.merging.ops.sparsify import RESCALES
 from adapterhub.merging.registry import MethodSpec, parameter
 
 if TYPE_CHECKING:
     import torch
 
-    from adapterhub.merging.registry import MergeSite
+    from adapterhub.merging.registry import MergeSite, Piece, Pieces
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,14 @@ def della(
     return average_agreeing(kept, weights, scale=parameters.scale, normalize=normalize)
 
 
+def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) -> Callable[[Piece], torch.Tensor]:
+    """The same, some rows at a time."""
+    check(parameters)
+    keep = likely_pieces(pieces, parameters.density, parameters.epsilon, parameters.rescale, parameters.seed)
+    normalize = "weights" if parameters.normalize else "none"
+    return lambda piece: average_agreeing(keep(piece), weights, scale=parameters.scale, normalize=normalize)
+
+
 SPEC = MethodSpec(
     name="della",
     title="DELLA",
@@ -71,4 +79,5 @@ SPEC = MethodSpec(
     laws_at={"identity": {"density": 1.0}},
     takes_site=True,
     check=check,
+    by_pieces=by_pieces,
 )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapterhub.merging.ops.agreement import average_agreeing
+from adapterhub.merging.ops.selection import largest
 from adapterhub.merging.ops.sparsify import keep_largest
 from adapterhub.merging.registry import MethodSpec, parameter
 
 if TYPE_CHECKING:
     import torch
+
+    from adapterhub.merging.registry import Piece, Pieces
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,18 @@ def ties(deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: P
     )
 
 
+def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) -> Callable[[Piece], torch.Tensor]:
+    """The same, some rows at a time."""
+    keep = largest(pieces, len(weights), parameters.density)
+    return lambda piece: average_agreeing(
+        keep(piece),
+        weights,
+        scale=parameters.scale,
+        normalize=parameters.normalize,
+        is_weighted=parameters.elect == "weighted",
+    )
+
+
 SPEC = MethodSpec(
     name="ties",
     title="TIES",
@@ -62,4 +77,5 @@ SPEC = MethodSpec(
     parameters=Parameters,
     laws=frozenset({"commutative", "neutral_zero"}),
     laws_at={"identity": {"density": 1.0}, "idempotent": {"density": 1.0}},
+    by_pieces=by_pieces,
 )

@@ -34,6 +34,7 @@ def average_agreeing(
 
     flat = [delta.reshape(-1) for delta in deltas]
     merged = torch.empty_like(flat[0])
+    least = torch.finfo(merged.dtype).tiny
     for start in range(0, merged.numel(), _PIECE):
         piece = [delta[start : start + _PIECE] for delta in flat]
         weighted = [delta * weight for delta, weight in zip(piece, weights, strict=True)]
@@ -43,7 +44,9 @@ def average_agreeing(
             agreeing = (one * signs).clamp_min_(0)  # |w·Δ| where the signs agree, else 0
             total += agreeing
             divisor.add_(agreeing.sign_(), alpha=weight if normalize == "weights" else 1.0)
-        if normalize != "none":
+        if normalize == "count" or (normalize == "weights" and min(weights) > 0):
+            total /= divisor.clamp_min_(least)  # where none agrees both are 0; far faster than a mask
+        elif normalize == "weights":
             total /= divisor.masked_fill_(divisor == 0, 1.0)
         merged[start : start + _PIECE] = total.mul_(signs).mul_(scale)
     return merged.view(deltas[0].shape)
