@@ -19,7 +19,7 @@ from adapterhub.merging.container import LayoutWriter
 from adapterhub.merging.container import layout as safetensors_layout
 from adapterhub.merging.effects import part, read
 from adapterhub.merging.errors import Cancelled, NonFinite
-from adapterhub.merging.fold import Norms, fold
+from adapterhub.merging.fold import Folding, Norms, fold
 from adapterhub.merging.gguf import gguf_layout
 from adapterhub.merging.ops.lowrank import Factors, concatenate
 from adapterhub.merging.ops.tensors import dtype_name, is_finite, to_bytes, torch_dtype
@@ -218,10 +218,11 @@ def _write(
     check()
     if output.is_copy:
         writer.write(output.name, output.base.read())
+        output.base.release()
         return output, None
-    folded = fold(output, check=check)
-    writer.write(output.name, to_bytes(folded.tensor))
-    return output, folded.norms
+    folding = Folding(output, check=check)
+    writer.write_parts(output.name, (to_bytes(rows) for _, rows in folding))
+    return output, folding.norms()
 
 
 def _write_export(export: Export, job: _Job) -> Mapping[str, Any]:
