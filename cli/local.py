@@ -118,14 +118,16 @@ def merge(
 ) -> Result:
     """What a merge of local folders wrote into `out`. folders: by their names in the expression.
 
+    memory_bytes: what the process may take for it, as far as that is known beforehand.
+
     Raises Misused for names without a folder, and what `merging.plan.plan` and `merging.engine.run` raise.
     """
     from adapterhub.merging import engine
-    from adapterhub.merging.plan import plan
+    from adapterhub.merging.plan import RUNTIME_BYTES, plan
 
     recipe = parse(expression)
     inputs = {ref: _input(ref, folders) for ref in recipe.references()}
-    found = plan(recipe, inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
+    found = plan(recipe, inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes - RUNTIME_BYTES)
     return engine.run(found, out, progress=progress)
 
 

@@ -51,7 +51,7 @@ class TensorHandle:
     dtype: str
     shape: tuple[int, ...]
     _read: Callable[[], memoryview] = field(repr=False, compare=False)
-    _advise: Callable[[int], None] = field(default=lambda advice: None, repr=False, compare=False)
+    _advise: Callable[[int], None] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of_bytes(cls, name: str, dtype: str, shape: Sequence[int], data: bytes | bytearray | memoryview) -> Self:
@@ -70,6 +70,11 @@ class TensorHandle:
     def nbytes(self) -> int:
         return self.numel * DTYPE_BITS[self.dtype] // 8
 
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the bytes lie in a mapped file, so that reading some of them takes memory for these alone."""
+        return self._advise is not None
+
     def read(self) -> memoryview:
         """All bytes, little-endian, contiguous: a read-only view of the mapped file that may start at any address.
 
@@ -79,11 +84,13 @@ class TensorHandle:
 
     def will_need(self) -> None:
         """Have the system read the bytes ahead, where they lie in a mapped file."""
-        self._advise(mmap.MADV_WILLNEED)
+        if self._advise is not None:
+            self._advise(mmap.MADV_WILLNEED)
 
     def release(self) -> None:
         """Give back the memory that read bytes take here, where they lie in a mapped file; views stay good."""
-        self._advise(mmap.MADV_DONTNEED)
+        if self._advise is not None:
+            self._advise(mmap.MADV_DONTNEED)
 
 
 class _MappedWeights:

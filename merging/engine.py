@@ -7,7 +7,7 @@ that of as many tensors as there are threads, and bytes are the same for any num
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -30,6 +30,7 @@ from adapterhub.merging.workers import each
 if TYPE_CHECKING:
     import torch
 
+    from adapterhub.merging.checkpoint import TensorHandle
     from adapterhub.merging.patch import Export, ExportTensor
     from adapterhub.merging.plan import Plan
     from adapterhub.merging.steps import OutputTensor
@@ -39,6 +40,9 @@ MOST_LOST = 0.5
 
 MOST_QUANTISATION = 1.0
 """‖W - dequant(W)‖/‖Δ‖ above which a patch is said to be made of its base's quantisation more than of its task."""
+
+PART_BYTES = 16 << 20
+"""Bytes that are copied at a time."""
 
 SHARD_BYTES = 5_000_000_000
 """Most bytes of tensors in one weight file, unless a single tensor is larger."""
@@ -74,15 +78,15 @@ def run(
 
     out: must not exist or be empty; it is there complete when this returns, and untouched when it raises. progress and
     cancelled are called often; threads: None takes as many as torch would.
-    Raises Cancelled, NonFinite, NotFoldable, FileExistsError.
+    Raises Cancelled, NonFinite, NotFoldable, FileExistsError, and PlanTooLarge where the disk cannot take the result.
     """
 
     def check() -> None:
         if cancelled():
             raise Cancelled("the merge was cancelled; nothing was written")
 
-    with ResultFolder(out) as folder:
-        job = _Job(folder, progress, check, threads)
+    with ResultFolder(out, plan.size_bytes) as folder:
+        job = _Job(folder, progress, check, _workers(plan, threads))
         report = _write_model(plan, job) if plan.export is None else _write_export(plan.export, job)
         folder.write("recipe.json", plan.canonical.encode())
         folder.write("README.md", card(plan).encode())
@@ -217,12 +221,28 @@ def _write(
     """Compute one tensor and put it into the file. Gives what rounding took, None for bytes that were copied."""
     check()
     if output.is_copy:
-        writer.write(output.name, output.base.read())
-        output.base.release()
+        writer.write_parts(output.name, _stored_parts(output.base, check))
         return output, None
     folding = Folding(output, check=check)
     writer.write_parts(output.name, (to_bytes(rows) for _, rows in folding))
     return output, folding.norms()
+
+
+def _stored_parts(handle: TensorHandle, check: Callable[[], None]) -> Iterator[memoryview]:
+    """A tensor's stored bytes, of which no more than PART_BYTES are held at a time."""
+    stored = handle.read()
+    for start in range(0, len(stored), PART_BYTES):
+        check()
+        yield stored[start : start + PART_BYTES]
+        handle.release()
+
+
+def _workers(plan: Plan, threads: int | None) -> int | None:
+    """How many tensors may be in work at a time within the plan's memory: at least one, at most `threads`."""
+    import torch
+
+    fit = max(1, plan.memory_bytes // max(1, plan.peak_bytes))
+    return min(fit, threads or torch.get_num_threads())
 
 
 def _write_export(export: Export, job: _Job) -> Mapping[str, Any]:

@@ -12,20 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from adapterhub.merging.effects import TILE_ELEMENTS, Effects, effects, part, read, tiles
+from adapterhub.merging.effects import RELEASE_TILES, TILE_ELEMENTS, Effects, effects, part, read, tiles
 from adapterhub.merging.errors import NonFinite, NotFoldable
 from adapterhub.merging.methods import methods
 from adapterhub.merging.ops.lowrank import Factors, concatenate
 from adapterhub.merging.ops.quantise import quantisation_error
 from adapterhub.merging.ops.tensors import accumulator, as_matrix, dtype_name, is_finite, is_floating, torch_dtype
 from adapterhub.merging.registry import MergeSite, Piece
-from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
+from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta, handles_of
 from adapterhub.merging.terms import terms
 
 if TYPE_CHECKING:
     import torch
 
-    from adapterhub.merging.checkpoint import TensorHandle
     from adapterhub.merging.registry import Apply
 
 
@@ -123,7 +122,7 @@ class Folding:
         for number, (start, stop) in enumerate(tiles(as_matrix(self.W)), 1):
             self._check()
             yield start, stop
-            if number % _RELEASE_TILES == 0:
+            if number % RELEASE_TILES == 0:
                 for handle in handles:
                     handle.release()
         for handle in handles:
@@ -137,23 +136,6 @@ class Folding:
         terms = [addend.delta for addend in self._output.addends if isinstance(addend.delta, TermDelta)]
         digests = ", ".join(sorted({one.digest for one in terms})) or "none"
         raise NonFinite(self._output.name, f"the result as {self._output.dtype}, with patches {digests}")
-
-
-_RELEASE_TILES = 16
-"""Tiles after which the memory of what was read is given back: 8 MiB of each bfloat16 model."""
-
-
-def handles_of(addends: Sequence[Addend]) -> Iterator[TensorHandle]:
-    """Every stored tensor that the addends are made of."""
-    for addend in addends:
-        match addend.delta:
-            case TermDelta(term=term):
-                yield from term.fields.values()
-            case ModelDelta(tuned=tuned, base=base):
-                yield from (tuned, base)
-            case MethodDelta(inputs=inputs):
-                for one in inputs:
-                    yield from handles_of(one)
 
 
 def _working_dtype(output: OutputTensor, W: torch.Tensor) -> torch.dtype:

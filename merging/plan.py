@@ -14,6 +14,7 @@ from adapterhub.merging import patches
 from adapterhub.merging.attachments import Attachment, is_runtime, not_foldable, split
 from adapterhub.merging.checkpoint import DTYPE_BITS, Checkpoint, TensorHandle, layout
 from adapterhub.merging.contracts import joined
+from adapterhub.merging.effects import RELEASE_TILES, TILE_ELEMENTS
 from adapterhub.merging.errors import (
     BaseMismatch,
     InvalidParameter,
@@ -47,11 +48,14 @@ from adapterhub.merging.recipes.canonical import (
 from adapterhub.merging.recipes.nodes import Delta, Recipe, Ref
 from adapterhub.merging.replicas import replicated
 from adapterhub.merging.sites import depths
-from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
+from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta, handles_of
 from adapterhub.merging.terms import terms
 
 MAX_TOTAL_RANK = 8192
 """Most columns that the low-rank terms of one site may have together."""
+
+RUNTIME_BYTES = 320 << 20
+"""Memory of a merging process without its steps: Python, torch, and what they keep."""
 
 FLOATS: Mapping[str, str] = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Dtypes a result may have, and torch's names of them."""
@@ -98,6 +102,7 @@ class Plan:
     metadata: Mapping[str, str]
     copied_files: tuple[str, ...]
     peak_bytes: int
+    memory_bytes: int
     notes: tuple[str, ...] = ()
     attachments: tuple[Attachment, ...] = ()
     contract: Mapping[str, Any] = field(default_factory=dict)
@@ -157,8 +162,9 @@ def plan(
     """The plan of a recipe. Reads configurations, headers, and the indices of sparse patches.
 
     as_kind: a patch kind to make instead of a model; None and "model" make one. dtype: of the result's floating-point
-    tensors, "bfloat16" or "BF16"; None keeps each tensor's. memory_bytes: what the largest step may take. attaches:
-    whether the result stays in memory, where run-time patches can be put on it; else they are refused.
+    tensors, "bfloat16" or "BF16"; None keeps each tensor's. memory_bytes: what the steps may take, beside RUNTIME_BYTES
+    of the process itself. attaches: whether the result stays in memory, where run-time patches can be put on it; else
+    they are refused.
     Raises UnknownName, UnknownMethod, InvalidParameter, BaseMismatch, UnknownSite, ShapeMismatch, InvalidPatch,
     NotFoldable, NotStackable, NotRepresentable, RecipeTooLarge, PlanTooLarge.
     """
@@ -189,6 +195,7 @@ def plan(
         metadata={"format": "pt"},
         copied_files=_copied_files(base) if as_kind is None else (),
         peak_bytes=_peak_bytes(outputs, export, memory_bytes),
+        memory_bytes=memory_bytes,
         notes=tuple(_notes(read, inputs, base_ref, base_quantisation)),
         attachments=attachments,
         contract=joined(used, inputs, base) if attaches else {},
@@ -517,27 +524,45 @@ def _peak_bytes(outputs: Iterable[OutputTensor], export: Export | None, memory_b
     if largest is None:
         return 0
     if steps[largest] > memory_bytes:
-        raise PlanTooLarge(f"{largest}: needs {steps[largest]} bytes of memory, {memory_bytes} are allowed")
+        raise PlanTooLarge(
+            f"{largest}: takes {steps[largest]} bytes of memory to compute, and {max(0, memory_bytes)} are allowed; "
+            "allow more, or merge in a smaller dtype"
+        )
     return steps[largest]
 
 
 def _step_bytes(output: OutputTensor) -> int:
-    """Memory to compute one tensor: the result, the tensors of its terms, and for methods whole deltas in float32."""
-    return 2 * _bytes(output.dtype, output.shape) + sum(
-        _addend_bytes(addend, prod(output.shape)) for addend in output.addends
+    """Memory to compute one tensor: tiles, the part of each mapped file that they read, and what must be had whole."""
+    numel = prod(output.shape)
+    columns = numel // max(1, output.shape[0]) if output.shape else numel
+    tile = min(numel, max(TILE_ELEMENTS, columns))
+    width = 8 if "F64" in (output.dtype, output.base.dtype) else 4
+    stored = [output.base, *(handle for handle in handles_of(output.addends) if prod(handle.shape) == numel)]
+    held = sum(_held_bytes(handle, tile) for handle in {id(one): one for one in stored}.values())
+    whole = width * numel if output.quantisations else 0
+    return (
+        held + whole + 8 * width * tile + sum(_addend_bytes(one, output.shape, tile, width) for one in output.addends)
     )
 
 
-def _addend_bytes(addend: Addend, numel: int) -> int:
+def _held_bytes(handle: TensorHandle, tile: int) -> int:
+    """Memory that a tensor's stored bytes take while tiles of it are read."""
+    window = RELEASE_TILES * _bytes(handle.dtype, (tile,))
+    return min(handle.nbytes, window) if handle.is_mapped else handle.nbytes
+
+
+def _addend_bytes(addend: Addend, shape: tuple[int, ...], tile: int, width: int) -> int:
     match addend.delta:
         case TermDelta(term=term):
             # Factors and values are widened to float32, positions to int64, beside what is stored.
             return sum(handle.nbytes + 8 * handle.numel for handle in term.fields.values())
-        case MethodDelta(inputs=inputs):
-            inner = sum(_addend_bytes(one, numel) for parts in inputs for one in parts)
-            return inner + 4 * numel * (len(inputs) + 3)
+        case MethodDelta(method=method, inputs=inputs):
+            inner = sum(_addend_bytes(one, shape, tile, width) for parts in inputs for one in parts)
+            if methods()[method].by_pieces is not None and (len(shape) > 1 or prod(shape) <= TILE_ELEMENTS):
+                return inner + width * tile * (8 * len(inputs) + 16)  # words, ranks, sort keys and counts beside deltas
+            return inner + width * prod(shape) * (len(inputs) + 3)
         case ModelDelta():
-            return 0
+            return 2 * width * tile
 
 
 def _bytes(dtype: str, shape: tuple[int, ...]) -> int:

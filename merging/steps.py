@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -71,3 +72,16 @@ class OutputTensor:
     @property
     def is_copy(self) -> bool:
         return not self.addends and self.dtype == self.base.dtype
+
+
+def handles_of(addends: Sequence[Addend]) -> Iterator[TensorHandle]:
+    """Every stored tensor that the addends are made of."""
+    for addend in addends:
+        match addend.delta:
+            case TermDelta(term=term):
+                yield from term.fields.values()
+            case ModelDelta(tuned=tuned, base=base):
+                yield from (tuned, base)
+            case MethodDelta(inputs=inputs):
+                for one in inputs:
+                    yield from handles_of(one)

@@ -10,13 +10,13 @@ import typer
 
 from adapterhub.cli import views
 from adapterhub.cli.errors import Misused
-from adapterhub.cli.options import AsJson, connect, examples, group, wait
+from adapterhub.cli.options import AsJson, bytes_of, connect, examples, group, wait
 from adapterhub.cli.output import Waiting, say, show_json, show_json_lines, show_table
 
 if TYPE_CHECKING:
     from adapterhub.merging.engine import Progress
 
-MEMORY_BYTES = 2 << 30
+MEMORY = "2GiB"
 
 merge = group("merge", "Merge a base and patches into a model, or patches into one patch.")
 
@@ -30,7 +30,7 @@ def join(app: typer.Typer) -> None:
         'merge run "demo/base + 0.7*demo/code + 0.5*demo/licences" --push demo/both',
         'merge run "ties(demo/base; demo/code, demo/licences, density=0.2)" --push demo/ties',
         'merge run "demo/base + 0.7*demo/code + 0.5*demo/licences" --as lora --push demo/both-lora',
-        'merge run "base + 0.5*code" --input base=./base --input code=./code --out ./merged',
+        'merge run "base + 0.5*code" --input base=./base --input code=./code --out ./merged --memory 1GiB',
     )
 )
 def run(
@@ -50,14 +50,14 @@ def run(
     inputs: Annotated[
         list[str] | None, typer.Option("--input", help="With --out: NAME=FOLDER for each name; may be repeated.")
     ] = None,
-    memory_bytes: Annotated[int, typer.Option(min=1 << 20, help="With --out: bytes one step may use.")] = MEMORY_BYTES,
+    memory: Annotated[str, typer.Option(help="With --out: memory the merge may use, such as 512MiB or 8GB.")] = MEMORY,
     as_json: AsJson = False,
 ) -> None:
     """Merge by an expression, and commit the result with its recipe."""
     if out is not None:
         if push or private or message or no_wait:
             raise Misused("--out merges on this machine; --push, --private, --message and --no-wait need a server")
-        result = _merge_here(expression, inputs or [], out, as_kind, dtype, memory_bytes)
+        result = _merge_here(expression, inputs or [], out, as_kind, dtype, bytes_of(memory))
     else:
         if inputs:
             raise Misused("--input names local folders and goes together with --out FOLDER")
@@ -107,7 +107,7 @@ def _merge_here(
     from adapterhub.cli import local
 
     folders = local.named_folders(inputs)
-    with Waiting("merge") as waiting:
+    with Waiting("merge", in_bytes=True) as waiting:
         done = local.merge(
             expression,
             folders,

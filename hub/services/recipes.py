@@ -11,7 +11,7 @@ from adapterhub.hub.errors import NotFetched, NotFound, RecipeNotFound
 from adapterhub.hub.services import licences, mirror_inputs, recipe_inputs, repos
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.resolve import Resolved, resolve_expression
-from adapterhub.merging.plan import Plan, plan
+from adapterhub.merging.plan import RUNTIME_BYTES, Plan, plan
 from adapterhub.merging.recipes.expression import parse
 
 
@@ -48,7 +48,7 @@ def planned(
     difference of models, NotFetched is raised until they are.
     """
     resolved = resolve_expression(hub, caller, text, pins)
-    memory_bytes = hub.settings.merge_memory_bytes
+    memory_bytes = hub.settings.merge_memory_bytes - RUNTIME_BYTES
     try:
         found = plan(resolved.recipe, resolved.inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
     except NotFetched:
