@@ -1,6 +1,11 @@
+import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapterhub.merging import engine
-from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
+from adapterhub.merging.checkpoint import Checkpoint, LocalFolder, layout
 from adapterhub.merging.engine import Progress, run, variant
-from adapterhub.merging.errors import Cancelled, NonFinite
+from adapterhub.merging.errors import Cancelled, NonFinite, PlanTooLarge
 from adapterhub.merging.native import select, sparse, write_patch
 from adapterhub.merging.plan import Plan, plan
 from adapterhub.merging.recipes.canonical import Input
@@ -221,3 +226,65 @@ def test_a_linear_call_is_the_sum_that_it_stands_for(planned: Callable[..., Plan
     run(planned("demo/base + 0.75*demo/lora1 + 0.25*demo/lora2"), tmp_path / "sum")
     weights = "model.safetensors"
     assert (tmp_path / "call" / weights).read_bytes() == (tmp_path / "sum" / weights).read_bytes()
+
+
+def test_a_full_disk_keeps_the_inputs_and_removes_what_was_written(
+    planned: Callable[..., Plan], inputs: dict[str, Input], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = planned(MIXED)
+    before = contents(inputs["base"].folder.path("config.json").parent)
+    written = 0
+    pwrite = os.pwrite
+
+    def until_full(fd: int, data: memoryview, start: int) -> int:
+        nonlocal written
+        written += len(data)
+        if written > made.size_bytes // 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(fd, data, start)
+
+    monkeypatch.setattr(os, "pwrite", until_full)
+    with pytest.raises(PlanTooLarge, match=f"takes {made.size_bytes} bytes and its disk has"):
+        run(made, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    assert contents(inputs["base"].folder.path("config.json").parent) == before
+
+
+def test_no_more_tensors_are_in_work_than_fit_into_memory(planned: Callable[..., Plan]) -> None:
+    made = planned(MIXED)
+    assert engine._workers(replace(made, memory_bytes=3 * made.peak_bytes), 16) == 3
+    assert engine._workers(replace(made, memory_bytes=3 * made.peak_bytes), 2) == 2
+    assert engine._workers(replace(made, memory_bytes=made.peak_bytes), 16) == 1
+
+
+MERGE_IN_LITTLE_MEMORY = """
+import sys
+from pathlib import Path
+from adapterhub.cli import local
+folders = {name: Path(sys.argv[1]) / name for name in ("base", "a", "b")}
+nothing = lambda at: None
+local.merge(sys.argv[3], folders, Path(sys.argv[2]), as_kind=None, dtype=None, memory_bytes=512 << 20, progress=nothing)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "text",
+    ["ties(base; a, b, density=0.2)", "linear(base; a, b)", "della(base; a, b)"],
+    ids=["ties", "linear", "della"],
+)
+def test_models_larger_than_the_memory_limit_stay_below_it(tmp_path: Path, text: str) -> None:
+    for name in ("base", "a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        planned = {f"model.layers.0.{one}": ("BF16", (40_000, 4096)) for one in "xy"}
+        tensors = layout(planned)
+        with (tmp_path / name / "model.safetensors").open("wb") as file:
+            file.write(tensors.header)
+            file.truncate(tensors.size_bytes)  # zeros that take no room on the disk
+    assert tensors.size_bytes > 512 << 20
+    command = [sys.executable, "-c", MERGE_IN_LITTLE_MEMORY, str(tmp_path), str(tmp_path / "out"), text]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(done.stdout) * 1024 < 512 << 20
+    assert (tmp_path / "out/model.safetensors").stat().st_size == tensors.size_bytes
