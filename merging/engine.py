@@ -23,9 +23,10 @@ from adapterhub.merging.fold import Folding, Norms, fold
 from adapterhub.merging.gguf import gguf_layout
 from adapterhub.merging.ops.lowrank import Factors, concatenate
 from adapterhub.merging.ops.tensors import dtype_name, is_finite, to_bytes, torch_dtype
+from adapterhub.merging.reduction import reduced
 from adapterhub.merging.results import ResultFile, ResultFolder
 from adapterhub.merging.terms import terms
-from adapterhub.merging.workers import each
+from adapterhub.merging.workers import each, one_thread_each
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from adapterhub.merging.checkpoint import TensorHandle
     from adapterhub.merging.patch import Export, ExportTensor
     from adapterhub.merging.plan import Plan
+    from adapterhub.merging.reduction import Reduction
     from adapterhub.merging.steps import OutputTensor
 
 MOST_LOST = 0.5
@@ -87,9 +89,9 @@ def run(
 
     with ResultFolder(out, plan.size_bytes) as folder:
         job = _Job(folder, progress, check, _workers(plan, threads))
-        report = _write_model(plan, job) if plan.export is None else _write_export(plan.export, job)
+        report = _write_model(plan, job) if plan.export is None else _write_patch(plan.export, plan.reduction, job)
         folder.write("recipe.json", plan.canonical.encode())
-        folder.write("README.md", card(plan).encode())
+        folder.write("README.md", card(plan, report).encode())
         check()
         return Result(folder.publish(), report)
 
@@ -243,6 +245,14 @@ def _workers(plan: Plan, threads: int | None) -> int | None:
 
     fit = max(1, plan.memory_bytes // max(1, plan.peak_bytes))
     return min(fit, threads or torch.get_num_threads())
+
+
+def _write_patch(export: Export, reduction: Reduction | None, job: _Job) -> Mapping[str, Any]:
+    if reduction is None:
+        return _write_export(export, job)
+    with one_thread_each():
+        export, lost = reduced(reduction, job.check)
+    return {**_write_export(export, job), "reduction": lost}
 
 
 def _write_export(export: Export, job: _Job) -> Mapping[str, Any]:

@@ -46,6 +46,7 @@ from adapterhub.merging.recipes.canonical import (
     recipe_digest,
 )
 from adapterhub.merging.recipes.nodes import Delta, Recipe, Ref
+from adapterhub.merging.reduction import Reduction, limits_of
 from adapterhub.merging.replicas import replicated
 from adapterhub.merging.sites import depths
 from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta, handles_of
@@ -103,6 +104,7 @@ class Plan:
     copied_files: tuple[str, ...]
     peak_bytes: int
     memory_bytes: int
+    reduction: Reduction | None = None
     notes: tuple[str, ...] = ()
     attachments: tuple[Attachment, ...] = ()
     contract: Mapping[str, Any] = field(default_factory=dict)
@@ -161,10 +163,10 @@ def plan(
 ) -> Plan:
     """The plan of a recipe. Reads configurations, headers, and the indices of sparse patches.
 
-    as_kind: a patch kind to make instead of a model; None and "model" make one. dtype: of the result's floating-point
-    tensors, "bfloat16" or "BF16"; None keeps each tensor's. memory_bytes: what the steps may take, beside RUNTIME_BYTES
-    of the process itself. attaches: whether the result stays in memory, where run-time patches can be put on it; else
-    they are refused.
+    as_kind: a patch kind to make instead of a model; None and "model" make one. With ":r=16" or ":energy=0.99" after it
+    the nearest patch of fewer ranks. dtype: of the result's floating-point tensors, "bfloat16" or "BF16"; None keeps
+    each tensor's. memory_bytes: what the steps may take, beside RUNTIME_BYTES of the process itself. attaches: whether
+    the result stays in memory, where run-time patches can be put on it; else they are refused.
     Raises UnknownName, UnknownMethod, InvalidParameter, BaseMismatch, UnknownSite, ShapeMismatch, InvalidPatch,
     NotFoldable, NotStackable, NotRepresentable, RecipeTooLarge, PlanTooLarge.
     """
@@ -183,7 +185,7 @@ def plan(
     base = _repeated(base, base_ref, read, inputs)
     sums = _Sums(base, read, inputs, normal, base_quantisation)
     outputs = () if as_kind is not None else tuple(sums.outputs(dtype))
-    export = None if as_kind is None else _export(as_kind, normal, read, inputs, base)
+    export, reduction = (None, None) if as_kind is None else _export(as_kind, normal, read, inputs, base)
     return Plan(
         recipe=recipe,
         canonical=canonical(recipe, inputs, digests=digests, dtype=dtype, as_kind=as_kind),
@@ -196,6 +198,7 @@ def plan(
         copied_files=_copied_files(base) if as_kind is None else (),
         peak_bytes=_peak_bytes(outputs, export, memory_bytes),
         memory_bytes=memory_bytes,
+        reduction=reduction,
         notes=tuple(_notes(read, inputs, base_ref, base_quantisation)),
         attachments=attachments,
         contract=joined(used, inputs, base) if attaches else {},
@@ -455,8 +458,10 @@ def _is_frozen(term: SiteTerm) -> bool:
 
 
 def _export(
-    kind: str, normal: Normal, read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input], base: Checkpoint
-) -> Export:
+    as_kind: str, normal: Normal, read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input], base: Checkpoint
+) -> tuple[Export, Reduction | None]:
+    """The patch that is made, exact; and how its ranks are to be reduced, where as_kind says so as in "lora:r=16"."""
+    kind, _, asked = as_kind.partition(":")
     spec = patches.kinds().get(kind)
     if spec is None or spec.export is None:
         able = ", ".join(name for name, one in patches.kinds().items() if one.export)
@@ -469,7 +474,11 @@ def _export(
         addends.append((part.weight, read[part.leaf.ref]))
     if not addends:
         raise NotRepresentable(f"--as {kind}: the recipe adds nothing to its base")
-    return spec.export(addends, inputs[normal.base].name.partition("@")[0], base)
+    name = inputs[normal.base].name.partition("@")[0]
+    exact = spec.export(addends, name, base)
+    if not asked:
+        return exact, None
+    return exact, Reduction(asked, *limits_of(asked), spec.export, addends, name, base)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

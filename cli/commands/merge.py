@@ -38,7 +38,7 @@ def run(
     expression: Annotated[str, typer.Argument(help="The recipe; a name is namespace/name or namespace/name@revision.")],
     push: Annotated[str | None, typer.Option(help="Repository that takes the result; default: YOU/merge-...")] = None,
     as_kind: Annotated[
-        str | None, typer.Option("--as", help="Form of the result, such as lora; default: a full model.")
+        str | None, typer.Option("--as", help="Form of the result, such as lora or lora:r=16; default: a full model.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="dtype of the result, such as BF16; default: the base's.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Hide a repository that is made for the result.")] = False,
