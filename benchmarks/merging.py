@@ -220,7 +220,7 @@ def peft(root: Path, out: Path, count: int) -> tuple[float, float]:
         model.load_adapter(str(root / name), adapter_name=name)
     start = Stopwatch()
     model.add_weighted_adapter(names, [1.0 / count] * count, "merged", combination_type="svd", svd_rank=RANK)
-    model.save_pretrained(str(out), selected_adapters=["merged"])
+    model.save_pretrained(str(out), selected_adapters=["merged"], save_embedding_layers=False)
     _make_durable(out)
     return start.read()
 

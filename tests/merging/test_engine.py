@@ -277,7 +277,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 def test_models_larger_than_the_memory_limit_stay_below_it(tmp_path: Path, text: str) -> None:
     for name in ("base", "a", "b"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
         planned = {f"model.layers.0.{one}": ("BF16", (40_000, 4096)) for one in "xy"}
         tensors = layout(planned)
         with (tmp_path / name / "model.safetensors").open("wb") as file:
