@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,8 +79,10 @@ def run(
 ) -> Result:
     """Compute a plan into the folder `out`: a model, or an adapter where the plan says so.
 
-    out: must not exist or be empty; it is there complete when this returns, and untouched when it raises. progress and
-    cancelled are called often; threads: None takes as many as torch would.
+    out: must not exist or be empty; it is there complete when this returns, and untouched when it raises. A process
+    that was killed leaves its finished shards in a hidden folder beside it, and the next run of the same recipe into
+    the same place takes those whose digests are right. progress and cancelled are called often; threads: None takes as
+    many as torch would, within the plan's memory.
     Raises Cancelled, NonFinite, NotFoldable, FileExistsError, and PlanTooLarge where the disk cannot take the result.
     """
 
@@ -87,7 +90,7 @@ def run(
         if cancelled():
             raise Cancelled("the merge was cancelled; nothing was written")
 
-    with ResultFolder(out, plan.size_bytes) as folder:
+    with ResultFolder(out, plan.size_bytes, _key(plan)) as folder:
         job = _Job(folder, progress, check, _workers(plan, threads))
         report = _write_model(plan, job) if plan.export is None else _write_patch(plan.export, plan.reduction, job)
         folder.write("recipe.json", plan.canonical.encode())
@@ -168,6 +171,18 @@ class _Report:
                 measured["quantisation_error"] = norms.quantisation / norms.delta
         self.tensors[name] = measured
 
+    def note(self) -> dict[str, Any]:
+        """The sums as JSON that `join` takes."""
+        return asdict(self)
+
+    def join(self, note: Mapping[str, Any]) -> None:
+        """Add the sums over other tensors."""
+        self.touched += note["touched"]
+        self.copied += note["copied"]
+        self.delta += note["delta"]
+        self.rounding += note["rounding"]
+        self.tensors |= note["tensors"]
+
     def as_json(self) -> Mapping[str, Any]:
         """What the fold changed, as a whole and by tensor.
 
@@ -193,21 +208,36 @@ class _Report:
         return {name: value for name, value in sorted(found.items()) if value > limit}
 
 
+def _key(plan: Plan) -> str:
+    """Names what a run makes, to the byte: the recipe, and the versions that arithmetic depends on."""
+    import torch
+
+    return json.dumps([plan.recipe_digest, plan.as_kind, SHARD_BYTES, version("adapterhub"), torch.__version__])
+
+
 def _write_model(plan: Plan, job: _Job) -> Mapping[str, Any]:
     stem = _stem(plan.config)
     shards = _shards(plan.outputs, stem)
     total = sum(map(_size_bytes, plan.outputs))
     done, report = 0, _Report()
     for name, outputs in shards.items():
+        note = job.folder.reuse(name)
+        if note is not None:
+            done += sum(map(_size_bytes, outputs))
+            report.join(note)
+            job.progress(Progress(done, total, name))
+            continue
+        part = _Report()
         planned = {output.name: (output.dtype, output.shape) for output in outputs}
         with SafetensorsWriter(job.folder.path / name, planned, plan.metadata) as writer:
             by_name = {output.name: output for output in outputs}
             in_order = [by_name[tensor] for tensor in writer.layout.offsets]  # so that the hash follows the writes
             for output, norms in each(in_order, lambda one: _write(one, writer, job.check), job.threads):
                 done += _size_bytes(output)
-                report.add(output.name, norms)
+                part.add(output.name, norms)
                 job.progress(Progress(done, total, output.name))
-            job.folder.add(name, *writer.finish())
+            job.folder.keep(name, *writer.finish(), part.note())
+        report.join(part.note())
     if len(shards) > 1:
         job.folder.write(f"{stem}.safetensors.index.json", _index(shards, total))
     job.folder.write("config.json", _json_bytes(plan.config))

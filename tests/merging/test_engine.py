@@ -288,3 +288,107 @@ def test_models_larger_than_the_memory_limit_stay_below_it(tmp_path: Path, text:
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert int(done.stdout) * 1024 < 512 << 20
     assert (tmp_path / "out/model.safetensors").stat().st_size == tensors.size_bytes
+
+
+KILLED_AFTER_TWO_SHARDS = """
+import os, sys
+from pathlib import Path
+from adapterhub.merging import engine
+from adapterhub.merging.checkpoint import LocalFolder
+from adapterhub.merging.plan import plan
+from adapterhub.merging.recipes.canonical import Input
+from adapterhub.merging.recipes.expression import parse
+engine.SHARD_BYTES = 2000
+recipe = parse(sys.argv[3])
+inputs = {ref: Input(ref.name, LocalFolder(Path(sys.argv[1]) / ref.name), kind="model") for ref in recipe.references()}
+keep = engine.ResultFolder.keep
+kept = []
+def killed(self, name, *rest):
+    keep(self, name, *rest)
+    kept.append(name)
+    if len(kept) == 2:
+        os._exit(9)
+engine.ResultFolder.keep = killed
+engine.run(plan(recipe, inputs, memory_bytes=1 << 30), Path(sys.argv[2]))
+"""
+HALFWAY = "base + 0.5*other"
+
+
+@pytest.fixture
+def killed(inputs: dict[str, Input], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Plan]:
+    """A merge into tmp_path/"out" that was killed after its second shard; gives its plan."""
+    monkeypatch.setattr(engine, "SHARD_BYTES", 2000)
+    root = inputs["base"].folder.path("config.json").parent.parent
+
+    def made() -> Plan:
+        recipe = parse(HALFWAY)
+        found = {ref: Input(ref.name, LocalFolder(root / ref.name), kind="model") for ref in recipe.references()}
+        return plan(recipe, found, memory_bytes=1 << 30)
+
+    command = [sys.executable, "-c", KILLED_AFTER_TWO_SHARDS, str(root), str(tmp_path / "out"), HALFWAY]
+    assert subprocess.run(command, check=False).returncode == 9
+    assert not (tmp_path / "out").exists()
+    return made
+
+
+def folded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the tensors that are computed from now on."""
+    names: list[str] = []
+    write = engine._write
+
+    def noted(output: Any, *rest: Any) -> Any:
+        names.append(output.name)
+        return write(output, *rest)
+
+    monkeypatch.setattr(engine, "_write", noted)
+    return names
+
+
+def test_a_killed_merge_goes_on_from_its_last_finished_shard(
+    killed: Callable[[], Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(killed(), tmp_path / "whole")
+    names = folded(monkeypatch)
+    progress: list[Progress] = []
+    result = run(killed(), tmp_path / "out", progress=progress.append)
+    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())["weight_map"]
+    first, second = sorted(set(index.values()))[:2]
+    assert sorted(names) == sorted(name for name, shard in index.items() if shard not in (first, second))
+    assert progress[-1].done == progress[-1].total
+    assert result == whole
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_a_shard_that_is_not_what_was_kept_is_made_again(
+    killed: Callable[[], Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (partial,) = tmp_path.glob(".out.*.partial")
+    first = min(partial.glob("*.safetensors"))
+    first.write_bytes(first.read_bytes()[:-1] + b"?")
+    names = folded(monkeypatch)
+    run(killed(), tmp_path / "out")
+    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())["weight_map"]
+    assert {name for name, shard in index.items() if shard == first.name} <= set(names)
+    assert contents(tmp_path / "out") == contents_of(killed(), tmp_path / "whole")
+
+
+def contents_of(made: Plan, out: Path) -> dict[str, bytes]:
+    run(made, out)
+    return contents(out)
+
+
+def test_a_cancelled_run_after_a_killed_one_leaves_nothing(killed: Callable[[], Plan], tmp_path: Path) -> None:
+    with pytest.raises(Cancelled):
+        run(killed(), tmp_path / "out", cancelled=lambda: True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_of_one_recipe_into_one_place_do_not_mix(killed: Callable[[], Plan], tmp_path: Path) -> None:
+    made = killed()
+    key = engine._key(made)
+    with engine.ResultFolder(tmp_path / "out", key=key) as one, engine.ResultFolder(tmp_path / "out", key=key) as other:
+        assert one.path != other.path
+        first = min(path.name for path in one.path.glob("*.safetensors"))
+        assert one.reuse(first) is not None
+        assert other.reuse(first) is None

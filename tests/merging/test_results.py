@@ -31,7 +31,7 @@ def test_a_folder_that_was_not_published_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_result_that_the_disk_cannot_take_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(PlanTooLarge, match=r"takes 1000000000000000 bytes and its disk has \d+ free"):
-        ResultFolder(tmp_path / "deep/out", 10**15)
+        ResultFolder(tmp_path / "deep/out", 10**15).__enter__()
     assert list(tmp_path.iterdir()) == []
 
 
