@@ -26,6 +26,7 @@ from adapterhub.merging.ops.lowrank import Factors, concatenate
 from adapterhub.merging.ops.tensors import dtype_name, is_finite, to_bytes, torch_dtype
 from adapterhub.merging.reduction import reduced
 from adapterhub.merging.results import ResultFile, ResultFolder
+from adapterhub.merging.scopes import with_limits
 from adapterhub.merging.terms import terms
 from adapterhub.merging.workers import each, one_thread_each
 
@@ -120,7 +121,8 @@ def variant(
             output = replace(output, dtype=dtype_name(here.dtype))
         return output.name, fold(output, device=device, base=here).tensor
 
-    touched = [output for output in plan.outputs if output.name in plan.touched]
+    with one_thread_each():
+        touched = [output for output in with_limits(plan.outputs) if output.name in plan.touched]
     return dict(each(touched, work, threads if device == "cpu" else 1))
 
 
@@ -217,7 +219,8 @@ def _key(plan: Plan) -> str:
 
 def _write_model(plan: Plan, job: _Job) -> Mapping[str, Any]:
     stem = _stem(plan.config)
-    shards = _shards(plan.outputs, stem)
+    with one_thread_each():
+        shards = _shards(with_limits(plan.outputs, job.check), stem)
     total = sum(map(_size_bytes, plan.outputs))
     done, report = 0, _Report()
     for name, outputs in shards.items():

@@ -162,7 +162,7 @@ def _effects(name: str, addends: Sequence[Addend], W: torch.Tensor, wide: torch.
             case ModelDelta(base=base):
                 models.setdefault(id(base), []).append((addend.weight, addend.delta))
             case MethodDelta() if _is_by_pieces(addend.delta, W):
-                others.append(_piecewise(_Pieces(name, addend.delta, W, wide, ranges), addend.delta, addend.weight))
+                others.append(_piecewise(StepPieces(name, addend.delta, W, wide, ranges), addend.delta, addend.weight))
             case MethodDelta():
                 merged = _merge(name, addend.delta, W.to(wide, memory_format=torch.contiguous_format))
                 others.append(_addition(merged, addend.weight))
@@ -187,12 +187,14 @@ def _differences(weighted: Sequence[tuple[float, ModelDelta]], device: str) -> A
 
 
 def _is_by_pieces(step: MethodDelta, W: torch.Tensor) -> bool:
-    """Whether the method may see some rows at a time."""
+    """Whether the method may see some rows at a time; where it has limits already it must."""
+    if step.limits:
+        return True
     is_whole = W.dim() < 2 and W.numel() > TILE_ELEMENTS  # a vector is one row, and would not be one piece
     return methods()[step.method].by_pieces is not None and W.device.type == "cpu" and not is_whole
 
 
-def _piecewise(pieces: _Pieces, step: MethodDelta, weight: float) -> Apply:
+def _piecewise(pieces: StepPieces, step: MethodDelta, weight: float) -> Apply:
     """What adds a method's result where some rows suffice to know it."""
     by_pieces = methods()[step.method].by_pieces
     assert by_pieces is not None
@@ -204,12 +206,12 @@ def _piecewise(pieces: _Pieces, step: MethodDelta, weight: float) -> Apply:
     return apply
 
 
-class _Pieces:
+class StepPieces:
     """The deltas of one step at one tensor, as `registry.Pieces` says."""
 
     def __init__(self, name: str, step: MethodDelta, W: torch.Tensor, wide: torch.dtype, ranges: Ranges) -> None:
         self.name, self.shape = name, tuple(W.shape)
-        self.digests, self.depth = step.digests, step.depth
+        self.digests, self.depth, self.limits = step.digests, step.depth, step.limits
         self._step, self._ranges, self._wide = step, ranges, wide
         self._source = as_matrix(W)
         self._tuned = [_only_model(addends, self._source) for addends in step.inputs]

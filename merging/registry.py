@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from adapterhub.merging.folders import Folder
     from adapterhub.merging.ops.lowrank import Factors
+    from adapterhub.merging.ops.selection import Threshold
 
 
 class Named(Protocol):
@@ -200,7 +201,8 @@ class Piece(NamedTuple):
 class Pieces(Protocol):
     """One tensor's deltas as pieces in order, computed anew each time they are iterated. The rest is as in MergeSite.
 
-    shape: of the tensor; a piece's rows are along its first dimension.
+    shape: of the tensor; a piece's rows are along its first dimension. limits: for each input where its largest entries
+    end in the whole patch, one threshold for each count that `MethodSpec.global_counts` gave; () where it gave none.
     """
 
     @property
@@ -214,6 +216,9 @@ class Pieces(Protocol):
 
     @property
     def depth(self) -> float | None: ...
+
+    @property
+    def limits(self) -> Sequence[Sequence[Threshold]]: ...
 
     def __iter__(self) -> Iterator[Piece]: ...
 
@@ -229,6 +234,8 @@ class MethodSpec:
     by_pieces: `(pieces, weights, parameters)` looks at a tensor as often as it must, and gives the function that makes
     the merged delta of a piece, in any shape of its entries, called in their order: the same as `function`, in memory
     that does not grow with the tensor.
+    global_counts: `(parameters, entries of a whole patch)` says how many of the largest of them `by_pieces` looks for;
+    none where the parameters ask for no more than a tensor.
     check: raises InvalidParameter for parameters that do not go together, before any work.
     is_experimental: known from its paper alone. moves_base: its result is not zero where no input changes anything.
     parameters: a frozen dataclass whose fields `parameter` made. coefficients: `(weights, parameters)` of one whose
@@ -255,6 +262,7 @@ class MethodSpec:
     moves_base: bool = False
     on_factors: Callable[..., Factors] | None = None
     by_pieces: Callable[[Pieces, Sequence[float], Any], Callable[[Piece], torch.Tensor]] | None = None
+    global_counts: Callable[[Any, int], Sequence[int]] | None = None
     check: Callable[[Any], None] = lambda parameters: None
 
     @property

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from adapterhub.merging.checkpoint import TensorHandle
 from adapterhub.merging.patch import SiteTerm
+
+if TYPE_CHECKING:
+    from adapterhub.merging.ops.selection import Threshold
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class MethodDelta:
 
     inputs: for each input the addends whose sum is its delta at this tensor, () for none: a zero delta. weights: one an
     input. parameters: an instance of the method's dataclass. digests: what each input is made of, one an input. depth:
-    l / (L - 1) of layer l of L, None outside layers.
+    l / (L - 1) of layer l of L, None outside layers. limits: as in `registry.Pieces`.
     """
 
     method: str
@@ -41,6 +44,7 @@ class MethodDelta:
     inputs: tuple[tuple[Addend, ...], ...]
     digests: tuple[str, ...] = ()
     depth: float | None = None
+    limits: tuple[tuple[Threshold, ...], ...] = ()
 
 
 Delta: TypeAlias = TermDelta | ModelDelta | MethodDelta

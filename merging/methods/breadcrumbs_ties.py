@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.merging.ops.agreement import average_agreeing
 from adapterhub.merging.ops.selection import middle
-from adapterhub.merging.ops.sparsify import keep_middle
+from adapterhub.merging.ops.sparsify import keep_middle, middle_counts
 from adapterhub.merging.registry import MethodSpec, parameter
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ class Parameters:
 
     density: float = parameter(0.9, "share of each patch's entries kept", low=0, high=1, is_low_open=True)
     gamma: float = parameter(0.01, "share of the largest entries left out", low=0, high=1, is_high_open=True)
+    scope: str = parameter(
+        "tensor", "whether shares are of each tensor or of the whole patch", choices=("tensor", "global")
+    )
     scale: float = parameter(1.0, "λ, the factor on the result")
     normalize: bool = parameter(False, "divide by the sum of the weights of those that agree")
 
@@ -46,6 +49,12 @@ def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) 
     return lambda piece: average_agreeing(keep(piece), weights, scale=parameters.scale, normalize=normalize)
 
 
+def global_counts(parameters: Parameters, numel: int) -> list[int]:
+    """How many of a whole patch's entries are its largest, where shares are of the patch."""
+    kept, larger = middle_counts(numel, parameters.density, parameters.gamma)
+    return [larger + kept, larger] if parameters.scope == "global" else []
+
+
 SPEC = MethodSpec(
     name="breadcrumbs_ties",
     title="Breadcrumbs-TIES",
@@ -56,4 +65,5 @@ SPEC = MethodSpec(
     laws=frozenset({"commutative", "neutral_zero"}),
     laws_at={"identity": {"density": 1.0}},
     by_pieces=by_pieces,
+    global_counts=global_counts,
 )

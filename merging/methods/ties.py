@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.merging.ops.agreement import average_agreeing
 from adapterhub.merging.ops.selection import largest
-from adapterhub.merging.ops.sparsify import keep_largest
+from adapterhub.merging.ops.sparsify import keep_largest, kept_count
 from adapterhub.merging.registry import MethodSpec, parameter
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class Parameters:
     """What ties may be told."""
 
-    density: float = parameter(
-        1.0, "fraction of each patch's entries kept, per tensor", low=0, high=1, is_low_open=True
+    density: float = parameter(1.0, "fraction of each patch's entries kept", low=0, high=1, is_low_open=True)
+    scope: str = parameter(
+        "tensor", "whether shares are of each tensor or of the whole patch", choices=("tensor", "global")
     )
     scale: float = parameter(1.0, "λ, the factor on the result")
     normalize: str = parameter(
@@ -68,6 +69,11 @@ def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) 
     )
 
 
+def global_counts(parameters: Parameters, numel: int) -> list[int]:
+    """How many of a whole patch's entries are its largest, where shares are of the patch."""
+    return [kept_count(numel, parameters.density)] if parameters.scope == "global" else []
+
+
 SPEC = MethodSpec(
     name="ties",
     title="TIES",
@@ -78,4 +84,5 @@ SPEC = MethodSpec(
     laws=frozenset({"commutative", "neutral_zero"}),
     laws_at={"identity": {"density": 1.0}, "idempotent": {"density": 1.0}},
     by_pieces=by_pieces,
+    global_counts=global_counts,
 )

@@ -85,6 +85,19 @@ def trimmed(piece: Piece, number: int, limit: Threshold, left: int) -> tuple[tor
     return kept, left - len(places)
 
 
+def above(delta: torch.Tensor, limit: Threshold) -> torch.Tensor:
+    """The delta as (n,), zero where it is below the limit; all that are equal to it stay. On any device."""
+    import torch
+
+    flat = delta.reshape(-1)
+    kind = np.dtype(f"f{flat.element_size()}").type
+    return (
+        flat
+        if limit.value <= 0
+        else torch.nn.functional.hardshrink(flat, float(np.nextafter(kind(limit.value), kind(0))))
+    )
+
+
 class Largest:
     """The pieces of a tensor with all but the largest entries of each delta set to zero; of equal ones the first stay.
 
@@ -113,15 +126,22 @@ class Largest:
 
 def largest(pieces: Pieces, inputs: int, density: float) -> Callable[[Piece], list[torch.Tensor]]:
     """What `sparsify.keep_largest` makes of each delta, for pieces in order."""
+    if pieces.limits:
+        return lambda piece: [above(one, limits[0]) for one, limits in zip(piece.deltas, pieces.limits, strict=True)]
     numel = math.prod(pieces.shape)
     return Largest(pieces, [kept_count(numel, density)] * inputs, numel)
 
 
 def middle(pieces: Pieces, inputs: int, density: float, gamma: float) -> Callable[[Piece], list[torch.Tensor]]:
     """What `sparsify.keep_middle` makes of each delta, for pieces in order."""
+    if pieces.limits:
+        return lambda piece: [
+            above(one, limits[0]) - above(one, limits[1])
+            for one, limits in zip(piece.deltas, pieces.limits, strict=True)
+        ]
     numel = math.prod(pieces.shape)
-    kept, above = middle_counts(numel, density, gamma)
-    large, outliers = (Largest(pieces, [count] * inputs, numel) for count in (above + kept, above))
+    kept, larger = middle_counts(numel, density, gamma)
+    large, outliers = (Largest(pieces, [count] * inputs, numel) for count in (larger + kept, larger))
 
     def keep(piece: Piece) -> list[torch.Tensor]:
         return [one - out for one, out in zip(large(piece), outliers(piece), strict=True)]

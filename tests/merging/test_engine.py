@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from adapterhub.merging import engine
 from adapterhub.merging.checkpoint import Checkpoint, LocalFolder, layout
+from adapterhub.merging.effects import read
 from adapterhub.merging.engine import Progress, run, variant
 from adapterhub.merging.errors import Cancelled, NonFinite, PlanTooLarge
 from adapterhub.merging.native import select, sparse, write_patch
@@ -392,3 +393,43 @@ def test_two_runs_of_one_recipe_into_one_place_do_not_mix(killed: Callable[[], P
         first = min(path.name for path in one.path.glob("*.safetensors"))
         assert one.reuse(first) is not None
         assert other.reuse(first) is None
+
+
+def whole_vector(text: str, made: Plan, inputs: dict[str, Input]) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    """What TIES and Breadcrumbs of two dense deltas are when shares are of the whole vector, in float64."""
+    names = sorted(made.touched)
+    base, other = (Checkpoint.open(inputs[name].folder).tensors for name in ("base", "other"))
+    W = np.concatenate([floats(base[name]).reshape(-1) for name in names])
+    delta = np.concatenate([floats(other[name]).reshape(-1) for name in names]) - W
+    order = np.sort(np.abs(delta))[::-1]
+    kept = np.where(np.abs(delta) >= order[int(0.3 * delta.size) - 1], delta, 0)
+    if "breadcrumbs" in text:
+        larger = int(0.1 * delta.size)
+        inside = (np.abs(delta) >= order[larger + int(0.3 * delta.size) - 1]) & (np.abs(delta) < order[larger - 1])
+        kept = np.where(inside, delta, 0)
+    ends = np.cumsum([base[name].numel for name in names])[:-1]
+    return dict(zip(names, np.split(W + kept, ends), strict=True))
+
+
+def floats(handle: Any) -> np.ndarray[Any, np.dtype[Any]]:
+    found: np.ndarray[Any, np.dtype[Any]] = read(handle).double().numpy()
+    return found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ties(demo/base; demo/other, density=0.3, scope=global)",
+        "breadcrumbs(demo/base; demo/other, density=0.3, gamma=0.1, scope=global)",
+        "breadcrumbs_ties(demo/base; demo/other, density=0.3, gamma=0.1, scope=global)",
+    ],
+)
+def test_shares_may_be_of_the_whole_patch(
+    planned: Callable[..., Plan], inputs: dict[str, Input], tmp_path: Path, text: str
+) -> None:
+    made = planned(text, dtype="F32")
+    run(made, tmp_path / "out")
+    tensors = load_file(tmp_path / "out/model.safetensors")
+    for name, expected in whole_vector(text, made, inputs).items():
+        np.testing.assert_allclose(tensors[name].reshape(-1).numpy(), expected, rtol=3e-7, atol=1e-9)
+    assert all(torch.equal(value, tensors[name]) for name, value in variant(made).items())

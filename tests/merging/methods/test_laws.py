@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from adapterhub.merging.methods import methods
+from adapterhub.merging.ops.selection import Threshold
 from adapterhub.merging.ops.tensors import as_matrix
 from adapterhub.merging.registry import MergeSite, MethodSpec, Piece, parameters_of
 
@@ -169,6 +170,7 @@ class Rows:
     def __init__(self, deltas: list[torch.Tensor], base: torch.Tensor, step: int) -> None:
         self.name, self.shape, self.depth = "model.layers.0.w", tuple(base.shape), 0.0
         self.digests = tuple(f"sha256:{number}" for number in range(len(deltas)))
+        self.limits: list[list[Threshold]] = []
         self._deltas, self._base, self._step = [as_matrix(one) for one in deltas], as_matrix(base), step
 
     def __iter__(self) -> Iterator[Piece]:
