@@ -106,7 +106,7 @@ def probabilities(size: int, density: float, epsilon: float) -> np.ndarray[Any, 
     """How likely the entry of each rank of a row of `size` stays, the smallest first, float64; one has the density."""
     if size < 2:
         return np.full(size, density)
-    return (density - epsilon) + np.arange(size) * (2 * epsilon / (size - 1))
+    return (density - epsilon) + np.arange(size, dtype=np.float64) * (2 * epsilon / (size - 1))
 
 
 RESCALES = ("inverse", "l1", "l2", "linf", "none")

@@ -23,6 +23,7 @@ from adapterhub.merging.native import select, sparse, write_patch
 from adapterhub.merging.plan import Plan, plan
 from adapterhub.merging.recipes.canonical import Input
 from adapterhub.merging.recipes.expression import parse
+from adapterhub.merging.results import ResultFolder
 from tests.merging import tiny
 
 SITES = ["model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight"]
@@ -388,7 +389,7 @@ def test_a_cancelled_run_after_a_killed_one_leaves_nothing(killed: Callable[[], 
 def test_two_runs_of_one_recipe_into_one_place_do_not_mix(killed: Callable[[], Plan], tmp_path: Path) -> None:
     made = killed()
     key = engine._key(made)
-    with engine.ResultFolder(tmp_path / "out", key=key) as one, engine.ResultFolder(tmp_path / "out", key=key) as other:
+    with ResultFolder(tmp_path / "out", key=key) as one, ResultFolder(tmp_path / "out", key=key) as other:
         assert one.path != other.path
         first = min(path.name for path in one.path.glob("*.safetensors"))
         assert one.reuse(first) is not None
