@@ -1,95 +1,303 @@
-"""Merging a model of about 100 million bfloat16 parameters, beside copying its file and beside peft.
+"""Merging, beside mergekit, peft and a plain copy: seconds and peak memory of each in a process of its own.
 
-    python benchmarks/merging.py [--threads N]
+    python benchmarks/merging.py [--layers 2] [--large] [--only NAME ...] [--folder PATH]
 
-Prints seconds, the ratio to the floor (the same bytes read, hashed and written durably, measured in the same run), and
-for one LoRA the ratio to peft: load model and adapter, merge_and_unload, save_pretrained. Runs in under a minute.
+Inputs are random bfloat16 models of a Llama shape (hidden 2048), LoRAs of rank 16, and for the svd merge LoRAs of a
+7B shape. Every figure is measured in this run; outputs are made durable (fsync) by both sides; peak memory is VmHWM of
+the process, mapped files included. mergekit's seconds are given with and without its imports: `inner` is the call
+alone, on both sides. The floor reads the inputs once and writes the output once. `--large` merges models beyond 2 GiB.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-from transformers.utils import logging
-
-from adapterhub.merging.checkpoint import LocalFolder
-from adapterhub.merging.engine import run, variant
-from adapterhub.merging.plan import Plan, plan
-from adapterhub.merging.recipes.canonical import Input
-from adapterhub.merging.recipes.expression import parse
-
 PIECE_BYTES = 4 * 1024 * 1024
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+RANK = 16
+MEMORY_BYTES = 2 << 30
+PROJECTIONS = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
 
 
-def make_inputs(root: Path) -> None:
-    """A random Llama of 94 million parameters, a second one, and three LoRAs of rank 16 on all linear layers."""
-    config = LlamaConfig(
-        vocab_size=16_000,
-        hidden_size=1024,
-        intermediate_size=2816,
-        num_hidden_layers=6,
-        num_attention_heads=16,
-        num_key_value_heads=16,
-        tie_word_embeddings=True,
-    )
-    for name in ("base", "other"):
-        model: Any = LlamaForCausalLM(config).to(torch.bfloat16)
-        model.save_pretrained(root / name)
-    for name in ("a", "b", "c"):
-        adapted = get_peft_model(model, LoraConfig(r=16, target_modules=TARGETS))
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:
-                torch.nn.init.normal_(parameter, std=0.02)
-        adapted.save_pretrained(str(root / name), save_embedding_layers=False)
-        model = adapted.unload()
+@dataclass(frozen=True)
+class Case:
+    """One merge. ours: the expression; theirs: mergekit's configuration; wanted: times as fast as the peer."""
+
+    name: str
+    ours: str
+    theirs: Mapping[str, Any]
+    reads: int
+    wanted: float
+    of_floor: float | None = None
+    as_kind: str | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
-def planned(root: Path, text: str) -> Plan:
-    recipe = parse(text)
-    inputs = {
-        ref: Input(ref.name, LocalFolder(root / ref.name), kind="model" if ref.name in ("base", "other") else "lora")
-        for ref in recipe.references()
+def _mergekit(method: str, models: Sequence[str], base: str | None, **parameters: Any) -> dict[str, Any]:
+    entries = [{"model": model, "parameters": {"weight": 1.0}} for model in models]
+    found: dict[str, Any] = {"merge_method": method, "models": entries, "dtype": "bfloat16", "parameters": parameters}
+    return found | ({"base_model": base} if base else {})
+
+
+TUNED = ("a", "b", "c")
+LORAS = [f"base+lora{number}" for number in range(3)]
+CASES = [
+    Case("linear", "linear(base; base, a, b)", _mergekit("linear", ("base", "a", "b"), None), 3, 3, 1.3),
+    Case("task_arithmetic", "task_arithmetic(base; a, b, c)", _mergekit("task_arithmetic", TUNED, "base"), 4, 3, 1.3),
+    Case(
+        "dare_ties",
+        "dare_ties(base; a, b, c, density=0.4)",
+        _mergekit("dare_ties", TUNED, "base", density=0.4),
+        4,
+        3,
+    ),
+    Case("della", "della(base; a, b, c, density=0.4)", _mergekit("della", TUNED, "base", density=0.4), 4, 3),
+    Case("slerp", "slerp(base; a, t=0.4)", _mergekit("slerp", ("base", "a"), "base", t=0.4), 2, 3),
+    Case("ties", "ties(base; a, b, c, density=0.2)", _mergekit("ties", TUNED, "base", density=0.2), 4, 5),
+    Case("three LoRAs", "base + lora0 + lora1 + lora2", _mergekit("task_arithmetic", LORAS, "base"), 1, 10),
+]
+
+
+# ---- inputs: made in a child, for the parent stays small ---------------------------------------------------------
+
+
+def shapes(hidden: int, inner: int, layers: int, vocabulary: int) -> dict[str, tuple[int, int]]:
+    """The matrices of a Llama: names and (out, in)."""
+    found = {"model.embed_tokens.weight": (vocabulary, hidden), "lm_head.weight": (vocabulary, hidden)}
+    for layer in range(layers):
+        for block, names in PROJECTIONS.items():
+            for name in names:
+                out = inner if name in ("gate_proj", "up_proj") else hidden
+                fan_in = inner if name == "down_proj" else hidden
+                found[f"model.layers.{layer}.{block}.{name}.weight"] = (out, fan_in)
+    return found
+
+
+def make_models(root: Path, names: Sequence[str], hidden: int, inner: int, layers: int, vocabulary: int) -> None:
+    """A random bfloat16 Llama, and others that differ from it as fine-tuned ones do."""
+    import torch
+    from safetensors.torch import save_file
+
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden // 128,
+        "num_key_value_heads": hidden // 128,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": False,
+        "dtype": "bfloat16",
     }
-    return plan(recipe, inputs, memory_bytes=8 << 30)
+    vectors = ["model.norm.weight"]
+    for layer in range(layers):
+        vectors += [f"model.layers.{layer}.{one}_layernorm.weight" for one in ("input", "post_attention")]
+    matrices = shapes(hidden, inner, layers, vocabulary)
+    for number, name in enumerate(names):
+        tensors = {vector: torch.ones(hidden, dtype=torch.bfloat16) for vector in vectors}
+        common, own = torch.Generator().manual_seed(0), torch.Generator().manual_seed(number)
+        for matrix, shape in matrices.items():
+            values = torch.empty(shape).normal_(std=0.02, generator=common)
+            if number:
+                values += torch.empty(shape).normal_(std=0.002, generator=own)
+            tensors[matrix] = values.to(torch.bfloat16)
+        (root / name).mkdir()
+        save_file(tensors, root / name / "model.safetensors", metadata={"format": "pt"})
+        (root / name / "config.json").write_text(json.dumps(config))
 
 
-def best_of(count: int, work: Callable[[Path], object], root: Path) -> float:
-    """Least seconds of `work` in new folders, after one run that warms caches."""
-    seconds = []
-    for _ in range(count + 1):
-        with tempfile.TemporaryDirectory(dir=root) as out:
+def make_loras(
+    root: Path, names: Sequence[str], matrices: Mapping[str, tuple[int, int]], targets: Sequence[str]
+) -> None:
+    """LoRAs of rank RANK on the named layers, in float32, as peft writes them."""
+    import torch
+    from safetensors.torch import save_file
+
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": RANK, "bias": "none"}
+    config |= {"target_modules": list(targets), "base_model_name_or_path": str(root / "base")}
+    for number, name in enumerate(names):
+        generator = torch.Generator().manual_seed(100 + number)
+        tensors = {}
+        for matrix, (out, fan_in) in matrices.items():
+            if matrix.split(".")[-2] in targets:
+                stem = "base_model.model." + matrix.removesuffix(".weight")
+                tensors[f"{stem}.lora_A.weight"] = torch.randn(RANK, fan_in, generator=generator) / fan_in**0.5
+                tensors[f"{stem}.lora_B.weight"] = torch.randn(out, RANK, generator=generator) * 0.02
+        (root / name).mkdir()
+        save_file(tensors, root / name / "adapter_model.safetensors", metadata={"format": "pt"})
+        (root / name / "adapter_config.json").write_text(json.dumps(config))
+
+
+def make(root: Path, hidden: int, inner: int, layers: int, vocabulary: int) -> None:
+    matrices = shapes(hidden, inner, layers, vocabulary)
+    make_models(root, ("base", *TUNED), hidden, inner, layers, vocabulary)
+    targets = [name for names in PROJECTIONS.values() for name in names]
+    make_loras(root, [f"lora{number}" for number in range(3)], matrices, targets)
+
+
+def make_seven(root: Path) -> None:
+    """Eight LoRAs on one projection of 7B's shape, for whose svd peft takes minutes, and a base of one layer."""
+    make_models(root, ["base"], 4096, 11008, 1, 256)
+    targets = ("q_proj",)
+    make_loras(root, [f"lora{n}" for n in range(8)], shapes(4096, 11008, 1, 256), targets)
+
+
+# ---- the contestants: each runs in a child and gives the seconds of the call alone --------------------------------
+
+
+class Stopwatch:
+    """Seconds since it was made, and those that the process was on a processor."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter(), time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        return time.perf_counter() - self._start[0], time.process_time() - self._start[1]
+
+
+def ours(root: Path, out: Path, expression: str, as_kind: str | None = None) -> tuple[float, float]:
+    """Plan and merge of inputs whose digests are known, as those of the hub are; variants are imported before."""
+    from adapterhub.merging import patches
+    from adapterhub.merging.engine import run
+    from adapterhub.merging.folders import LocalFolder, MappedFolder
+    from adapterhub.merging.methods import methods
+    from adapterhub.merging.plan import RUNTIME_BYTES, plan
+    from adapterhub.merging.recipes.canonical import Input
+    from adapterhub.merging.recipes.expression import parse
+    from adapterhub.merging.terms import terms
+
+    methods(), terms(), patches.kinds()
+    recipe = parse(expression)
+    inputs = {}
+    for ref in recipe.references():
+        folder = LocalFolder(root / ref.name)
+        files = {one: (folder.path(one), f"sha256:{ref.name}/{one}", folder.size(one)) for one in folder.names()}
+        inputs[ref] = Input(ref.name, MappedFolder(files), kind="lora" if "lora" in ref.name else "model")
+    import torch  # noqa: F401  # as the peers' imports, outside the seconds of the call
+
+    start = Stopwatch()
+    run(plan(recipe, inputs, as_kind=as_kind, memory_bytes=MEMORY_BYTES - RUNTIME_BYTES), out)
+    return start.read()
+
+
+def mergekit(root: Path, out: Path, configuration: dict[str, Any]) -> tuple[float, float]:
+    """What mergekit-yaml runs, its result made durable as ours is."""
+    os.chdir(root)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+    start = Stopwatch()
+    loras = str(out.with_name("loras"))
+    options = MergeOptions(copy_tokenizer=False, write_model_card=False, lora_merge_cache=loras)
+    run_merge(MergeConfiguration.model_validate(configuration), str(out), options)
+    _make_durable(out)
+    return start.read()
+
+
+def peft(root: Path, out: Path, count: int) -> tuple[float, float]:
+    """peft's add_weighted_adapter of that many LoRAs by svd, saved."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(root / "base", dtype=torch.bfloat16)
+    names = [f"lora{number}" for number in range(count)]
+    model = PeftModel.from_pretrained(base, str(root / names[0]), adapter_name=names[0])
+    for name in names[1:]:
+        model.load_adapter(str(root / name), adapter_name=name)
+    start = Stopwatch()
+    model.add_weighted_adapter(names, [1.0 / count] * count, "merged", combination_type="svd", svd_rank=RANK)
+    model.save_pretrained(str(out), selected_adapters=["merged"], save_embedding_layers=False)
+    _make_durable(out)
+    return start.read()
+
+
+def copy(root: Path, out: Path, reads: Sequence[str], writes: str) -> tuple[float, float]:
+    """The floor: every input read once, the bytes of one written and made durable."""
+    out.mkdir()
+    start = Stopwatch()
+    with (out / "model.safetensors").open("wb") as target:
+        for name in reads:
+            with (root / name / "model.safetensors").open("rb") as source:
+                while piece := source.read(PIECE_BYTES):
+                    if name == writes:
+                        target.write(piece)
+        target.flush()
+        os.fsync(target.fileno())
+    return start.read()
+
+
+CHILDREN = {one.__name__: one for one in (ours, mergekit, peft, copy)}
+
+
+def _make_durable(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+# ---- measuring ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One child: seconds of all of it, of the call alone, of processors in the call; peak memory; bytes left behind."""
+
+    whole_s: float
+    inner_s: float
+    busy_s: float
+    peak_bytes: int
+    left_bytes: int
+
+
+def measure(what: str, root: Path, *arguments: Any, times: int = 1) -> Measured:
+    """The fastest of some runs of a child, after which its output is gone."""
+    found = []
+    for _ in range(times):
+        with tempfile.TemporaryDirectory(dir=root) as folder:
+            command = [sys.executable, __file__, "--child", json.dumps([what, str(root), f"{folder}/out", *arguments])]
             start = time.perf_counter()
-            work(Path(out) / "out")
-            seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            whole = time.perf_counter() - start
+            if done.returncode:
+                raise SystemExit(f"{what} {arguments}: {done.stderr[-3000:]}")
+            inner, busy, peak = json.loads(done.stdout.splitlines()[-1])
+            found.append(Measured(whole, inner, busy, peak, _bytes_beside(Path(folder), "out")))
+    return min(found, key=lambda one: one.inner_s)
 
 
-def copy_hashed(source: Path, target: Path) -> None:
-    """The floor: every byte read, hashed and written once, made durable at the end."""
-    hashed = hashlib.sha256()
-    with source.open("rb") as original, target.open("wb") as copy:
-        while piece := original.read(PIECE_BYTES):
-            hashed.update(piece)
-            copy.write(piece)
-        copy.flush()
-        os.fsync(copy.fileno())
+def _bytes_beside(folder: Path, name: str) -> int:
+    """Bytes of files in the folder but outside its sub-folder `name`: what a run left lying about."""
+    beside = (path for path in folder.rglob("*") if path.relative_to(folder).parts[0] != name and path.is_file())
+    return sum(path.stat().st_size for path in beside)
 
 
-def merge_with_peft(root: Path, out: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(root / "base")
-    PeftModel.from_pretrained(model, str(root / "a")).merge_and_unload().save_pretrained(out)
+def child(request: str) -> None:
+    what, root, out, *arguments = json.loads(request)
+    if what == "make":
+        make(Path(root), *arguments)
+        return
+    if what == "make_seven":
+        make_seven(Path(root))
+        return
+    seconds, busy = CHILDREN[what](Path(root), Path(out), *arguments)
+    status = Path("/proc/self/status").read_text()
+    peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    print(json.dumps([seconds, busy, peak]))
 
 
 def sha256_gb_per_s() -> float:
@@ -99,46 +307,105 @@ def sha256_gb_per_s() -> float:
     return len(block) / (time.perf_counter() - start) / 1e9
 
 
-CASES = {
-    "one LoRA": "base + a",
-    "three LoRAs": "base + 0.5*a + 0.3*b - 0.2*c",
-    "mean of two models": "base + 0.5*other",
-    "TIES of three LoRAs": "ties(base; a, b, c, density=0.2)",
-}
+def fsyncs_per_s(folder: Path) -> float:
+    with (folder / "probe").open("wb") as file:
+        start = time.perf_counter()
+        for _ in range(20):
+            file.write(b"x")
+            file.flush()
+            os.fsync(file.fileno())
+        return 20 / (time.perf_counter() - start)
+
+
+HEAD = (
+    "case",
+    "ours s",
+    "peer s",
+    "x",
+    "ours CPU",
+    "peer CPU",
+    "x",
+    "process",
+    "wanted",
+    "MB",
+    "peer MB",
+    "x",
+    "x floor",
+)
+
+
+def compare(case: Case, root: Path, times: int) -> None:
+    """One line: seconds and processor seconds of the calls, peak memory, and the ratios; `process` has imports too."""
+    reads = ["base", *TUNED][: case.reads]
+    us = measure("ours", root, case.ours, times=times)
+    them = measure("mergekit", root, case.theirs)
+    floor = measure("copy", root, reads, "base", times=times)
+    row = [
+        case.name,
+        f"{us.inner_s:.2f}",
+        f"{them.inner_s:.2f}",
+        f"{them.inner_s / us.inner_s:.1f}",
+        f"{us.busy_s:.2f}",
+        f"{them.busy_s:.2f}",
+        f"{them.busy_s / us.busy_s:.1f}",
+        f"{them.whole_s / us.whole_s:.1f}",
+        f">= {case.wanted:g}",
+        f"{us.peak_bytes / 1e6:.0f}",
+        f"{them.peak_bytes / 1e6:.0f}",
+        f"{us.peak_bytes / them.peak_bytes:.2f}",
+        f"{us.inner_s / floor.inner_s:.2f}",
+    ]
+    show(row)
+    if them.left_bytes:
+        print(f"{'':14}mergekit made {them.left_bytes / 1e6:.0f} MB of temporary copies; ours {us.left_bytes}")
+
+
+def compare_svd(root: Path, count: int) -> None:
+    """LoRAs of a 7B shape into one LoRA of the same rank."""
+    terms = " + ".join(f"{1 / count}*lora{number}" for number in range(count))
+    us = measure("ours", root, f"base + {terms}", f"lora:r={RANK}")
+    them = measure("peft", root, count)
+    print(
+        f"{count} LoRAs of rank {RANK} (one module of 4096 x 4096) to one: ours {us.inner_s:.2f} s, "
+        f"peft svd {them.inner_s:.2f} s: {them.inner_s / us.inner_s:.0f} times as fast (>= 10)"
+    )
+
+
+def show(row: Sequence[str]) -> None:
+    print(f"{row[0]:16}" + "".join(f"{cell:>9}" for cell in row[1:]), flush=True)
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    arguments.add_argument(
-        "--threads", type=int, default=None, help="tensors in work at a time; torch's number by default"
-    )
-    threads = arguments.parse_args().threads
-    warnings.simplefilter("ignore", FutureWarning)  # transformers', of its own calls
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--layers", type=int, default=2, help="layers of the models, 101 MB each beside 131 MB")
+    parser.add_argument("--large", action="store_true", help="models of 2.3 GB, beyond the memory limit")
+    parser.add_argument("--only", nargs="*", default=[], help="names of cases, and svd")
+    parser.add_argument("--times", type=int, default=2, help="runs of ours and of the floor; the fastest counts")
+    parser.add_argument("--folder", type=Path, help="where inputs and outputs lie; the system's temporary folder")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments.child)
+        return
+    layers = 22 if arguments.large else arguments.layers
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         root = Path(folder)
-        make_inputs(root)
-        weights = root / "base/model.safetensors"
-        floor = best_of(3, lambda out: copy_hashed(weights, out), root)
-        size = weights.stat().st_size
-        hashing = f"sha256 {sha256_gb_per_s():.2f} GB/s"
-        print(f"{size / 1e6:.0f} MB of bfloat16, {threads or torch.get_num_threads()} threads, {hashing}")
-        print(f"{'':24}{'seconds':>9}{'x floor':>9}{'MB/s':>8}")
-        print(f"{'floor: copy and hash':24}{floor:9.2f}{1:9.1f}{size / floor / 1e6:8.0f}")
-        for name, text in CASES.items():
-            made = planned(root, text)
-            seconds = best_of(1 if "TIES" in name else 2, lambda out, made=made: run(made, out, threads=threads), root)
-            print(f"{name:24}{seconds:9.2f}{seconds / floor:9.1f}{size / seconds / 1e6:8.0f}")
-            if name == "one LoRA":
-                ours = seconds
-        made = planned(root, CASES["one LoRA"])
-        seconds = best_of(2, lambda out: variant(made, threads=threads), root)
-        print(f"{'one LoRA, in memory':24}{seconds:9.2f}{seconds / floor:9.1f}{size / seconds / 1e6:8.0f}")
-        theirs = best_of(1, lambda out: merge_with_peft(root, out), root)
-        print(f"{'one LoRA by peft':24}{theirs:9.2f}{theirs / floor:9.1f}{size / theirs / 1e6:8.0f}")
-        print(f"one LoRA: {theirs / ours:.1f} times as fast as peft's load, merge and save")
+        call = [sys.executable, __file__, "--child"]
+        print(f"sha256 {sha256_gb_per_s():.2f} GB/s, {fsyncs_per_s(root):.0f} fsyncs/s, {os.cpu_count()} cores")
+        cases = [one for one in CASES if not arguments.only or one.name in arguments.only]
+        if cases:
+            (root / "llama").mkdir()
+            request = ["make", str(root / "llama"), "", 2048, 5504, layers, 16_000]
+            subprocess.run([*call, json.dumps(request)], check=True)
+            size = (root / "llama/base/model.safetensors").stat().st_size
+            print(f"models of {size / 1e6:.0f} MB of bfloat16, limit {MEMORY_BYTES / 1e9:.1f} GB")
+            show(HEAD)
+        for case in cases:
+            compare(case, root / "llama", arguments.times)
+        if not arguments.only or "svd" in arguments.only:
+            (root / "seven").mkdir()
+            subprocess.run([*call, json.dumps(["make_seven", str(root / "seven"), ""])], check=True)
+            compare_svd(root / "seven", 8)
 
 
 if __name__ == "__main__":

@@ -153,6 +153,8 @@ def merge(
 ) -> Result:
     """What a merge of local folders wrote into `out`. folders: by their names in the recipe.
 
+    memory_bytes: what the process may take for it, as far as that is known beforehand.
+
     What a recipe file names is besides the folder of that name, where there is one.
     Raises Misused for names without a folder, and what `merging.plan.plan` and `merging.engine.run` raise.
     """
@@ -172,9 +174,10 @@ def planned(
     memory_bytes: int,
 ) -> Plan:
     """The plan of a merge of local folders, by their names in the recipe. Raises as `merge`."""
-    from adapterhub.merging.plan import plan
+    from adapterhub.merging.plan import RUNTIME_BYTES, plan
 
     inputs = inputs_of(recipe.references(), folders, dict(recipe.folders))
+    memory_bytes -= RUNTIME_BYTES
     return plan(recipe, inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes, heads=heads)
 
 

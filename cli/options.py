@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +17,25 @@ from adapterhub.cli.output import Waiting, say, show_json
 if TYPE_CHECKING:
     from adapterhub.hub.settings import Settings
 
-MEMORY_BYTES = 2 << 30
+MEMORY = "2GiB"
 """What one step of a merge on this machine may use, unless somebody says otherwise."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 Config = Annotated[
     Path | None, typer.Option("--config", help="A recipe file in place of an expression; mergekit's files are.")
 ]
+
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+
+
+def bytes_of(text: str) -> int:
+    """The number of bytes that a text such as 2GiB, 512 MB or 1000000 means."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?i?B)?", text.strip(), re.IGNORECASE)
+    unit = (found[2] or "").lower() if found else "?"
+    if found is None or unit not in _UNITS:
+        raise typer.BadParameter(f"{text!r} is no size; write one as 2GiB, 512MiB or 2GB")
+    return int(float(found[1]) * _UNITS[unit])
 
 
 def group(name: str, help: str) -> typer.Typer:

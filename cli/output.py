@@ -95,17 +95,20 @@ def show_text(text: object) -> None:
 
 
 class Waiting:
-    """A progress bar on stderr for one job; where stderr is no terminal, a line at each change of state."""
+    """A progress bar on stderr for one job; where stderr is no terminal, a line at each change of state.
 
-    def __init__(self, title: str) -> None:
+    in_bytes: whether progress counts bytes, whose rate is then shown too.
+    """
+
+    def __init__(self, title: str, *, in_bytes: bool = False) -> None:
+        from rich import progress as rich
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
         console = Console(stderr=True, markup=False, highlight=False, emoji=False)
-        text = TextColumn("{task.description}", markup=False)
-        self._progress = Progress(
-            text, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), console=console, transient=True
-        )
+        columns = [rich.TextColumn("{task.description}", markup=False), rich.BarColumn(), rich.TaskProgressColumn()]
+        columns += [rich.TransferSpeedColumn()] if in_bytes else []
+        columns += [rich.TimeElapsedColumn(), rich.TimeRemainingColumn()]
+        self._progress = rich.Progress(*columns, console=console, transient=True)
         self._title = title
         self._task = self._progress.add_task(clean(title), total=None)
         self._is_terminal = console.is_terminal

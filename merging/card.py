@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.merging import patches
 from adapterhub.merging.recipes.nodes import Call, Node, children
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from adapterhub.merging.plan import Plan
     from adapterhub.merging.recipes.canonical import Input
 
@@ -17,8 +19,11 @@ UNKNOWN = "unknown"
 """What stands for a licence that nobody declares."""
 
 
-def card(plan: Plan) -> str:
-    """The model card of a plan's result: front matter, the recipe, and every input at its commit with its licence.
+def card(plan: Plan, report: Mapping[str, Any]) -> str:
+    """The model card of a plan's result: front matter, the recipe, every input at its commit with its licence, and what
+    was lost.
+
+    report: what the engine says of the run.
 
     A merge's base_model are all its inputs, an adapter's is its base, as the Hub draws its trees of models. Strings are
     written as JSON, which is YAML: no name can break out of its place.
@@ -44,7 +49,21 @@ def card(plan: Plan) -> str:
         "`execution.json` what computed it. `adapterhub recipe reproduce` makes it again and compares.",
         "",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_losses(report)])
+
+
+def _losses(report: Mapping[str, Any]) -> Iterator[str]:
+    """What a reduction of ranks lost, with the modules where most was."""
+    lost = report.get("reduction")
+    if lost is None:
+        return
+    worst = sorted(lost["modules"].items(), key=lambda item: (-item[1]["error"], item[0]))[:10]
+    yield f"Ranks were reduced ({lost['asked']}): the patch differs from the exact sum by {lost['error']:.3g} of its"
+    yield "norm. Largest differences:"
+    yield from ("", "| module | ranks | of | difference |", "|---|---|---|---|")
+    for module, one in worst:
+        yield f"| `{module}` | {one['r']} | {one['of']} | {one['error']:.3g} |"
+    yield ""
 
 
 _LIBRARIES = {"peft": "peft", "diffusion": "diffusers", "llama.cpp": "gguf"}

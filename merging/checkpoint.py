@@ -56,6 +56,7 @@ class TensorHandle:
     shape: tuple[int, ...]
     _read: Callable[[], memoryview] = field(repr=False, compare=False)
     is_computed: bool = field(default=False, repr=False, compare=False)
+    _advise: Callable[[int], None] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of_bytes(cls, name: str, dtype: str, shape: Sequence[int], data: bytes | bytearray | memoryview) -> Self:
@@ -74,12 +75,27 @@ class TensorHandle:
     def nbytes(self) -> int:
         return self.numel * DTYPE_BITS[self.dtype] // 8
 
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the bytes lie in a mapped file, so that reading some of them takes memory for these alone."""
+        return self._advise is not None
+
     def read(self) -> memoryview:
         """All bytes, little-endian, contiguous: a read-only view of the mapped file that may start at any address.
 
         Whoever needs alignment or a buffer to write to copies it (one memcpy).
         """
         return self._read()
+
+    def will_need(self) -> None:
+        """Have the system read the bytes ahead, where they lie in a mapped file."""
+        if self._advise is not None:
+            self._advise(mmap.MADV_WILLNEED)
+
+    def release(self) -> None:
+        """Give back the memory that read bytes take here, where they lie in a mapped file; views stay good."""
+        if self._advise is not None:
+            self._advise(mmap.MADV_DONTNEED)
 
 
 class _MappedWeights:
@@ -90,12 +106,23 @@ class _MappedWeights:
         self._name = name
 
     @cached_property
-    def _view(self) -> memoryview:
+    def _map(self) -> mmap.mmap:
         with self._folder.path(self._name).open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    @cached_property
+    def _view(self) -> memoryview:
+        return memoryview(self._map)
 
     def handle(self, info: TensorInfo) -> TensorHandle:
-        return TensorHandle(info.name, info.dtype, info.shape, lambda: self._view[info.start : info.end])
+        def advise(advice: int) -> None:
+            first = info.start - info.start % mmap.PAGESIZE
+            if info.end > first:
+                self._map.madvise(advice, first, info.end - first)
+
+        return TensorHandle(
+            info.name, info.dtype, info.shape, lambda: self._view[info.start : info.end], _advise=advise
+        )
 
 
 def open_tensors(

@@ -203,7 +203,8 @@ class LayoutWriter:
         self.layout = layout
         self._unhashed = list(self.layout.offsets)[::-1]
         self._claimed: set[str] = set()
-        self._written: set[str] = set()
+        self._reached: dict[str, int] = {}
+        self._is_hashing = False
         self._lock = threading.Lock()
         self._partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
         self._fd: int | None = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -213,31 +214,67 @@ class LayoutWriter:
         _write_at(self._fd, memoryview(self.layout.header), 0)
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
-        """Put the bytes of one tensor at its place.
+        """Put the bytes of one tensor at its place. Raises as `write_parts`, and may be called again then."""
+        start, end = self.layout.offsets.get(name, (0, -1))
+        if memoryview(data).nbytes != end - start:
+            raise self._unplanned(name, memoryview(data).nbytes)
+        self.write_parts(name, [data])
+
+    def _unplanned(self, name: str, count: int) -> InvalidPatch:
+        start, end = self.layout.offsets.get(name, (0, 0))
+        return InvalidPatch(f"{name}: {count} bytes to {self.path.name}, planned once with {end - start}")
+
+    def write_parts(self, name: str, parts: Iterable[bytes | bytearray | memoryview]) -> None:
+        """Put the bytes of one tensor at its place, parts that follow each other.
 
         Raises InvalidPatch for a name that was not planned, a second time, or another number of bytes.
         """
-        view = memoryview(data).cast("B")
         start, end = self.layout.offsets.get(name, (0, -1))
         with self._lock:
-            if self._fd is None or name in self._claimed or len(view) != end - start:
-                raise InvalidPatch(f"{name}: {len(view)} bytes to {self.path.name}, planned once with {end - start}")
+            if self._fd is None or name in self._claimed or end < start:
+                raise self._unplanned(name, 0)
             self._claimed.add(name)
-        _write_at(self._fd, view, start)
-        with self._lock:
-            self._written.add(name)
-            self._hash_ready(name, view)
+        place = start
+        for part in parts:
+            view = memoryview(part).cast("B")
+            if place + len(view) <= end:
+                _write_at(self._fd, view, place)
+                self._hash_written(name, view, place)
+            place += len(view)
+        if place != end:
+            raise self._unplanned(name, place - start)
+        self._hash_written(name, memoryview(b""), end)
 
-    def _hash_ready(self, name: str, view: memoryview) -> None:
-        while self._unhashed and self._unhashed[-1] in self._written:
-            ready = self._unhashed.pop()
-            start, end = self.layout.offsets[ready]
-            self._hash.update(bytes(start - self._hashed))  # what aligns it
-            if ready == name:
-                self._hash.update(view)
-            else:
-                self._hash_from_file(start, end)
-            self._hashed = end
+    def _hash_written(self, name: str, view: memoryview, start: int) -> None:
+        """Count in bytes that were written, and hash what has become whole from the start, unless a thread does so."""
+        with self._lock:
+            self._reached[name] = start + len(view)
+            if self._is_hashing:
+                return
+            self._is_hashing = True
+        while True:
+            with self._lock:
+                end = self._contiguous()
+                if end == self._hashed:
+                    self._is_hashing = False
+                    return
+            self._hash_from_file(self._hashed, min(start, end))
+            if self._hashed >= start and end >= start + len(view):
+                self._hash.update(view[self._hashed - start :])
+                self._hashed = max(self._hashed, start + len(view))
+            self._hash_from_file(self._hashed, end)
+
+    def _contiguous(self) -> int:
+        """Up to which byte everything is written, the zeros between tensors too."""
+        end = self._hashed
+        while self._unhashed:
+            start, stop = self.layout.offsets[self._unhashed[-1]]
+            reached = self._reached.get(self._unhashed[-1], start)
+            end = reached if reached > start else end
+            if self._unhashed[-1] not in self._reached or reached < stop:
+                break
+            self._unhashed.pop()
+        return end
 
     def _hash_from_file(self, start: int, end: int) -> None:
         assert self._fd is not None
@@ -245,6 +282,7 @@ class LayoutWriter:
             piece = os.pread(self._fd, min(_PIECE_BYTES, end - start), start)
             self._hash.update(piece)
             start += len(piece)
+            self._hashed = start
 
     def finish(self) -> tuple[int, str]:
         """Make the file durable and visible; gives its size in bytes and its digest.

@@ -7,8 +7,9 @@ that of as many tensors as there are threads, and bytes are the same for any num
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,16 +23,18 @@ from adapterhub.merging.encodings import as_array
 from adapterhub.merging.errors import Cancelled, NonFinite
 from adapterhub.merging.execution import FILE as EXECUTION
 from adapterhub.merging.execution import execution
-from adapterhub.merging.fold import Norms, fold
+from adapterhub.merging.fold import Folding, Norms, fold
 from adapterhub.merging.folders import file_digest
 from adapterhub.merging.gguf import gguf_layout
 from adapterhub.merging.manifest import MANIFEST
 from adapterhub.merging.native import WEIGHTS, StoredTerm, write_patch
 from adapterhub.merging.ops.lowrank import Factors, concatenate
 from adapterhub.merging.ops.tensors import dtype_name, is_finite, to_bytes, torch_dtype
+from adapterhub.merging.reduction import reduced
 from adapterhub.merging.results import ResultFile, ResultFolder
+from adapterhub.merging.scopes import with_limits
 from adapterhub.merging.terms import terms
-from adapterhub.merging.workers import each
+from adapterhub.merging.workers import each, one_thread_each
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from adapterhub.merging.checkpoint import TensorHandle
     from adapterhub.merging.patch import Export, ExportTensor
     from adapterhub.merging.plan import Plan
+    from adapterhub.merging.reduction import Reduction
     from adapterhub.merging.steps import OutputTensor
 
 MOST_LOST = 0.5
@@ -46,6 +50,9 @@ MOST_LOST = 0.5
 
 MOST_QUANTISATION = 1.0
 """‖W - dequant(W)‖/‖Δ‖ above which a patch is said to be made of its base's quantisation more than of its task."""
+
+PART_BYTES = 16 << 20
+"""Bytes that are copied at a time."""
 
 SHARD_BYTES = 5_000_000_000
 """Most bytes of tensors in one weight file, unless a single tensor is larger."""
@@ -79,22 +86,24 @@ def run(
 ) -> Result:
     """Compute a plan into the folder `out`: a model, or an adapter where the plan says so.
 
-    out: must not exist or be empty; it is there complete when this returns, and untouched when it raises. progress and
-    cancelled are called often; threads: None takes as many as torch would.
-    Raises Cancelled, NonFinite, NotFoldable, FileExistsError.
+    out: must not exist or be empty; it is there complete when this returns, and untouched when it raises. A process
+    that was killed leaves its finished shards in a hidden folder beside it, and the next run of the same recipe into
+    the same place takes those whose digests are right. progress and cancelled are called often; threads: None takes as
+    many as torch would, within the plan's memory.
+    Raises Cancelled, NonFinite, NotFoldable, FileExistsError, and PlanTooLarge where the disk cannot take the result.
     """
 
     def check() -> None:
         if cancelled():
             raise Cancelled("the merge was cancelled; nothing was written")
 
-    with ResultFolder(out) as folder:
-        job = _Job(folder, progress, check, threads)
-        report = _write_model(plan, job) if plan.export is None else _write_export(plan.export, job)
+    with ResultFolder(out, plan.size_bytes, _key(plan)) as folder:
+        job = _Job(folder, progress, check, _workers(plan, threads))
+        report = _write_model(plan, job) if plan.export is None else _write_patch(plan.export, plan.reduction, job)
         ran = execution(plan)
         folder.write("recipe.json", plan.canonical.encode())
         folder.write(EXECUTION, _json_bytes(ran))
-        folder.write("README.md", card(plan).encode())
+        folder.write("README.md", card(plan, report).encode())
         check()
         return Result(folder.publish(), {**report, "execution": ran})
 
@@ -120,7 +129,8 @@ def variant(
             output = replace(output, dtype=dtype_name(here.dtype))
         return output.name, fold(output, device=device, base=here).tensor
 
-    touched = [output for output in plan.outputs if output.name in plan.touched]
+    with one_thread_each():
+        touched = [output for output in with_limits(plan.outputs) if output.name in plan.touched]
     return dict(each(touched, work, threads if device == "cpu" else 1))
 
 
@@ -171,6 +181,18 @@ class _Report:
                 measured["quantisation_error"] = norms.quantisation / norms.delta
         self.tensors[name] = measured
 
+    def note(self) -> dict[str, Any]:
+        """The sums as JSON that `join` takes."""
+        return asdict(self)
+
+    def join(self, note: Mapping[str, Any]) -> None:
+        """Add the sums over other tensors."""
+        self.touched += note["touched"]
+        self.copied += note["copied"]
+        self.delta += note["delta"]
+        self.rounding += note["rounding"]
+        self.tensors |= note["tensors"]
+
     def as_json(self) -> Mapping[str, Any]:
         """What the fold changed, as a whole and by tensor.
 
@@ -196,21 +218,37 @@ class _Report:
         return {name: value for name, value in sorted(found.items()) if value > limit}
 
 
+def _key(plan: Plan) -> str:
+    """Names what a run makes, to the byte: the recipe, and the versions that arithmetic depends on."""
+    import torch
+
+    return json.dumps([plan.recipe_digest, plan.as_kind, SHARD_BYTES, version("adapterhub"), torch.__version__])
+
+
 def _write_model(plan: Plan, job: _Job) -> Mapping[str, Any]:
     stem = _stem(plan.config)
-    shards = _shards(plan.outputs, stem)
+    with one_thread_each():
+        shards = _shards(with_limits(plan.outputs, job.check), stem)
     total = sum(map(_size_bytes, plan.outputs))
     done, report = 0, _Report()
     for name, outputs in shards.items():
+        note = job.folder.reuse(name)
+        if note is not None:
+            done += sum(map(_size_bytes, outputs))
+            report.join(note)
+            job.progress(Progress(done, total, name))
+            continue
+        part = _Report()
         planned = {output.name: (output.dtype, output.shape) for output in outputs}
         with SafetensorsWriter(job.folder.path / name, planned, plan.metadata) as writer:
             by_name = {output.name: output for output in outputs}
             in_order = [by_name[tensor] for tensor in writer.layout.offsets]  # so that the hash follows the writes
             for output, norms in each(in_order, lambda one: _write(one, writer, job.check), job.threads):
                 done += _size_bytes(output)
-                report.add(output.name, norms)
+                part.add(output.name, norms)
                 job.progress(Progress(done, total, output.name))
-            job.folder.add(name, *writer.finish())
+            job.folder.keep(name, *writer.finish(), part.note())
+        report.join(part.note())
     if len(shards) > 1:
         job.folder.write(f"{stem}.safetensors.index.json", _index(shards, total))
     job.folder.write("config.json", _json_bytes(plan.config))
@@ -249,11 +287,36 @@ def _write(
     """Compute one tensor and put it into the file. Gives what rounding took, None for bytes that were copied."""
     check()
     if output.is_copy:
-        writer.write(output.name, output.base.read())
+        writer.write_parts(output.name, _stored_parts(output.base, check))
         return output, None
-    folded = fold(output, check=check)
-    writer.write(output.name, to_bytes(folded.tensor))
-    return output, folded.norms
+    folding = Folding(output, check=check)
+    writer.write_parts(output.name, (to_bytes(rows) for _, rows in folding))
+    return output, folding.norms()
+
+
+def _stored_parts(handle: TensorHandle, check: Callable[[], None]) -> Iterator[memoryview]:
+    """A tensor's stored bytes, of which no more than PART_BYTES are held at a time."""
+    stored = handle.read()
+    for start in range(0, len(stored), PART_BYTES):
+        check()
+        yield stored[start : start + PART_BYTES]
+        handle.release()
+
+
+def _workers(plan: Plan, threads: int | None) -> int | None:
+    """How many tensors may be in work at a time within the plan's memory: at least one, at most `threads`."""
+    import torch
+
+    fit = max(1, plan.memory_bytes // max(1, plan.peak_bytes))
+    return min(fit, threads or torch.get_num_threads())
+
+
+def _write_patch(export: Export, reduction: Reduction | None, job: _Job) -> Mapping[str, Any]:
+    if reduction is None:
+        return _write_export(export, job)
+    with one_thread_each():
+        export, lost = reduced(reduction, job.check)
+    return {**_write_export(export, job), "reduction": lost}
 
 
 def _write_export(export: Export, job: _Job) -> Mapping[str, Any]:

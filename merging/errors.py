@@ -143,7 +143,7 @@ class NonFinite(MergingError):
 
 
 class PlanTooLarge(MergingError):
-    """The work needs more memory or disk than allowed; refused before it starts."""
+    """The work needs more memory than allowed, or more disk than is free; nothing is left behind."""
 
 
 class Cancelled(MergingError):

@@ -8,25 +8,30 @@ so equal inputs give equal bytes on any number of threads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from adapterhub.merging.effects import Effects, effects, part, read, tiles
+from adapterhub.merging.effects import RELEASE_TILES, TILE_ELEMENTS, Effects, effects, part, read, tiles
 from adapterhub.merging.errors import NonFinite, NotFoldable
 from adapterhub.merging.methods import methods
 from adapterhub.merging.ops.grams import symmetric
 from adapterhub.merging.ops.lowrank import Factors, Trained, concatenate
 from adapterhub.merging.ops.quantise import quantisation_error
 from adapterhub.merging.ops.tensors import accumulator, as_matrix, dtype_name, is_finite, is_floating, torch_dtype
-from adapterhub.merging.registry import Measured, MergeSite
+from adapterhub.merging.registry import Measured, MergeSite, Piece
 from adapterhub.merging.statistics import SiteStatistics
-from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
+from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta, handles_of
 from adapterhub.merging.terms import terms
 
 if TYPE_CHECKING:
     import torch
 
     from adapterhub.merging.registry import Apply
+
+
+Ranges: TypeAlias = Callable[[], Iterator[tuple[int, int]]]
+"""Gives the ranges of rows in which a tensor is read once, from the first to the last."""
 
 
 class Norms(NamedTuple):
@@ -56,34 +61,86 @@ def fold(
     base: torch.Tensor | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Folded:
-    """The values of one output tensor on a device, in its dtype and shape.
-
-    base: the base's values where they are already on the device; not modified. check is called between tiles and may
-    raise. Raises NonFinite for NaN or infinity in the result, NotFoldable for a base other than 16 to 64 bits of float.
-    """
+    """The values of one output tensor on a device, in its dtype and shape. Arguments and errors as `Folding`'s."""
     import torch
 
-    W = read(output.base, device) if base is None else base
-    dtype = torch_dtype(output.dtype)
-    if not output.addends:
-        return Folded(_checked(W.to(dtype), output, W), Norms())
-    wide = _working_dtype(output, W)
-    source = as_matrix(W)
-    told: dict[str, float] = {}
-    whole = _effects(output.name, output.addends, W, wide, told)
-    result = torch.empty(W.shape, dtype=dtype, device=W.device)
+    folding = Folding(output, device=device, base=base, check=check)
+    result = torch.empty(folding.W.shape, dtype=torch_dtype(output.dtype), device=folding.W.device)
     target = as_matrix(result)
-    squares = _Squares(is_rounded=dtype != wide)
-    for start, stop in tiles(source):
-        check()
-        before = source[start:stop].to(wide)
-        tile = before.clone(memory_format=torch.contiguous_format)
-        whole.act(tile, start, stop)
-        target[start:stop] = tile  # the one rounding, to nearest even
-        squares.add(before, tile, target[start:stop])
-    errors = [quantisation_error(source, one) for one in output.quantisations]
-    norms = squares.norms()._replace(quantisation=max(errors, default=None), told=told)
-    return Folded(_checked(result, output, W), norms)
+    for start, rows in folding:
+        target[start : start + len(rows)] = rows
+    return Folded(result, folding.norms())
+
+
+class Folding:
+    """The values of one output tensor, some rows at a time as they are iterated: (first row, rows as a matrix).
+
+    W: the base's values. base: those where they are already on the device; not modified. check is called between rows
+    and may raise. Raises NonFinite for NaN or infinity in the result, NotFoldable for a base other than 16 to 64 bits
+    of float.
+    """
+
+    def __init__(
+        self,
+        output: OutputTensor,
+        *,
+        device: str = "cpu",
+        base: torch.Tensor | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.W = read(output.base, device) if base is None else base
+        self._output = output
+        self._check = check
+        self._dtype = torch_dtype(output.dtype)
+        self._squares = _Squares(is_rounded=False)
+        self._told: dict[str, float] = {}
+
+    def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:
+        import torch
+
+        source = as_matrix(self.W)
+        if not self._output.addends:
+            for start, stop in self._tiles():
+                yield start, self._checked(source[start:stop].to(self._dtype))
+            return
+        wide = _working_dtype(self._output, self.W)
+        whole = _effects(self._output.name, self._output.addends, self.W, wide, self._tiles, self._told)
+        self._squares = _Squares(is_rounded=self._dtype != wide)
+        for start, stop in self._tiles():
+            before = source[start:stop].to(wide, copy=True, memory_format=torch.contiguous_format)
+            tile = before.clone()
+            whole.act(tile, start, stop)
+            rounded = tile.to(self._dtype)  # the one rounding, to nearest even
+            self._squares.add(before, tile, rounded)
+            yield start, self._checked(rounded)
+
+    def norms(self) -> Norms:
+        """What was changed, once all rows were computed."""
+        if not self._output.addends:
+            return Norms()
+        errors = [quantisation_error(as_matrix(self.W), one) for one in self._output.quantisations]
+        return self._squares.norms()._replace(quantisation=max(errors, default=None), told=self._told)
+
+    def _tiles(self) -> Iterator[tuple[int, int]]:
+        """Ranges of rows; what was read of mapped files is given back now and then, so that memory stays small."""
+        handles = [self._output.base, *handles_of(self._output.addends)]
+        for number, (start, stop) in enumerate(tiles(as_matrix(self.W)), 1):
+            self._check()
+            yield start, stop
+            if number % RELEASE_TILES == 0:
+                for handle in handles:
+                    handle.release()
+        for handle in handles:
+            handle.release()
+
+    def _checked(self, rows: torch.Tensor) -> torch.Tensor:
+        if is_finite(rows):
+            return rows
+        if not is_finite(self.W):
+            raise NonFinite(self._output.name, "the base")
+        terms = [addend.delta for addend in self._output.addends if isinstance(addend.delta, TermDelta)]
+        digests = ", ".join(sorted({one.digest for one in terms})) or "none"
+        raise NonFinite(self._output.name, f"the result as {self._output.dtype}, with patches {digests}")
 
 
 def change(output: OutputTensor) -> torch.Tensor:
@@ -96,7 +153,7 @@ def change(output: OutputTensor) -> torch.Tensor:
     W = read(output.base)
     wide = _working_dtype(output, W)
     source = W.to(wide, memory_format=torch.contiguous_format)
-    found = _effects(output.name, output.addends, W, wide, {}).change(source)
+    found = _effects(output.name, output.addends, W, wide, partial(tiles, as_matrix(source)), {}).change(source)
     if not is_finite(found):
         raise NonFinite(output.name, "the delta")
     return found
@@ -114,7 +171,7 @@ def _working_dtype(output: OutputTensor, W: torch.Tensor) -> torch.dtype:
 
 
 def _effects(
-    name: str, addends: Sequence[Addend], W: torch.Tensor, wide: torch.dtype, told: dict[str, float]
+    name: str, addends: Sequence[Addend], W: torch.Tensor, wide: torch.dtype, ranges: Ranges, told: dict[str, float]
 ) -> Effects:
     """The effect of all addends on a site with the base's values W, in the order in which they act.
 
@@ -124,27 +181,106 @@ def _effects(
 
     device = str(W.device)
     of_terms = effects([(one.weight, one.delta.term) for one in addends if isinstance(one.delta, TermDelta)], W)
+    models: dict[int, list[tuple[float, ModelDelta]]] = {}
     others: list[Apply] = []
     for addend in addends:
         match addend.delta:
-            case ModelDelta(tuned=tuned, base=base):
-                others.append(_difference(read(tuned, device), read(base, device), addend.weight))
+            case ModelDelta(base=base):
+                models.setdefault(id(base), []).append((addend.weight, addend.delta))
+            case MethodDelta() if _is_by_pieces(addend.delta, W):
+                pieces = StepPieces(name, addend.delta, W, wide, ranges, told)
+                others.append(_piecewise(pieces, addend.delta, addend.weight))
             case MethodDelta():
                 merged = _merge(name, addend.delta, W.to(wide, memory_format=torch.contiguous_format), told)
                 others.append(_addition(merged, addend.weight))
             case TermDelta():
                 pass  # with all the others of its kind
-    return Effects(of_terms.changing, (*of_terms.additive, *others))
+    differences = [_differences(group, device) for group in models.values()]
+    return Effects(of_terms.changing, (*of_terms.additive, *differences, *others))
 
 
-def _difference(tuned: torch.Tensor, base: torch.Tensor, weight: float) -> Apply:
-    there, here = as_matrix(tuned), as_matrix(base)
+def _differences(weighted: Sequence[tuple[float, ModelDelta]], device: str) -> Apply:
+    """What adds the weighted differences of models from one and the same base."""
+    here = as_matrix(read(weighted[0][1].base, device))
+    there = [(weight, as_matrix(read(delta.tuned, device))) for weight, delta in weighted]
 
     def apply(tile: torch.Tensor, start: int, stop: int) -> None:
-        change = there[start:stop].to(tile.dtype) - here[start:stop].to(tile.dtype)
-        tile.add_(change, alpha=weight)
+        before = here[start:stop].to(tile.dtype)
+        for weight, tuned in there:
+            change = tuned[start:stop].to(tile.dtype, copy=True)
+            tile.add_(change.sub_(before), alpha=weight)
 
     return apply
+
+
+def _is_by_pieces(step: MethodDelta, W: torch.Tensor) -> bool:
+    """Whether the method may see some rows at a time; where it has limits already it must."""
+    if step.limits:
+        return True
+    is_whole = W.dim() < 2 and W.numel() > TILE_ELEMENTS  # a vector is one row, and would not be one piece
+    return methods()[step.method].by_pieces is not None and W.device.type == "cpu" and not is_whole
+
+
+def _piecewise(pieces: StepPieces, step: MethodDelta, weight: float) -> Apply:
+    """What adds a method's result where some rows suffice to know it."""
+    by_pieces = methods()[step.method].by_pieces
+    assert by_pieces is not None
+    merged = by_pieces(pieces, step.weights, step.parameters)
+
+    def apply(tile: torch.Tensor, start: int, stop: int) -> None:
+        tile.add_(merged(pieces.checked(start, stop)).view(tile.shape), alpha=weight)
+
+    return apply
+
+
+class StepPieces:
+    """The deltas of one step at one tensor, as `registry.Pieces` says."""
+
+    def __init__(
+        self,
+        name: str,
+        step: MethodDelta,
+        W: torch.Tensor,
+        wide: torch.dtype,
+        ranges: Ranges,
+        told: dict[str, float],
+    ) -> None:
+        self.name, self.shape = name, tuple(W.shape)
+        self.digests, self.depth, self.limits = step.digests, step.depth, step.limits
+        self._step, self._ranges, self._wide = step, ranges, wide
+        self._source = as_matrix(W)
+        self._tuned = [_only_model(addends, self._source) for addends in step.inputs]
+        self._inputs = [_effects(name, addends, W, wide, ranges, told) for addends in step.inputs]
+
+    def __iter__(self) -> Iterator[Piece]:
+        for start, stop in self._ranges():
+            yield self._piece(start, stop)
+
+    def checked(self, start: int, stop: int) -> Piece:
+        """Rows start..stop. Raises NonFinite for a delta that the method might hide, or put everywhere."""
+        piece = self._piece(start, stop)
+        for number, delta in enumerate(piece.deltas, 1):
+            _check_delta(self.name, self._step, number, delta)
+        return piece
+
+    def _piece(self, start: int, stop: int) -> Piece:
+        base = self._source[start:stop].to(self._wide)
+        deltas = []
+        for tuned, whole in zip(self._tuned, self._inputs, strict=True):
+            if tuned is None:
+                deltas.append(whole.change_rows(base, start, stop))
+            else:
+                deltas.append(tuned[start:stop].to(self._wide, copy=True).sub_(base))
+        return Piece(start * self._source.shape[1], base, deltas)
+
+
+def _only_model(addends: Sequence[Addend], base: torch.Tensor) -> torch.Tensor | None:
+    """The values of the model whose difference from the very base is all there is."""
+    if len(addends) != 1 or addends[0].weight != 1.0 or not isinstance(addends[0].delta, ModelDelta):
+        return None
+    here, there = (as_matrix(read(one)) for one in (addends[0].delta.base, addends[0].delta.tuned))
+    is_same = here.data_ptr() == base.data_ptr() and here.dtype == base.dtype and here.is_contiguous()
+    return there if is_same else None
 
 
 def _merge(name: str, step: MethodDelta, W: torch.Tensor, told: dict[str, float]) -> torch.Tensor:
@@ -161,7 +297,8 @@ def _merge(name: str, step: MethodDelta, W: torch.Tensor, told: dict[str, float]
         return (left.double() @ right.double()).to(W.dtype).view(W.shape)
     deltas, here = [], W
     for number, (weight, addends) in enumerate(zip(step.weights, step.inputs, strict=True), 1):
-        deltas.append(_effects(name, addends, here, here.dtype, told).change(here))
+        whole = _effects(name, addends, here, here.dtype, partial(tiles, as_matrix(here)), told)
+        deltas.append(whole.change(here))
         _check_delta(name, step, number, deltas[-1])
         if spec.is_sequential:
             here = here.add(deltas[-1], alpha=weight)
@@ -226,15 +363,6 @@ def _addition(whole: torch.Tensor, weight: float) -> Apply:
     return apply
 
 
-def _checked(result: torch.Tensor, output: OutputTensor, base: torch.Tensor) -> torch.Tensor:
-    if is_finite(result):
-        return result
-    if not is_finite(base):
-        raise NonFinite(output.name, "the base")
-    digests = sorted({addend.delta.digest for addend in output.addends if isinstance(addend.delta, TermDelta)})
-    raise NonFinite(output.name, f"the result as {output.dtype}, with patches {', '.join(digests) or 'none'}")
-
-
 class _Squares:
     """Sums of squares over tiles; where nothing is rounded, nothing is summed for it."""
 
@@ -244,9 +372,15 @@ class _Squares:
         self._rounding = 0.0
 
     def add(self, before: torch.Tensor, tile: torch.Tensor, rounded: torch.Tensor) -> None:
-        self._delta += float((tile - before).norm()) ** 2
+        """Count one tile; `before` is used up."""
+        self._delta += _square(before.sub_(tile))
         if self._is_rounded:
-            self._rounding += float((rounded - tile).norm()) ** 2
+            self._rounding += _square(before.copy_(rounded).sub_(tile))
 
     def norms(self) -> Norms:
         return Norms(math.sqrt(self._delta), math.sqrt(self._rounding))
+
+
+def _square(tile: torch.Tensor) -> float:
+    flat = tile.reshape(-1)
+    return float(flat.dot(flat))

@@ -18,6 +18,7 @@ from adapterhub.merging.carried import Carried
 from adapterhub.merging.casting import cast_model, cast_patch
 from adapterhub.merging.checkpoint import DTYPE_BITS, Checkpoint, TensorHandle, check_fits, layout
 from adapterhub.merging.contracts import joined
+from adapterhub.merging.effects import RELEASE_TILES, TILE_ELEMENTS
 from adapterhub.merging.errors import (
     BaseMismatch,
     InvalidParameter,
@@ -55,13 +56,17 @@ from adapterhub.merging.recipes.canonical import (
 from adapterhub.merging.recipes.nodes import Delta, Form, Recipe, Ref, Stack
 from adapterhub.merging.recipes.tokenizer import TokenizerPolicy
 from adapterhub.merging.recipes.values import parameters_at, parameters_json
+from adapterhub.merging.reduction import Reduction, limits_of
 from adapterhub.merging.replicas import replicated
 from adapterhub.merging.sites import depths, has_row_for_each_token
-from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
+from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta, handles_of
 from adapterhub.merging.terms import terms
 
 MAX_TOTAL_RANK = 8192
 """Most columns that the low-rank terms of one site may have together."""
+
+RUNTIME_BYTES = 320 << 20
+"""Memory of a merging process without its steps: Python, torch, and what they keep."""
 
 FLOATS: Mapping[str, str] = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Dtypes a result may have, and torch's names of them."""
@@ -110,6 +115,8 @@ class Plan:
     metadata: Mapping[str, str]
     copied_files: tuple[str, ...]
     peak_bytes: int
+    memory_bytes: int
+    reduction: Reduction | None = None
     notes: tuple[str, ...] = ()
     attachments: tuple[Attachment, ...] = ()
     contract: Mapping[str, Any] = field(default_factory=dict)
@@ -174,11 +181,12 @@ def plan(
 ) -> Plan:
     """The plan of a recipe. Reads configurations, headers, tokenizers' files, and the indices of sparse patches.
 
-    as_kind: a patch kind to make instead of a model; "model" makes one, and None what the recipe says. dtype: of the
-    result's floating-point tensors, "bfloat16" or "BF16"; None as the recipe says, else each tensor's. memory_bytes:
-    what the largest step may take. attaches: whether the result stays in memory, where run-time patches can be put on
-    it; else they are refused. heads: what becomes of the inputs' own heads, "keep:NAME", "multi" or "drop"; None
-    refuses heads that differ.
+    as_kind: a patch kind to make instead of a model; "model" makes one, and None what the recipe says. With ":r=16" or
+    ":energy=0.99" after it the nearest patch of fewer ranks. dtype: of the result's floating-point tensors, "bfloat16"
+    or "BF16"; None as the recipe says, else each tensor's. memory_bytes: what the steps may take, beside RUNTIME_BYTES
+    of the process itself. attaches: whether the result stays in memory, where run-time patches can be put on it; else
+    they are refused. heads: what becomes of the inputs' own heads, "keep:NAME", "multi" or "drop"; None refuses heads
+    that differ.
     Raises UnknownName, UnknownMethod, InvalidParameter, BaseMismatch, UnknownSite, ShapeMismatch, InvalidPatch,
     NotFoldable, NotStackable, NotRepresentable, RecipeTooLarge, PlanTooLarge.
     """
@@ -225,7 +233,7 @@ def plan(
     said = None if chosen is None else chosen.canonical(digests)
     if chosen is not None and chosen.of in used:
         config = heads_of.labelled(config, used[chosen.of], inputs[chosen.of])
-    export = None if kind is None else _export(kind, normal, sums, read, inputs)
+    export, reduction = (None, None) if kind is None else _export(kind, normal, sums, read, inputs)
     return Plan(
         recipe=recipe,
         canonical=canonical(recipe, inputs, digests=digests, dtype=dtype, as_kind=as_kind, heads=said),
@@ -237,6 +245,8 @@ def plan(
         metadata={"format": "pt"},
         copied_files=tuple(filter(aligned.is_copied, _copied_files(base))) if kind is None else (),
         peak_bytes=_peak_bytes(outputs, export, memory_bytes),
+        memory_bytes=memory_bytes,
+        reduction=reduction,
         notes=(*recipe.notes, *_notes(read, inputs, base_ref, base_quantisation)),
         attachments=attachments,
         contract=joined(used, inputs, base) if attaches else {},
@@ -301,6 +311,7 @@ def _stack_plan(
         metadata={"format": "pt"},
         copied_files=_copied_files(whole),
         peak_bytes=_peak_bytes(outputs, None, memory_bytes),
+        memory_bytes=memory_bytes,
         notes=tuple(dict.fromkeys((*recipe.notes, *(note for part in slices for note in part.notes)))),
     )
 
@@ -741,7 +752,11 @@ def _is_frozen(term: SiteTerm) -> bool:
 # ---- patches ---------------------------------------------------------------------------------------------------------
 
 
-def _export(kind: str, normal: Normal, sums: _Sums, read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input]) -> Export:
+def _export(
+    as_kind: str, normal: Normal, sums: _Sums, read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input]
+) -> tuple[Export, Reduction | None]:
+    """The patch that is made, exact; and how its ranks are to be reduced, where as_kind says so as in "lora:r=16"."""
+    kind, _, asked = as_kind.partition(":")
     spec = patches.kinds().get(kind)
     if spec is None or spec.export is None:
         able = ", ".join(name for name, one in patches.kinds().items() if one.export)
@@ -759,7 +774,11 @@ def _export(kind: str, normal: Normal, sums: _Sums, read: Mapping[Ref, Patch], i
         addends += sums.weighted_patches(part, read)
     if not addends:
         raise NotRepresentable(f"--as {kind}: the recipe adds nothing to its base")
-    return spec.export(addends, inputs[normal.base].name.partition("@")[0], sums.base)
+    name = inputs[normal.base].name.partition("@")[0]
+    exact = spec.export(addends, name, sums.base)
+    if not asked:
+        return exact, None
+    return exact, Reduction(asked, *limits_of(asked), spec.export, addends, name, sums.base)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -814,29 +833,47 @@ def _peak_bytes(outputs: Iterable[OutputTensor], export: Export | None, memory_b
     if largest is None:
         return 0
     if steps[largest] > memory_bytes:
-        raise PlanTooLarge(f"{largest}: needs {steps[largest]} bytes of memory, {memory_bytes} are allowed")
+        raise PlanTooLarge(
+            f"{largest}: takes {steps[largest]} bytes of memory to compute, and {max(0, memory_bytes)} are allowed; "
+            "allow more, or merge in a smaller dtype"
+        )
     return steps[largest]
 
 
 def _step_bytes(output: OutputTensor) -> int:
-    """Memory to compute one tensor: the result, the tensors of its terms, and for methods whole deltas in float32."""
-    computed = output.base.nbytes if output.base.is_computed else 0
-    return 2 * _bytes(output.dtype, output.shape) + computed + sum(_addend_bytes(one, output) for one in output.addends)
+    """Memory to compute one tensor: tiles, the part of each mapped file that they read, and what must be had whole."""
+    numel = prod(output.shape)
+    columns = numel // max(1, output.shape[0]) if output.shape else numel
+    tile = min(numel, max(TILE_ELEMENTS, columns))
+    width = 8 if "F64" in (output.dtype, output.base.dtype) else 4
+    stored = [output.base, *(handle for handle in handles_of(output.addends) if prod(handle.shape) == numel)]
+    held = sum(_held_bytes(handle, tile) for handle in {id(one): one for one in stored}.values())
+    whole = width * numel if output.quantisations else 0
+    return (
+        held + whole + 8 * width * tile + sum(_addend_bytes(one, output.shape, tile, width) for one in output.addends)
+    )
 
 
-def _addend_bytes(addend: Addend, output: OutputTensor) -> int:
+def _held_bytes(handle: TensorHandle, tile: int) -> int:
+    """Memory that a tensor's stored bytes take while tiles of it are read."""
+    window = RELEASE_TILES * _bytes(handle.dtype, (tile,))
+    return min(handle.nbytes, window) if handle.is_mapped else handle.nbytes
+
+
+def _addend_bytes(addend: Addend, shape: tuple[int, ...], tile: int, width: int) -> int:
     match addend.delta:
         case TermDelta(term=term):
             # Factors and values are widened to float32, positions to int64, beside what is stored.
             return sum(handle.nbytes + 8 * handle.numel for handle in term.fields.values())
-        case MethodDelta(inputs=inputs, statistics=statistics):
-            inner = sum(_addend_bytes(one, output) for parts in inputs for one in parts)
+        case MethodDelta(method=method, inputs=inputs, statistics=statistics):
+            inner = sum(_addend_bytes(one, shape, tile, width) for parts in inputs for one in parts)
             # Packed float32 triangles become whole float64 matrices: four times the bytes, beside what is stored.
             inner += sum(5 * one.nbytes for carried in statistics for one in carried.handles)
-            return inner + 4 * prod(output.shape) * (len(inputs) + 3)
-        case ModelDelta(tuned=tuned, base=base):
-            # The result's own base is held once for all.
-            return sum(one.nbytes for one in (tuned, base) if one.is_computed and one is not output.base)
+            if methods()[method].by_pieces is not None and (len(shape) > 1 or prod(shape) <= TILE_ELEMENTS):
+                return inner + width * tile * (8 * len(inputs) + 16)  # words, ranks, sort keys and counts beside deltas
+            return inner + width * prod(shape) * (len(inputs) + 3)
+        case ModelDelta():
+            return 2 * width * tile
 
 
 def _bytes(dtype: str, shape: tuple[int, ...]) -> int:

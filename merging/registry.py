@@ -10,12 +10,12 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from adapterhub.merging.errors import InvalidParameter, UnknownMethod
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from adapterhub.merging.folders import Folder
     from adapterhub.merging.ops.lowrank import Factors
+    from adapterhub.merging.ops.selection import Threshold
 
 
 class Named(Protocol):
@@ -204,6 +205,43 @@ class MergeSite:
     measured: tuple[Measured, ...] = ()
 
 
+class Piece(NamedTuple):
+    """Whole rows of one tensor, for methods that need not have all of it. start: their first entry, row-major.
+
+    base: the base's values (rows, columns), not to be modified. deltas: one an input, each of that shape, contiguous,
+    float32 or float64, on the CPU; the method may write to them. A tensor of fewer than two dimensions is one piece.
+    """
+
+    start: int
+    base: torch.Tensor
+    deltas: Sequence[torch.Tensor]
+
+
+class Pieces(Protocol):
+    """One tensor's deltas as pieces in order, computed anew each time they are iterated. The rest is as in MergeSite.
+
+    shape: of the tensor; a piece's rows are along its first dimension. limits: for each input where its largest entries
+    end in the whole patch, one threshold for each count that `MethodSpec.global_counts` gave; () where it gave none.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def digests(self) -> tuple[str, ...]: ...
+
+    @property
+    def depth(self) -> float | None: ...
+
+    @property
+    def limits(self) -> Sequence[Sequence[Threshold]]: ...
+
+    def __iter__(self) -> Iterator[Piece]: ...
+
+
 @dataclass(frozen=True)
 class MethodSpec:
     """One merge method.
@@ -218,6 +256,11 @@ class MethodSpec:
     acts_on: `(names of tensors that its inputs change, parameters)` of one that leaves some at the base: the others.
     statistics: what of its data every input has to carry, "gram" or "fisher"; "" for nothing.
     needed: fewest inputs at these parameters, where that depends on them.
+    by_pieces: `(pieces, weights, parameters)` looks at a tensor as often as it must, and gives the function that makes
+    the merged delta of a piece, in any shape of its entries, called in their order: the same as `function`, in memory
+    that does not grow with the tensor.
+    global_counts: `(parameters, entries of a whole patch)` says how many of the largest of them `by_pieces` looks for;
+    none where the parameters ask for no more than a tensor.
     check: raises InvalidParameter for parameters that do not go together, before any work.
     is_experimental: known from its paper alone. moves_base: its result is not zero where no input changes anything.
     parameters: a frozen dataclass whose fields `parameter` made. coefficients: `(weights, parameters)` of one whose
@@ -247,6 +290,8 @@ class MethodSpec:
     statistics: Literal["", "gram", "fisher"] = ""
     acts_on: Callable[[Sequence[str], Any], frozenset[str]] | None = None
     needed: Callable[[Any], int] = lambda parameters: 0
+    by_pieces: Callable[[Pieces, Sequence[float], Any], Callable[[Piece], torch.Tensor]] | None = None
+    global_counts: Callable[[Any, int], Sequence[int]] | None = None
     check: Callable[[Any], None] = lambda parameters: None
 
     @property

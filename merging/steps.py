@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from adapterhub.merging.checkpoint import TensorHandle
 from adapterhub.merging.patch import SiteTerm
 from adapterhub.merging.statistics import SiteStatistics
+
+if TYPE_CHECKING:
+    from adapterhub.merging.ops.selection import Threshold
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class MethodDelta:
     inputs: for each input the addends whose sum is its delta at this tensor, () for none: a zero delta. weights: one an
     input. parameters: an instance of the method's dataclass. digests: what each input is made of, one an input. depth:
     l / (L - 1) of layer l of L, None outside layers. statistics: one an input, for methods that take them.
+    limits: as in `registry.Pieces`.
     """
 
     method: str
@@ -42,6 +47,7 @@ class MethodDelta:
     digests: tuple[str, ...] = ()
     depth: float | None = None
     statistics: tuple[SiteStatistics, ...] = ()
+    limits: tuple[tuple[Threshold, ...], ...] = ()
 
 
 Delta: TypeAlias = TermDelta | ModelDelta | MethodDelta
@@ -73,3 +79,16 @@ class OutputTensor:
     @property
     def is_copy(self) -> bool:
         return not self.addends and self.dtype == self.base.dtype
+
+
+def handles_of(addends: Sequence[Addend]) -> Iterator[TensorHandle]:
+    """Every stored tensor that the addends are made of."""
+    for addend in addends:
+        match addend.delta:
+            case TermDelta(term=term):
+                yield from term.fields.values()
+            case ModelDelta(tuned=tuned, base=base):
+                yield from (tuned, base)
+            case MethodDelta(inputs=inputs):
+                for one in inputs:
+                    yield from handles_of(one)

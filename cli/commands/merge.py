@@ -9,7 +9,7 @@ import typer
 
 from adapterhub.cli import views
 from adapterhub.cli.errors import Misused
-from adapterhub.cli.options import MEMORY_BYTES, AsJson, Config, connect, examples, group, show_queued, wait
+from adapterhub.cli.options import MEMORY, AsJson, Config, bytes_of, connect, examples, group, show_queued, wait
 from adapterhub.cli.output import Waiting, progress_shown, say, show_json, show_json_lines, show_table
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def join(app: typer.Typer) -> None:
         'merge run "demo/base + 0.7*demo/code + 0.5*demo/licences" --push demo/both',
         'merge run "ties(demo/base; demo/code, demo/licences, density=0.2)" --push demo/ties',
         'merge run "demo/base + 0.7*demo/code + 0.5*demo/licences" --as lora --push demo/both-lora',
-        'merge run "base + 0.5*code" --input base=./base --input code=./code --out ./merged',
+        'merge run "base + 0.5*code" --input base=./base --input code=./code --out ./merged --memory 1GiB',
         "merge run --config ties.yml --push demo/ties",
         "merge run --config ties.yml --out ./merged",
     )
@@ -40,7 +40,7 @@ def run(
     config: Config = None,
     push: Annotated[str | None, typer.Option(help="Repository that takes the result; default: YOU/merge-...")] = None,
     as_kind: Annotated[
-        str | None, typer.Option("--as", help="Form of the result, such as lora; default: a full model.")
+        str | None, typer.Option("--as", help="Form of the result, such as lora or lora:r=16; default: a full model.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="dtype of the result, such as BF16; default: the base's.")] = None,
     heads: Annotated[
@@ -56,7 +56,7 @@ def run(
     inputs: Annotated[
         list[str] | None, typer.Option("--input", help="With --out: NAME=FOLDER for each name; may be repeated.")
     ] = None,
-    memory_bytes: Annotated[int, typer.Option(min=1 << 20, help="With --out: bytes one step may use.")] = MEMORY_BYTES,
+    memory: Annotated[str, typer.Option(help="With --out: memory the merge may use, such as 512MiB or 8GB.")] = MEMORY,
     as_json: AsJson = False,
 ) -> None:
     """Merge by an expression or a recipe file, and commit the result with its recipe."""
@@ -66,7 +66,7 @@ def run(
     if out is not None:
         if push or private or message or no_wait:
             raise Misused("--out merges on this machine; --push, --private, --message and --no-wait need a server")
-        result = _merge_here(local.parsed(written), inputs or [], out, as_kind, dtype, heads, memory_bytes)
+        result = _merge_here(local.parsed(written), inputs or [], out, as_kind, dtype, heads, bytes_of(memory))
     else:
         if inputs:
             raise Misused("--input names local folders and goes together with --out FOLDER")
@@ -124,7 +124,7 @@ def _merge_here(
     from adapterhub.cli import local
 
     folders = local.named_folders(inputs)
-    with Waiting("merge") as waiting:
+    with Waiting("merge", in_bytes=True) as waiting:
         done = local.merge(
             recipe,
             folders,

@@ -9,7 +9,7 @@ import typer
 
 from adapterhub.cli import views
 from adapterhub.cli.commands.merge import merge
-from adapterhub.cli.options import MEMORY_BYTES, AsJson, examples
+from adapterhub.cli.options import MEMORY, AsJson, bytes_of, examples
 from adapterhub.cli.output import show_json
 
 
@@ -30,14 +30,14 @@ def masks(
     method: Annotated[str, typer.Option(help="emr, or tall.")] = "emr",
     tall: Annotated[float, typer.Option(help="λ of tall: above it fewer entries count for a task.")] = 0.6,
     inputs: Annotated[list[str] | None, typer.Option("--input", help="NAME=FOLDER for each name.")] = None,
-    memory_bytes: Annotated[int, typer.Option(min=1 << 20, help="Bytes one step may use.")] = MEMORY_BYTES,
+    memory: Annotated[str, typer.Option(help="Memory a step may use, such as 512MiB or 8GB.")] = MEMORY,
     as_json: AsJson = False,
 ) -> None:
     """Store several tasks of one base as a shared delta and one bit an entry for each task."""
     from adapterhub.cli import local
 
     result = local.masks(
-        expression, local.named_folders(inputs or []), out, method=method, tall=tall, memory_bytes=memory_bytes
+        expression, local.named_folders(inputs or []), out, method=method, tall=tall, memory_bytes=bytes_of(memory)
     )
     if as_json:
         show_json(result)

@@ -10,7 +10,7 @@ import typer
 from adapterhub.cli import views
 from adapterhub.cli.commands.merge import merge
 from adapterhub.cli.errors import Misused
-from adapterhub.cli.options import MEMORY_BYTES, AsJson, connect, examples, wait
+from adapterhub.cli.options import MEMORY, AsJson, bytes_of, connect, examples, wait
 from adapterhub.cli.output import say, show_json
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ Folders = Annotated[
     typer.Option("--input", help="NAME=FOLDER, to work on this machine; may be repeated."),
 ]
 Device = Annotated[str, typer.Option(help="Where candidates are computed: cpu, cuda.")]
-Memory = Annotated[int, typer.Option(min=1 << 20, help="Bytes one step may use.")]
+Memory = Annotated[str, typer.Option(help="Memory a step may use, such as 512MiB or 8GB.")]
 
 
 def join(app: typer.Typer) -> None:
@@ -71,7 +71,7 @@ def tune_weights(
     journal: Annotated[Path | None, typer.Option(help="File of all trials; a search goes on from it.")] = None,
     inputs: Folders = None,
     device: Device = "cpu",
-    memory_bytes: Memory = MEMORY_BYTES,
+    memory: Memory = MEMORY,
     as_json: AsJson = False,
 ) -> None:
     """Search the weights of a recipe for the best score, without gradients."""
@@ -86,7 +86,7 @@ def tune_weights(
         result = tuning.tune(
             expression,
             tuning.Workshop(
-                local.inputs_of(parse(expression).references(), local.named_folders(inputs)), device, memory_bytes
+                local.inputs_of(parse(expression).references(), local.named_folders(inputs)), device, bytes_of(memory)
             ),
             judged,
             course,
@@ -122,7 +122,7 @@ def curve(
     ladder: Annotated[str, typer.Option(help="Strengths above 0, with commas.")] = LADDER,
     inputs: Folders = None,
     device: Device = "cpu",
-    memory_bytes: Memory = MEMORY_BYTES,
+    memory: Memory = MEMORY,
     as_json: AsJson = False,
 ) -> None:
     """Show what a patch gains and costs at a ladder of strengths, and the recipe at the knee."""
@@ -135,7 +135,7 @@ def curve(
     result = tuning.curve(
         base,
         patch,
-        tuning.Workshop(found_inputs, device, memory_bytes),
+        tuning.Workshop(found_inputs, device, bytes_of(memory)),
         tuning.examples(gain),
         tuning.examples(keep),
         tuning.ladder(ladder),

@@ -11,7 +11,7 @@ import typer
 from adapterhub.cli import views
 from adapterhub.cli.client import repo_path, split_revision
 from adapterhub.cli.errors import Declined, Misused
-from adapterhub.cli.options import MEMORY_BYTES, AsJson, Config, connect, examples, group, show_queued, wait
+from adapterhub.cli.options import MEMORY, AsJson, Config, bytes_of, connect, examples, group, show_queued, wait
 from adapterhub.cli.output import Waiting, progress_shown, say, show_fields, show_json, show_json_lines, show_table
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ AsKind = Annotated[str | None, typer.Option("--as", help="Form of the result, su
 Inputs = Annotated[
     list[str] | None, typer.Option("--input", help="NAME=FOLDER for each name, without a server; may be repeated.")
 ]
-MemoryBytes = Annotated[int, typer.Option(min=1 << 20, help="With --input: bytes one step may use.")]
+Memory = Annotated[str, typer.Option(help="With --input: memory it may use, such as 512MiB or 8GB.")]
 Dtype = Annotated[str | None, typer.Option(help="dtype of the result, such as BF16; default: the base's.")]
 
 
@@ -67,9 +67,7 @@ def explain(
         list[str] | None,
         typer.Option("--input", help="NAME=FOLDER for each name, without a server; may be repeated."),
     ] = None,
-    memory_bytes: Annotated[
-        int, typer.Option(min=1 << 20, help="With --input: bytes one step may use.")
-    ] = MEMORY_BYTES,
+    memory: Memory = MEMORY,
     as_json: AsJson = False,
 ) -> None:
     """Show what a merge would do: inputs, methods, size, memory, time, what is approximated, the licence."""
@@ -78,7 +76,7 @@ def explain(
     written = local.written(expression, config)
     if inputs:
         recipe, folders = local.parsed(written), local.named_folders(inputs)
-        plan = local.explain(recipe, folders, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes)
+        plan = local.explain(recipe, folders, as_kind=as_kind, dtype=dtype, memory_bytes=bytes_of(memory))
     else:
         asked = {**written, "as": as_kind, "dtype": dtype}
         plan = connect(ctx).post("/api/recipes/explain", asked)
@@ -227,7 +225,7 @@ def reproduce(
     ctx: typer.Context,
     result: Annotated[str, typer.Argument(help="namespace/name[@revision] at the server; with --input a folder.")],
     inputs: Inputs = None,
-    memory_bytes: MemoryBytes = MEMORY_BYTES,
+    memory: Memory = MEMORY,
     as_json: AsJson = False,
 ) -> None:
     """Make a merge's result again by its recipe.json and compare; exits with 4 where it is not the same."""
@@ -237,7 +235,7 @@ def reproduce(
         with Waiting("reproduce") as waiting:
             shown = progress_shown(waiting)
             found = local.reproduce(
-                Path(result), local.named_folders(inputs), memory_bytes=memory_bytes, progress=shown
+                Path(result), local.named_folders(inputs), memory_bytes=bytes_of(memory), progress=shown
             )
     else:
         repo_id, revision = split_revision(result)

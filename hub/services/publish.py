@@ -36,10 +36,17 @@ class Written(Protocol):
 
 @contextmanager
 def workplace(hub: Hub, job: Job) -> Iterator[Path]:
-    """A path at which the job may make a folder of results, gone afterwards; what a killed attempt left is gone too."""
+    """A path at which the job may make a folder of results, gone afterwards.
+
+    Of what a killed attempt left only the engine's hidden folders stay, from which it goes on.
+    """
     folder = hub.settings.data / SPOOL_FOLDER / f"job-{job.id}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700, parents=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for left in folder.iterdir():
+        if left.is_dir() and not left.name.endswith(".partial"):
+            shutil.rmtree(left, ignore_errors=True)
+        elif not left.is_dir():
+            left.unlink()
     try:
         yield folder / "result"
     finally:

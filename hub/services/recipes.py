@@ -17,7 +17,7 @@ from adapterhub.hub.services.recipe_texts import EXPRESSION
 from adapterhub.hub.services.resolve import Resolved, resolve_expression
 from adapterhub.hub.services.saved_recipes import Draft
 from adapterhub.merging.explain import explained
-from adapterhub.merging.plan import Plan, plan
+from adapterhub.merging.plan import RUNTIME_BYTES, Plan, plan
 from adapterhub.merging.recipes.differences import as_json, differences
 
 MERGE = "merge"
@@ -78,7 +78,7 @@ def planned_recipe(
     hub: Hub, resolved: Resolved, *, as_kind: str | None, dtype: str | None, heads: str | None = None
 ) -> Plan:
     """The plan of a resolved recipe. Raises as `planned`."""
-    memory_bytes = hub.settings.merge_memory_bytes
+    memory_bytes = hub.settings.merge_memory_bytes - RUNTIME_BYTES
     try:
         return plan(
             resolved.recipe, resolved.inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes, heads=heads

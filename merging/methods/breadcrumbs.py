@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.sparsify import keep_middle
+from adapterhub.merging.ops.selection import middle
+from adapterhub.merging.ops.sparsify import keep_middle, middle_counts
 from adapterhub.merging.ops.sums import shared, weighted_sum
 from adapterhub.merging.registry import MethodSpec, parameter
 
 if TYPE_CHECKING:
     import torch
+
+    from adapterhub.merging.registry import Piece, Pieces
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,9 @@ class Parameters:
 
     density: float = parameter(0.9, "share of each patch's entries kept", low=0, high=1, is_low_open=True)
     gamma: float = parameter(0.01, "share of the largest entries left out", low=0, high=1, is_high_open=True)
+    scope: str = parameter(
+        "tensor", "whether shares are of each tensor or of the whole patch", choices=("tensor", "global")
+    )
     scale: float = parameter(1.0, "λ, the factor on the result")
     normalize: bool = parameter(False, "divide by the sum of the weights")
 
@@ -36,6 +42,20 @@ def breadcrumbs(deltas: Sequence[torch.Tensor], weights: Sequence[float], parame
     return weighted_sum(kept, [parameters.scale * share for share in shares])
 
 
+def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) -> Callable[[Piece], torch.Tensor]:
+    """The same, some rows at a time."""
+    keep = middle(pieces, len(weights), parameters.density, parameters.gamma)
+    shares = shared(weights) if parameters.normalize else weights
+    factors = [parameters.scale * share for share in shares]
+    return lambda piece: weighted_sum(keep(piece), factors)
+
+
+def global_counts(parameters: Parameters, numel: int) -> list[int]:
+    """How many of a whole patch's entries are its largest, where shares are of the patch."""
+    kept, larger = middle_counts(numel, parameters.density, parameters.gamma)
+    return [larger + kept, larger] if parameters.scope == "global" else []
+
+
 SPEC = MethodSpec(
     name="breadcrumbs",
     title="Breadcrumbs",
@@ -45,4 +65,6 @@ SPEC = MethodSpec(
     parameters=Parameters,
     laws=frozenset({"commutative", "neutral_zero"}),
     laws_at={"identity": {"density": 1.0}},
+    by_pieces=by_pieces,
+    global_counts=global_counts,
 )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.agreement import average_agreeing, sign_of_zero
+from adapterhub.merging.ops.agreement import agreeing_pieces, average_agreeing, sign_of_zero
+from adapterhub.merging.ops.selection import middle
 from adapterhub.merging.ops.signs import TIES
-from adapterhub.merging.ops.sparsify import keep_middle
+from adapterhub.merging.ops.sparsify import keep_middle, middle_counts
 from adapterhub.merging.registry import MethodSpec, parameter
 
 if TYPE_CHECKING:
     import torch
+
+    from adapterhub.merging.registry import Piece, Pieces
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,9 @@ class Parameters:
 
     density: float = parameter(0.9, "share of each patch's entries kept", low=0, high=1, is_low_open=True)
     gamma: float = parameter(0.01, "share of the largest entries left out", low=0, high=1, is_high_open=True)
+    scope: str = parameter(
+        "tensor", "whether shares are of each tensor or of the whole patch", choices=("tensor", "global")
+    )
     scale: float = parameter(1.0, "λ, the factor on the result")
     normalize: bool = parameter(False, "divide by the sum of the weights of those that agree")
     elect: str = parameter(
@@ -50,6 +56,26 @@ def breadcrumbs_ties(deltas: Sequence[torch.Tensor], weights: Sequence[float], p
     )
 
 
+def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) -> Callable[[Piece], torch.Tensor]:
+    """The same, some rows at a time."""
+    normalize = "weights" if parameters.normalize else "none"
+    return agreeing_pieces(
+        pieces,
+        weights,
+        lambda: middle(pieces, len(weights), parameters.density, parameters.gamma),
+        scale=parameters.scale,
+        normalize=normalize,
+        elect=parameters.elect,
+        tie=parameters.tie,
+    )
+
+
+def global_counts(parameters: Parameters, numel: int) -> list[int]:
+    """How many of a whole patch's entries are its largest, where shares are of the patch."""
+    kept, larger = middle_counts(numel, parameters.density, parameters.gamma)
+    return [larger + kept, larger] if parameters.scope == "global" else []
+
+
 SPEC = MethodSpec(
     name="breadcrumbs_ties",
     title="Breadcrumbs-TIES",
@@ -59,4 +85,6 @@ SPEC = MethodSpec(
     parameters=Parameters,
     laws=frozenset({"commutative", "neutral_zero"}),
     laws_at={"identity": {"density": 1.0}},
+    by_pieces=by_pieces,
+    global_counts=global_counts,
 )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.agreement import average_agreeing, sign_of_zero
-from adapterhub.merging.ops.draws import keep_random
+from adapterhub.merging.ops.agreement import agreeing_pieces, average_agreeing, sign_of_zero
+from adapterhub.merging.ops.draws import keep_random, random_pieces
 from adapterhub.merging.ops.signs import TIES
 from adapterhub.merging.ops.sparsify import RESCALES
 from adapterhub.merging.registry import MethodSpec, parameter
@@ -15,7 +15,7 @@ from adapterhub.merging.registry import MethodSpec, parameter
 if TYPE_CHECKING:
     import torch
 
-    from adapterhub.merging.registry import MergeSite
+    from adapterhub.merging.registry import MergeSite, Piece, Pieces
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,20 @@ def dare_ties(
     )
 
 
+def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) -> Callable[[Piece], torch.Tensor]:
+    """The same, some rows at a time."""
+    normalize = "weights" if parameters.normalize else "none"
+    return agreeing_pieces(
+        pieces,
+        weights,
+        lambda: random_pieces(pieces, parameters.density, parameters.rescale, parameters.seed),
+        scale=parameters.scale,
+        normalize=normalize,
+        elect=parameters.elect,
+        tie=parameters.tie,
+    )
+
+
 SPEC = MethodSpec(
     name="dare_ties",
     title="DARE-TIES",
@@ -74,4 +88,5 @@ SPEC = MethodSpec(
     laws=frozenset({"commutative", "neutral_zero"}),
     laws_at={"identity": {"density": 1.0}},
     takes_site=True,
+    by_pieces=by_pieces,
 )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.agreement import average_agreeing, sign_of_zero
-from adapterhub.merging.ops.draws import check_probabilities, keep_likely
+from adapterhub.merging.ops.agreement import agreeing_pieces, average_agreeing, sign_of_zero
+from adapterhub.merging.ops.draws import check_probabilities, keep_likely, likely_pieces
 from adapterhub.merging.ops.signs import TIES
 from adapterhub.merging.ops.sparsify import RESCALES
 from adapterhub.merging.registry import MethodSpec, parameter
@@ -15,7 +15,7 @@ from adapterhub.merging.registry import MethodSpec, parameter
 if TYPE_CHECKING:
     import torch
 
-    from adapterhub.merging.registry import MergeSite
+    from adapterhub.merging.registry import MergeSite, Piece, Pieces
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,21 @@ def della(
     )
 
 
+def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) -> Callable[[Piece], torch.Tensor]:
+    """The same, some rows at a time."""
+    check(parameters)
+    normalize = "weights" if parameters.normalize else "none"
+    return agreeing_pieces(
+        pieces,
+        weights,
+        lambda: likely_pieces(pieces, parameters.density, parameters.epsilon, parameters.rescale, parameters.seed),
+        scale=parameters.scale,
+        normalize=normalize,
+        elect=parameters.elect,
+        tie=parameters.tie,
+    )
+
+
 SPEC = MethodSpec(
     name="della",
     title="DELLA",
@@ -85,4 +100,5 @@ SPEC = MethodSpec(
     laws_at={"identity": {"density": 1.0}},
     takes_site=True,
     check=check,
+    by_pieces=by_pieces,
 )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.draws import check_probabilities, keep_likely
+from adapterhub.merging.ops.draws import check_probabilities, keep_likely, likely_pieces
 from adapterhub.merging.ops.sparsify import RESCALES
 from adapterhub.merging.ops.sums import shared, weighted_sum
 from adapterhub.merging.registry import MethodSpec, parameter
@@ -14,7 +14,7 @@ from adapterhub.merging.registry import MethodSpec, parameter
 if TYPE_CHECKING:
     import torch
 
-    from adapterhub.merging.registry import MergeSite
+    from adapterhub.merging.registry import MergeSite, Piece, Pieces
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,15 @@ def della_linear(
     return weighted_sum(kept, [parameters.scale * share for share in shares])
 
 
+def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) -> Callable[[Piece], torch.Tensor]:
+    """The same, some rows at a time."""
+    check(parameters)
+    keep = likely_pieces(pieces, parameters.density, parameters.epsilon, parameters.rescale, parameters.seed)
+    shares = shared(weights) if parameters.normalize else weights
+    factors = [parameters.scale * share for share in shares]
+    return lambda piece: weighted_sum(keep(piece), factors)
+
+
 SPEC = MethodSpec(
     name="della_linear",
     title="DELLA, summed",
@@ -71,4 +80,5 @@ SPEC = MethodSpec(
     laws_at={"identity": {"density": 1.0}},
     takes_site=True,
     check=check,
+    by_pieces=by_pieces,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from adapterhub.merging.registry import MethodSpec, parameter
 if TYPE_CHECKING:
     import torch
 
-    from adapterhub.merging.registry import MergeSite
+    from adapterhub.merging.registry import MergeSite, Piece, Pieces
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,12 @@ def slerp(
     return spherical.slerp(site.base, site.base + deltas[0], parameters.t) - site.base
 
 
+def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) -> Callable[[Piece], torch.Tensor]:
+    """The same, some rows at a time."""
+    left, right = spherical.shares(pieces, parameters.t)
+    return lambda piece: piece.base.mul(left + right - 1).add_(piece.deltas[0], alpha=right)
+
+
 SPEC = MethodSpec(
     name="slerp",
     title="SLERP",
@@ -44,4 +50,5 @@ SPEC = MethodSpec(
     takes_site=True,
     inputs=(1, 1),
     takes_weights=False,
+    by_pieces=by_pieces,
 )

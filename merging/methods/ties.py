@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.agreement import average_agreeing, sign_of_zero
+from adapterhub.merging.ops.agreement import agreeing_pieces, average_agreeing, sign_of_zero
+from adapterhub.merging.ops.selection import largest
 from adapterhub.merging.ops.signs import TIES
-from adapterhub.merging.ops.sparsify import keep_largest
+from adapterhub.merging.ops.sparsify import keep_largest, kept_count
 from adapterhub.merging.registry import MethodSpec, parameter
 
 if TYPE_CHECKING:
     import torch
+
+    from adapterhub.merging.registry import Piece, Pieces
 
 
 @dataclass(frozen=True)
 class Parameters:
     """What ties may be told."""
 
-    density: float = parameter(
-        1.0, "fraction of each patch's entries kept, per tensor", low=0, high=1, is_low_open=True
+    density: float = parameter(1.0, "fraction of each patch's entries kept", low=0, high=1, is_low_open=True)
+    scope: str = parameter(
+        "tensor", "whether shares are of each tensor or of the whole patch", choices=("tensor", "global")
     )
     scale: float = parameter(1.0, "λ, the factor on the result")
     normalize: str = parameter(
@@ -59,6 +63,24 @@ def ties(deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: P
     )
 
 
+def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) -> Callable[[Piece], torch.Tensor]:
+    """The same, some rows at a time."""
+    return agreeing_pieces(
+        pieces,
+        weights,
+        lambda: largest(pieces, len(weights), parameters.density),
+        scale=parameters.scale,
+        normalize=parameters.normalize,
+        elect=parameters.elect,
+        tie=parameters.tie,
+    )
+
+
+def global_counts(parameters: Parameters, numel: int) -> list[int]:
+    """How many of a whole patch's entries are its largest, where shares are of the patch."""
+    return [kept_count(numel, parameters.density)] if parameters.scope == "global" else []
+
+
 SPEC = MethodSpec(
     name="ties",
     title="TIES",
@@ -68,4 +90,6 @@ SPEC = MethodSpec(
     parameters=Parameters,
     laws=frozenset({"commutative", "neutral_zero"}),
     laws_at={"identity": {"density": 1.0}, "idempotent": {"density": 1.0}},
+    by_pieces=by_pieces,
+    global_counts=global_counts,
 )

@@ -8,9 +8,11 @@ from adapterhub.merging.ops.signs import elect_signs
 from adapterhub.merging.ops.sums import weighted_sum
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import torch
+
+    from adapterhub.merging.registry import Piece
 
 _PIECE = 1 << 16
 """Entries at a time: pieces that stay in a core's cache."""
@@ -36,6 +38,7 @@ def average_agreeing(
 
     flat = [delta.reshape(-1) for delta in deltas]
     merged = torch.empty_like(flat[0])
+    least = torch.finfo(merged.dtype).tiny
     for start in range(0, merged.numel(), _PIECE):
         piece = [delta[start : start + _PIECE] for delta in flat]
         weighted = [delta * weight for delta, weight in zip(piece, weights, strict=True)]
@@ -45,10 +48,33 @@ def average_agreeing(
             agreeing = (one * signs).clamp_min_(0)  # |w·Δ| where the signs agree, else 0
             total += agreeing
             divisor.add_(agreeing.sign_(), alpha=weight if normalize == "weights" else 1.0)
-        if normalize != "none":
+        if normalize == "count" or (normalize == "weights" and min(weights) > 0):
+            total /= divisor.clamp_min_(least)  # where none agrees both are 0; far faster than a mask
+        elif normalize == "weights":
             total /= divisor.masked_fill_(divisor == 0, 1.0)
         merged[start : start + _PIECE] = total.mul_(signs).mul_(scale)
     return merged.view(deltas[0].shape)
+
+
+def agreeing_pieces(
+    pieces: Iterable[Piece],
+    weights: Sequence[float],
+    keeper: Callable[[], Callable[[Piece], Sequence[torch.Tensor]]],
+    *,
+    scale: float,
+    normalize: str,
+    elect: str,
+    tie: str,
+) -> Callable[[Piece], torch.Tensor]:
+    """`average_agreeing` of what is kept of each piece. keeper: makes what is called with the pieces in their order.
+
+    For tie="majority" the pieces are gone through once more before.
+    """
+    zero = 1.0 if tie == "positive" else sign_of_zero(tie, map(keeper(), pieces), weights, elect)
+    keep = keeper()
+    return lambda piece: average_agreeing(
+        keep(piece), weights, scale=scale, normalize=normalize, is_weighted=elect == "weighted", tie=zero
+    )
 
 
 def sign_of_zero(tie: str, pieces: Iterable[Sequence[torch.Tensor]], weights: Sequence[float], elect: str) -> float:

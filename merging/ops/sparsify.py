@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -55,6 +55,14 @@ def quantiles(values: torch.Tensor, shares: tuple[float, ...]) -> list[float]:
     return [float(one) for one in np.quantile(values.detach().cpu().numpy().reshape(-1), shares, method="lower")]
 
 
+def middle_counts(numel: int, density: float, gamma: float) -> tuple[int, int]:
+    """How many of `numel` entries `keep_middle` keeps, and how many larger ones it leaves out."""
+    if density >= 1 or not numel:
+        return numel, 0
+    kept = max(1, int(density * numel))
+    return kept, min(numel - kept, int(gamma * numel))
+
+
 def keep_middle(delta: torch.Tensor, density: float, gamma: float) -> torch.Tensor:
     """The tensor without its largest entries by magnitude, a share gamma of them, nor its smallest: a density is left.
 
@@ -65,10 +73,10 @@ def keep_middle(delta: torch.Tensor, density: float, gamma: float) -> torch.Tens
     import torch
 
     count = delta.numel()
-    if density >= 1 or not count:
+    kept, above = middle_counts(count, density, gamma)
+    if kept == count:
         return delta
-    kept = max(1, int(density * count))
-    bottom = max(0, count - kept - int(gamma * count))
+    bottom = count - kept - above
     flat = delta.reshape(-1)
     order = torch.argsort(flat.abs(), stable=True, descending=True).flip(0)  # ascending, equal ones backwards
     result = torch.zeros_like(flat)
@@ -89,8 +97,16 @@ def keep_ranked(delta: torch.Tensor, density: float, epsilon: float) -> torch.Te
     size = rows.shape[1]
     if size < 2:
         return torch.full(delta.shape, density, dtype=torch.float64, device=delta.device)
-    ranks = rows.abs().argsort(dim=1, stable=True).argsort(dim=1).double()  # 0 the smallest
-    return ((density - epsilon) + ranks * (2 * epsilon / (size - 1))).view(delta.shape)
+    ranks = rows.abs().argsort(dim=1, stable=True).argsort(dim=1)  # 0 the smallest
+    by_rank = torch.from_numpy(probabilities(size, density, epsilon)).to(delta.device)
+    return by_rank[ranks].view(delta.shape)
+
+
+def probabilities(size: int, density: float, epsilon: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """How likely the entry of each rank of a row of `size` stays, the smallest first, float64; one has the density."""
+    if size < 2:
+        return np.full(size, density)
+    return (density - epsilon) + np.arange(size, dtype=np.float64) * (2 * epsilon / (size - 1))
 
 
 RESCALES = ("inverse", "l1", "l2", "linf", "none")
@@ -109,9 +125,17 @@ def rescaled(kept: torch.Tensor, before: torch.Tensor, how: str, factor: torch.T
         return kept.clone()
     if not kept.numel():
         return kept.clone()
-    order = {"l1": 1.0, "l2": 2.0, "linf": float("inf")}[how]
-    size, left = (float(one.double().reshape(-1).norm(order)) for one in (before, kept))
-    return kept * (size / left if min(size, left) >= 1e-7 else 1.0)
+    order = NORMS[how]
+    return kept * restoring(*(float(one.double().reshape(-1).norm(order)) for one in (before, kept)))
+
+
+NORMS = {"l1": 1.0, "l2": 2.0, "linf": float("inf")}
+"""Orders of the norms that a delta may be brought back to."""
+
+
+def restoring(size: float, left: float) -> float:
+    """The factor that brings a norm `left` back to `size`; 1 where either is below 1e-7."""
+    return size / left if min(size, left) >= 1e-7 else 1.0
 
 
 def _ascending(values: torch.Tensor, position: int) -> float:

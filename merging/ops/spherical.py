@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from adapterhub.merging.registry import Pieces
+
 TINY = 1e-8
 """A length at or below which a vector has no direction."""
 
@@ -27,6 +29,26 @@ def slerp(a: torch.Tensor, b: torch.Tensor, t: float, *, nearly: float = 0.9995)
     angle = math.acos(cosine)
     left, right = math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
     return (left * x + right * y).to(a.dtype)
+
+
+def shares(pieces: Pieces, t: float, *, nearly: float = 0.9995) -> tuple[float, float]:
+    """The factors of W and W + Δ whose sum `slerp` gives, of a base and its first delta that come in pieces.
+
+    Source: as `slerp`; the angle is that of the whole tensors, in float64.
+    """
+    products = [0.0, 0.0, 0.0]
+    for piece in pieces:
+        x = piece.base.reshape(-1).double()
+        y = x + piece.deltas[0].reshape(-1)
+        for number, (one, other) in enumerate(((x, x), (y, y), (x, y))):
+            products[number] += float(one.dot(other))
+    lengths = [math.sqrt(square) for square in products[:2]]
+    units = [length if length > TINY else 1.0 for length in lengths]
+    cosine = _clamped(products[2] / units[0] / units[1])
+    if abs(cosine) > nearly:
+        return 1 - t, t
+    angle = math.acos(cosine)
+    return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
 
 
 def slerp_rows(a: torch.Tensor, b: torch.Tensor, t: float, dim: int) -> torch.Tensor:

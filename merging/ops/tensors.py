@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -90,7 +91,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return True
     low, high = torch.aminmax(tensor)  # NaN wins in both
-    return bool(torch.isfinite(low) and torch.isfinite(high))
+    return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
 def as_matrix(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,11 @@
+import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapterhub.merging import engine
-from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
+from adapterhub.merging.checkpoint import Checkpoint, LocalFolder, layout
+from adapterhub.merging.effects import read
 from adapterhub.merging.engine import Progress, run, variant
-from adapterhub.merging.errors import Cancelled, NonFinite
+from adapterhub.merging.errors import Cancelled, NonFinite, PlanTooLarge
 from adapterhub.merging.native import select, sparse, write_patch
 from adapterhub.merging.plan import Plan, plan
 from adapterhub.merging.recipes.canonical import Input
 from adapterhub.merging.recipes.expression import parse
+from adapterhub.merging.results import ResultFolder
 from tests.merging import tiny
 
 SITES = ["model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight"]
@@ -222,3 +229,209 @@ def test_a_linear_call_is_the_sum_that_it_stands_for(planned: Callable[..., Plan
     run(planned("demo/base + 0.75*demo/lora1 + 0.25*demo/lora2"), tmp_path / "sum")
     weights = "model.safetensors"
     assert (tmp_path / "call" / weights).read_bytes() == (tmp_path / "sum" / weights).read_bytes()
+
+
+def test_a_full_disk_keeps_the_inputs_and_removes_what_was_written(
+    planned: Callable[..., Plan], inputs: dict[str, Input], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = planned(MIXED)
+    before = contents(inputs["base"].folder.path("config.json").parent)
+    written = 0
+    pwrite = os.pwrite
+
+    def until_full(fd: int, data: memoryview, start: int) -> int:
+        nonlocal written
+        written += len(data)
+        if written > made.size_bytes // 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(fd, data, start)
+
+    monkeypatch.setattr(os, "pwrite", until_full)
+    with pytest.raises(PlanTooLarge, match=f"takes {made.size_bytes} bytes and its disk has"):
+        run(made, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    assert contents(inputs["base"].folder.path("config.json").parent) == before
+
+
+def test_no_more_tensors_are_in_work_than_fit_into_memory(planned: Callable[..., Plan]) -> None:
+    made = planned(MIXED)
+    assert engine._workers(replace(made, memory_bytes=3 * made.peak_bytes), 16) == 3
+    assert engine._workers(replace(made, memory_bytes=3 * made.peak_bytes), 2) == 2
+    assert engine._workers(replace(made, memory_bytes=made.peak_bytes), 16) == 1
+
+
+MERGE_IN_LITTLE_MEMORY = """
+import sys
+from pathlib import Path
+from adapterhub.cli import local
+folders = {name: Path(sys.argv[1]) / name for name in ("base", "a", "b")}
+nothing = lambda at: None
+local.merge(sys.argv[3], folders, Path(sys.argv[2]), as_kind=None, dtype=None, memory_bytes=512 << 20, progress=nothing)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "text",
+    ["ties(base; a, b, density=0.2)", "linear(base; a, b)", "della(base; a, b)"],
+    ids=["ties", "linear", "della"],
+)
+def test_models_larger_than_the_memory_limit_stay_below_it(tmp_path: Path, text: str) -> None:
+    for name in ("base", "a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+        planned = {f"model.layers.0.{one}": ("BF16", (40_000, 4096)) for one in "xy"}
+        tensors = layout(planned)
+        with (tmp_path / name / "model.safetensors").open("wb") as file:
+            file.write(tensors.header)
+            file.truncate(tensors.size_bytes)  # zeros that take no room on the disk
+    assert tensors.size_bytes > 512 << 20
+    command = [sys.executable, "-c", MERGE_IN_LITTLE_MEMORY, str(tmp_path), str(tmp_path / "out"), text]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(done.stdout) * 1024 < 512 << 20
+    assert (tmp_path / "out/model.safetensors").stat().st_size == tensors.size_bytes
+
+
+KILLED_AFTER_TWO_SHARDS = """
+import os, sys
+from pathlib import Path
+from adapterhub.merging import engine
+from adapterhub.merging.checkpoint import LocalFolder
+from adapterhub.merging.plan import plan
+from adapterhub.merging.recipes.canonical import Input
+from adapterhub.merging.recipes.expression import parse
+engine.SHARD_BYTES = 2000
+recipe = parse(sys.argv[3])
+inputs = {ref: Input(ref.name, LocalFolder(Path(sys.argv[1]) / ref.name), kind="model") for ref in recipe.references()}
+keep = engine.ResultFolder.keep
+kept = []
+def killed(self, name, *rest):
+    keep(self, name, *rest)
+    kept.append(name)
+    if len(kept) == 2:
+        os._exit(9)
+engine.ResultFolder.keep = killed
+engine.run(plan(recipe, inputs, memory_bytes=1 << 30), Path(sys.argv[2]))
+"""
+HALFWAY = "base + 0.5*other"
+
+
+@pytest.fixture
+def killed(inputs: dict[str, Input], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Plan]:
+    """A merge into tmp_path/"out" that was killed after its second shard; gives its plan."""
+    monkeypatch.setattr(engine, "SHARD_BYTES", 2000)
+    root = inputs["base"].folder.path("config.json").parent.parent
+
+    def made() -> Plan:
+        recipe = parse(HALFWAY)
+        found = {ref: Input(ref.name, LocalFolder(root / ref.name), kind="model") for ref in recipe.references()}
+        return plan(recipe, found, memory_bytes=1 << 30)
+
+    command = [sys.executable, "-c", KILLED_AFTER_TWO_SHARDS, str(root), str(tmp_path / "out"), HALFWAY]
+    assert subprocess.run(command, check=False).returncode == 9
+    assert not (tmp_path / "out").exists()
+    return made
+
+
+def folded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the tensors that are computed from now on."""
+    names: list[str] = []
+    write = engine._write
+
+    def noted(output: Any, *rest: Any) -> Any:
+        names.append(output.name)
+        return write(output, *rest)
+
+    monkeypatch.setattr(engine, "_write", noted)
+    return names
+
+
+def test_a_killed_merge_goes_on_from_its_last_finished_shard(
+    killed: Callable[[], Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(killed(), tmp_path / "whole")
+    names = folded(monkeypatch)
+    progress: list[Progress] = []
+    result = run(killed(), tmp_path / "out", progress=progress.append)
+    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())["weight_map"]
+    first, second = sorted(set(index.values()))[:2]
+    assert sorted(names) == sorted(name for name, shard in index.items() if shard not in (first, second))
+    assert progress[-1].done == progress[-1].total
+    assert result == whole
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_a_shard_that_is_not_what_was_kept_is_made_again(
+    killed: Callable[[], Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (partial,) = tmp_path.glob(".out.*.partial")
+    first = min(partial.glob("*.safetensors"))
+    first.write_bytes(first.read_bytes()[:-1] + b"?")
+    names = folded(monkeypatch)
+    run(killed(), tmp_path / "out")
+    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())["weight_map"]
+    assert {name for name, shard in index.items() if shard == first.name} <= set(names)
+    assert contents(tmp_path / "out") == contents_of(killed(), tmp_path / "whole")
+
+
+def contents_of(made: Plan, out: Path) -> dict[str, bytes]:
+    run(made, out)
+    return contents(out)
+
+
+def test_a_cancelled_run_after_a_killed_one_leaves_nothing(killed: Callable[[], Plan], tmp_path: Path) -> None:
+    with pytest.raises(Cancelled):
+        run(killed(), tmp_path / "out", cancelled=lambda: True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_of_one_recipe_into_one_place_do_not_mix(killed: Callable[[], Plan], tmp_path: Path) -> None:
+    made = killed()
+    key = engine._key(made)
+    with ResultFolder(tmp_path / "out", key=key) as one, ResultFolder(tmp_path / "out", key=key) as other:
+        assert one.path != other.path
+        first = min(path.name for path in one.path.glob("*.safetensors"))
+        assert one.reuse(first) is not None
+        assert other.reuse(first) is None
+
+
+def whole_vector(text: str, made: Plan, inputs: dict[str, Input]) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    """What TIES and Breadcrumbs of two dense deltas are when shares are of the whole vector, in float64."""
+    names = sorted(made.touched)
+    base, other = (Checkpoint.open(inputs[name].folder).tensors for name in ("base", "other"))
+    W = np.concatenate([floats(base[name]).reshape(-1) for name in names])
+    delta = np.concatenate([floats(other[name]).reshape(-1) for name in names]) - W
+    order = np.sort(np.abs(delta))[::-1]
+    kept = np.where(np.abs(delta) >= order[int(0.3 * delta.size) - 1], delta, 0)
+    if "breadcrumbs" in text:
+        larger = int(0.1 * delta.size)
+        inside = (np.abs(delta) >= order[larger + int(0.3 * delta.size) - 1]) & (np.abs(delta) < order[larger - 1])
+        kept = np.where(inside, delta, 0)
+    ends = np.cumsum([base[name].numel for name in names])[:-1]
+    return dict(zip(names, np.split(W + kept, ends), strict=True))
+
+
+def floats(handle: Any) -> np.ndarray[Any, np.dtype[Any]]:
+    found: np.ndarray[Any, np.dtype[Any]] = read(handle).double().numpy()
+    return found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ties(demo/base; demo/other, density=0.3, scope=global)",
+        "breadcrumbs(demo/base; demo/other, density=0.3, gamma=0.1, scope=global)",
+        "breadcrumbs_ties(demo/base; demo/other, density=0.3, gamma=0.1, scope=global)",
+    ],
+)
+def test_shares_may_be_of_the_whole_patch(
+    planned: Callable[..., Plan], inputs: dict[str, Input], tmp_path: Path, text: str
+) -> None:
+    made = planned(text, dtype="F32")
+    run(made, tmp_path / "out")
+    tensors = load_file(tmp_path / "out/model.safetensors")
+    for name, expected in whole_vector(text, made, inputs).items():
+        np.testing.assert_allclose(tensors[name].reshape(-1).numpy(), expected, rtol=3e-7, atol=1e-9)
+    assert all(torch.equal(value, tensors[name]) for name, value in variant(made).items())

@@ -14,7 +14,7 @@ from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import Job
 from adapterhub.hub.errors import Forbidden
 from adapterhub.hub.jobs.inline import InlineExecutor
-from adapterhub.hub.services import blobs, describe, merges, recipes, repos, trees
+from adapterhub.hub.services import blobs, describe, merges, publish, recipes, repos, trees
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.commits import AddRegular, commit
 from adapterhub.hub.worker import handlers_of
@@ -94,6 +94,19 @@ def test_the_same_merge_again_makes_no_new_commit(hub: Hub, ann: Caller) -> None
         if one.result
     ]
     assert weights[0] == weights[1]
+
+
+def test_a_job_that_was_killed_finds_the_engines_shards_and_nothing_else(hub: Hub, ann: Caller) -> None:
+    job = merges.request(hub, ann, "ann/base + 0.5*ann/code", push="ann/both")
+    folder = hub.settings.data / "spool" / f"job-{job.id}"
+    (folder / ".result.0123456789ab.partial").mkdir(parents=True)
+    (folder / "result").mkdir()
+    (folder / "result/config.json").write_text("{}")
+    (folder / "left").write_text("over")
+    with publish.workplace(hub, job) as out:
+        assert [path.name for path in folder.iterdir()] == [".result.0123456789ab.partial"]
+        assert out == folder / "result"
+    assert not folder.exists()
 
 
 def test_an_unfinished_merge_is_asked_for_once(hub: Hub, ann: Caller) -> None:

@@ -1,5 +1,6 @@
 """Laws that every registered merge method keeps, as far as its spec claims them."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 
 from adapterhub.merging.methods import methods
 from adapterhub.merging.ops.lowrank import Trained
-from adapterhub.merging.registry import Measured, MergeSite, MethodSpec
+from adapterhub.merging.ops.selection import Threshold
+from adapterhub.merging.ops.tensors import as_matrix
+from adapterhub.merging.registry import Measured, MergeSite, MethodSpec, Piece, parameters_of
 
 SHAPES = [(1,), (7,), (1, 9), (9, 1), (0,), (0, 4), (33, 17), (3, 2, 5), ()]
 
@@ -223,6 +226,49 @@ def test_the_same_call_gives_the_same_bytes_on_one_and_two_threads(spec: MethodS
         assert torch.equal(one, two)
     else:  # decompositions divide their work by threads; the engine gives every tensor one
         torch.testing.assert_close(one, two)
+
+
+class Rows:
+    """Deltas of one tensor, a few rows at a time."""
+
+    def __init__(self, deltas: list[torch.Tensor], base: torch.Tensor, step: int) -> None:
+        self.name, self.shape, self.depth = "model.layers.0.w", tuple(base.shape), 0.0
+        self.digests = tuple(f"sha256:{number}" for number in range(len(deltas)))
+        self.limits: list[list[Threshold]] = []
+        self._deltas, self._base, self._step = [as_matrix(one) for one in deltas], as_matrix(base), step
+
+    def __iter__(self) -> Iterator[Piece]:
+        rows, columns = self._base.shape
+        step = self._step if len(self.shape) > 1 else max(1, rows)
+        for start in range(0, rows, step):
+            deltas = [one[start : start + step].clone() for one in self._deltas]
+            yield Piece(start * columns, self._base[start : start + step], deltas)
+
+
+RESCALED: list[dict[str, Any]] = [{"rescale": "l1"}, {"rescale": "l2"}, {"rescale": "linf"}, {"density": 0.3}]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1,), (7,), (1, 9), (9, 1), (0, 4), (33, 17), (6, 2, 5), ()], ids=str)
+def test_by_pieces_is_what_the_whole_gives(spec: MethodSpec, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if spec.by_pieces is None:
+        return
+    # few different magnitudes, so that the largest end among equal ones
+    count = spec.inputs[1] or 3
+    deltas = [(2 * one).round().to(dtype) / 3 for one in random_deltas(count, shape)]
+    base = random_deltas(1, shape, seed=9)[0].to(dtype)
+    weights = [0.5, -0.25, 1.5][:count] if spec.takes_weights else [1.0] * count
+    names = {one.name for one in parameters_of(spec.parameters)}
+    for told in ({}, *OTHERWISE.get(spec.name, []), *RESCALED, {"density": 0.4, "gamma": 0.3}):
+        if not told.keys() <= names:
+            continue
+        parameters = spec.parameters(**told)
+        pieces = Rows(deltas, base, 4)
+        merged = spec.by_pieces(pieces, weights, parameters)
+        found = [merged(piece).reshape(-1) for piece in pieces]
+        site = MergeSite(pieces.name, base, pieces.digests, 0.0)
+        expected = spec.merge(deltas, weights, parameters, site).reshape(-1)
+        torch.testing.assert_close(torch.cat([*found, expected[:0]]), expected, rtol=2e-6, atol=2e-6)
 
 
 def test_a_linear_method_is_the_sum_that_its_coefficients_say(spec: MethodSpec) -> None:

@@ -113,7 +113,7 @@ def test_the_canonical_text_holds_commits_digests_and_every_parameter(inputs: di
     assert value["inputs"][value["base"]]["name"].startswith("demo/base@")
     (part,) = value["sum"]
     assert (part["weight"], part["method"], part["parameters"]["density"]) == (0.5, "ties", 0.5)
-    assert set(part["parameters"]) == {"density", "scale", "normalize", "elect", "tie"}
+    assert set(part["parameters"]) == {"density", "scale", "normalize", "elect", "tie", "scope"}
     weights = {value["inputs"][one["sum"][0]["input"]]["name"][5]: one["weight"] for one in part["inputs"]}
     assert weights == {"a": 1.0, "b": 2.0}
 
