@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.merging.ops.selection import middle
 from adapterhub.merging.ops.sparsify import keep_middle, middle_counts
-from adapterhub.merging.ops.sums import shared, weighted_sum
+from adapterhub.merging.ops.sums import scaled_shares, weighted_sum
 from adapterhub.merging.registry import MethodSpec, parameter
 
 if TYPE_CHECKING:
@@ -38,15 +38,13 @@ def breadcrumbs(deltas: Sequence[torch.Tensor], weights: Sequence[float], parame
     Source: arXiv:2312.06795 sec. 3. Differs from the paper, like mergekit 0.1.5: shares are of a tensor, not a layer.
     """
     kept = [keep_middle(delta, parameters.density, parameters.gamma) for delta in deltas]
-    shares = shared(weights) if parameters.normalize else weights
-    return weighted_sum(kept, [parameters.scale * share for share in shares])
+    return weighted_sum(kept, scaled_shares(weights, parameters.scale, normalize=parameters.normalize))
 
 
 def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) -> Callable[[Piece], torch.Tensor]:
     """The same, some rows at a time."""
     keep = middle(pieces, len(weights), parameters.density, parameters.gamma)
-    shares = shared(weights) if parameters.normalize else weights
-    factors = [parameters.scale * share for share in shares]
+    factors = scaled_shares(weights, parameters.scale, normalize=parameters.normalize)
     return lambda piece: weighted_sum(keep(piece), factors)
 
 

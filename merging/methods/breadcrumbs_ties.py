@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.agreement import agreeing_pieces, average_agreeing, sign_of_zero
+from adapterhub.merging.ops.agreement import elected, elected_by_pieces
 from adapterhub.merging.ops.selection import middle
 from adapterhub.merging.ops.signs import TIES
 from adapterhub.merging.ops.sparsify import keep_middle, middle_counts
@@ -45,28 +45,16 @@ def breadcrumbs_ties(deltas: Sequence[torch.Tensor], weights: Sequence[float], p
     Source: arXiv:2312.06795 sec. 3. Differs from the paper, like mergekit 0.1.5: shares are of a tensor, not a layer.
     """
     kept = [keep_middle(delta, parameters.density, parameters.gamma) for delta in deltas]
-    normalize = "weights" if parameters.normalize else "none"
-    return average_agreeing(
-        kept,
-        weights,
-        scale=parameters.scale,
-        normalize=normalize,
-        is_weighted=parameters.elect == "weighted",
-        tie=sign_of_zero(parameters.tie, [kept], weights, parameters.elect),
-    )
+    return elected(kept, weights, parameters)
 
 
 def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) -> Callable[[Piece], torch.Tensor]:
     """The same, some rows at a time."""
-    normalize = "weights" if parameters.normalize else "none"
-    return agreeing_pieces(
+    return elected_by_pieces(
         pieces,
         weights,
+        parameters,
         lambda: middle(pieces, len(weights), parameters.density, parameters.gamma),
-        scale=parameters.scale,
-        normalize=normalize,
-        elect=parameters.elect,
-        tie=parameters.tie,
     )
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.draws import keep_random, random_pieces
+from adapterhub.merging.ops.draws import keep_each_random, random_pieces
 from adapterhub.merging.ops.sparsify import RESCALES
-from adapterhub.merging.ops.sums import shared, weighted_sum
+from adapterhub.merging.ops.sums import scaled_shares, weighted_sum
 from adapterhub.merging.registry import MethodSpec, parameter
 
 if TYPE_CHECKING:
@@ -42,19 +42,14 @@ def dare_linear(
     Source: arXiv:2311.03099 sec. 3. Differs: mergekit 0.1.5 rescales by the L1 norm (rescale="l1") and draws masks
     from one global generator.
     """
-    kept = [
-        keep_random(delta, parameters.density, parameters.rescale, parameters.seed, digest, site.name)
-        for delta, digest in zip(deltas, site.digests, strict=True)
-    ]
-    shares = shared(weights) if parameters.normalize else weights
-    return weighted_sum(kept, [parameters.scale * share for share in shares])
+    kept = keep_each_random(deltas, site, parameters.density, parameters.rescale, parameters.seed)
+    return weighted_sum(kept, scaled_shares(weights, parameters.scale, normalize=parameters.normalize))
 
 
 def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) -> Callable[[Piece], torch.Tensor]:
     """The same, some rows at a time."""
     keep = random_pieces(pieces, parameters.density, parameters.rescale, parameters.seed)
-    shares = shared(weights) if parameters.normalize else weights
-    factors = [parameters.scale * share for share in shares]
+    factors = scaled_shares(weights, parameters.scale, normalize=parameters.normalize)
     return lambda piece: weighted_sum(keep(piece), factors)
 
 

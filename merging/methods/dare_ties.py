@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.agreement import agreeing_pieces, average_agreeing, sign_of_zero
-from adapterhub.merging.ops.draws import keep_random, random_pieces
+from adapterhub.merging.ops.agreement import elected, elected_by_pieces
+from adapterhub.merging.ops.draws import keep_each_random, random_pieces
 from adapterhub.merging.ops.signs import TIES
 from adapterhub.merging.ops.sparsify import RESCALES
 from adapterhub.merging.registry import MethodSpec, parameter
@@ -49,32 +49,17 @@ def dare_ties(
     Source: arXiv:2311.03099 sec. 3 and arXiv:2306.01708 sec. 3. Differs: mergekit 0.1.5 rescales by the L1 norm
     (rescale="l1") and draws masks from one global generator.
     """
-    kept = [
-        keep_random(delta, parameters.density, parameters.rescale, parameters.seed, digest, site.name)
-        for delta, digest in zip(deltas, site.digests, strict=True)
-    ]
-    normalize = "weights" if parameters.normalize else "none"
-    return average_agreeing(
-        kept,
-        weights,
-        scale=parameters.scale,
-        normalize=normalize,
-        is_weighted=parameters.elect == "weighted",
-        tie=sign_of_zero(parameters.tie, [kept], weights, parameters.elect),
-    )
+    kept = keep_each_random(deltas, site, parameters.density, parameters.rescale, parameters.seed)
+    return elected(kept, weights, parameters)
 
 
 def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) -> Callable[[Piece], torch.Tensor]:
     """The same, some rows at a time."""
-    normalize = "weights" if parameters.normalize else "none"
-    return agreeing_pieces(
+    return elected_by_pieces(
         pieces,
         weights,
+        parameters,
         lambda: random_pieces(pieces, parameters.density, parameters.rescale, parameters.seed),
-        scale=parameters.scale,
-        normalize=normalize,
-        elect=parameters.elect,
-        tie=parameters.tie,
     )
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.agreement import agreeing_pieces, average_agreeing, sign_of_zero
-from adapterhub.merging.ops.draws import check_probabilities, keep_likely, likely_pieces
+from adapterhub.merging.ops.agreement import elected, elected_by_pieces
+from adapterhub.merging.ops.draws import check_probabilities, keep_each_likely, likely_pieces
 from adapterhub.merging.ops.signs import TIES
 from adapterhub.merging.ops.sparsify import RESCALES
 from adapterhub.merging.registry import MethodSpec, parameter
@@ -57,35 +57,18 @@ def della(
     of one entry.
     """
     check(parameters)
-    kept = [
-        keep_likely(
-            delta, parameters.density, parameters.epsilon, parameters.rescale, parameters.seed, digest, site.name
-        )
-        for delta, digest in zip(deltas, site.digests, strict=True)
-    ]
-    normalize = "weights" if parameters.normalize else "none"
-    return average_agreeing(
-        kept,
-        weights,
-        scale=parameters.scale,
-        normalize=normalize,
-        is_weighted=parameters.elect == "weighted",
-        tie=sign_of_zero(parameters.tie, [kept], weights, parameters.elect),
-    )
+    kept = keep_each_likely(deltas, site, parameters.density, parameters.epsilon, parameters.rescale, parameters.seed)
+    return elected(kept, weights, parameters)
 
 
 def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) -> Callable[[Piece], torch.Tensor]:
     """The same, some rows at a time."""
     check(parameters)
-    normalize = "weights" if parameters.normalize else "none"
-    return agreeing_pieces(
+    return elected_by_pieces(
         pieces,
         weights,
+        parameters,
         lambda: likely_pieces(pieces, parameters.density, parameters.epsilon, parameters.rescale, parameters.seed),
-        scale=parameters.scale,
-        normalize=normalize,
-        elect=parameters.elect,
-        tie=parameters.tie,
     )
 
 

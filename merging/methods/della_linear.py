@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.draws import check_probabilities, keep_likely, likely_pieces
+from adapterhub.merging.ops.draws import check_probabilities, keep_each_likely, likely_pieces
 from adapterhub.merging.ops.sparsify import RESCALES
-from adapterhub.merging.ops.sums import shared, weighted_sum
+from adapterhub.merging.ops.sums import scaled_shares, weighted_sum
 from adapterhub.merging.registry import MethodSpec, parameter
 
 if TYPE_CHECKING:
@@ -50,22 +50,15 @@ def della_linear(
     of one entry.
     """
     check(parameters)
-    kept = [
-        keep_likely(
-            delta, parameters.density, parameters.epsilon, parameters.rescale, parameters.seed, digest, site.name
-        )
-        for delta, digest in zip(deltas, site.digests, strict=True)
-    ]
-    shares = shared(weights) if parameters.normalize else weights
-    return weighted_sum(kept, [parameters.scale * share for share in shares])
+    kept = keep_each_likely(deltas, site, parameters.density, parameters.epsilon, parameters.rescale, parameters.seed)
+    return weighted_sum(kept, scaled_shares(weights, parameters.scale, normalize=parameters.normalize))
 
 
 def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) -> Callable[[Piece], torch.Tensor]:
     """The same, some rows at a time."""
     check(parameters)
     keep = likely_pieces(pieces, parameters.density, parameters.epsilon, parameters.rescale, parameters.seed)
-    shares = shared(weights) if parameters.normalize else weights
-    factors = [parameters.scale * share for share in shares]
+    factors = scaled_shares(weights, parameters.scale, normalize=parameters.normalize)
     return lambda piece: weighted_sum(keep(piece), factors)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapterhub.merging.ops import truncation
-from adapterhub.merging.ops.draws import keep_random
+from adapterhub.merging.ops.draws import keep_each_random
 from adapterhub.merging.ops.sums import weighted_sum
 from adapterhub.merging.registry import MethodSpec, parameter
 
@@ -39,10 +39,7 @@ def on_factors(deltas: Sequence[Factors], weights: Sequence[float], parameters: 
 def _merge(
     deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: Parameters, site: MergeSite
 ) -> torch.Tensor:
-    kept = [
-        keep_random(delta, parameters.density, "inverse", parameters.seed, digest, site.name)
-        for delta, digest in zip(deltas, site.digests, strict=True)
-    ]
+    kept = keep_each_random(deltas, site, parameters.density, "inverse", parameters.seed)
     return weighted_sum(kept, list(weights))
 
 

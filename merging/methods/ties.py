@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.agreement import agreeing_pieces, average_agreeing, sign_of_zero
+from adapterhub.merging.ops.agreement import elected, elected_by_pieces
 from adapterhub.merging.ops.selection import largest
 from adapterhub.merging.ops.signs import TIES
 from adapterhub.merging.ops.sparsify import keep_largest, kept_count
@@ -53,27 +53,12 @@ def ties(deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: P
     paper's choices.
     """
     trimmed = [keep_largest(delta, parameters.density) for delta in deltas]
-    return average_agreeing(
-        trimmed,
-        weights,
-        scale=parameters.scale,
-        normalize=parameters.normalize,
-        is_weighted=parameters.elect == "weighted",
-        tie=sign_of_zero(parameters.tie, [trimmed], weights, parameters.elect),
-    )
+    return elected(trimmed, weights, parameters)
 
 
 def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) -> Callable[[Piece], torch.Tensor]:
     """The same, some rows at a time."""
-    return agreeing_pieces(
-        pieces,
-        weights,
-        lambda: largest(pieces, len(weights), parameters.density),
-        scale=parameters.scale,
-        normalize=parameters.normalize,
-        elect=parameters.elect,
-        tie=parameters.tie,
-    )
+    return elected_by_pieces(pieces, weights, parameters, lambda: largest(pieces, len(weights), parameters.density))
 
 
 def global_counts(parameters: Parameters, numel: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from adapterhub.merging.ops.signs import elect_signs
 from adapterhub.merging.ops.sums import weighted_sum
@@ -56,24 +56,57 @@ def average_agreeing(
     return merged.view(deltas[0].shape)
 
 
-def agreeing_pieces(
+class Election(Protocol):
+    """What a method's parameters say of how signs are elected, and of what those that agree come to.
+
+    normalize: as `average_agreeing` has it; True for "weights", False for "none". elect: "weighted" or "unweighted".
+    tie: one of `TIES`.
+    """
+
+    @property
+    def scale(self) -> float: ...
+
+    @property
+    def normalize(self) -> str | bool: ...
+
+    @property
+    def elect(self) -> str: ...
+
+    @property
+    def tie(self) -> str: ...
+
+
+def elected(kept: Sequence[torch.Tensor], weights: Sequence[float], parameters: Election) -> torch.Tensor:
+    """`average_agreeing` of what is kept of whole deltas, as the parameters say."""
+    return _average(kept, weights, parameters, sign_of_zero(parameters.tie, [kept], weights, parameters.elect))
+
+
+def elected_by_pieces(
     pieces: Iterable[Piece],
     weights: Sequence[float],
+    parameters: Election,
     keeper: Callable[[], Callable[[Piece], Sequence[torch.Tensor]]],
-    *,
-    scale: float,
-    normalize: str,
-    elect: str,
-    tie: str,
 ) -> Callable[[Piece], torch.Tensor]:
-    """`average_agreeing` of what is kept of each piece. keeper: makes what is called with the pieces in their order.
+    """`elected` of what is kept of each piece. keeper: makes what is called with the pieces in their order.
 
     For tie="majority" the pieces are gone through once more before.
     """
-    zero = 1.0 if tie == "positive" else sign_of_zero(tie, map(keeper(), pieces), weights, elect)
+    zero = 1.0
+    if parameters.tie != "positive":
+        zero = sign_of_zero(parameters.tie, map(keeper(), pieces), weights, parameters.elect)
     keep = keeper()
-    return lambda piece: average_agreeing(
-        keep(piece), weights, scale=scale, normalize=normalize, is_weighted=elect == "weighted", tie=zero
+    return lambda piece: _average(keep(piece), weights, parameters, zero)
+
+
+def _average(kept: Sequence[torch.Tensor], weights: Sequence[float], parameters: Election, tie: float) -> torch.Tensor:
+    normalize = parameters.normalize
+    return average_agreeing(
+        kept,
+        weights,
+        scale=parameters.scale,
+        normalize=normalize if isinstance(normalize, str) else "weights" if normalize else "none",
+        is_weighted=parameters.elect == "weighted",
+        tie=tie,
     )
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from adapterhub.merging.registry import Piece, Pieces
+    from adapterhub.merging.registry import MergeSite, Piece, Pieces
 
 WORD = 1 << 32
 
@@ -82,6 +82,26 @@ def keep_likely(
     likely = keep_ranked(delta, density, epsilon)
     kept = delta * chosen(likely, seed, digest, name, delta)
     return rescaled(kept, delta, rescale, (1 / likely).to(delta.dtype))
+
+
+def keep_each_random(
+    deltas: Sequence[torch.Tensor], site: MergeSite, density: float, rescale: str, seed: int
+) -> list[torch.Tensor]:
+    """`keep_random` of each input's delta at a site, by masks of the input's own."""
+    return [
+        keep_random(delta, density, rescale, seed, digest, site.name)
+        for delta, digest in zip(deltas, site.digests, strict=True)
+    ]
+
+
+def keep_each_likely(
+    deltas: Sequence[torch.Tensor], site: MergeSite, density: float, epsilon: float, rescale: str, seed: int
+) -> list[torch.Tensor]:
+    """`keep_likely` of each input's delta at a site, by masks of the input's own."""
+    return [
+        keep_likely(delta, density, epsilon, rescale, seed, digest, site.name)
+        for delta, digest in zip(deltas, site.digests, strict=True)
+    ]
 
 
 def random_pieces(pieces: Pieces, density: float, rescale: str, seed: int) -> Callable[[Piece], Sequence[torch.Tensor]]:

@@ -27,6 +27,11 @@ def shared(weights: Sequence[float]) -> list[float]:
     return list(weights) if abs(total) < 1e-8 else [weight / total for weight in weights]
 
 
+def scaled_shares(weights: Sequence[float], scale: float, *, normalize: bool) -> list[float]:
+    """The factor on each delta: scale times its weight, or times its share of the weights."""
+    return [scale * share for share in (shared(weights) if normalize else weights)]
+
+
 def weighted_sum(tensors: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
     """Σ coefficients[i] · tensors[i], in their dtype and shape, added in the given order; inputs are not modified."""
     total = tensors[0] * coefficients[0]
