@@ -6,18 +6,18 @@ Never imports torch: whatever is told follows from names, shapes and the registr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from adapterhub.merging import patches
-from adapterhub.merging.checkpoint import DTYPE_BITS, TensorHandle
+from adapterhub.merging.checkpoint import DTYPE_BITS
 from adapterhub.merging.methods import methods
 from adapterhub.merging.patch import ExportTensor
 from adapterhub.merging.plan import FLOATS, Plan
 from adapterhub.merging.registry import MethodSpec
-from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
+from adapterhub.merging.steps import Addend, MethodDelta, OutputTensor, TermDelta, handles_of
 from adapterhub.merging.terms import terms
 
 COPIED, CAST, BROUGHT, JOINED = "copied", "cast", "brought by a patch", "joined factors"
@@ -38,17 +38,23 @@ STATED = Rate(200e6, "stated: 200 MB/s are assumed, as no large merge was measur
 """What is assumed of a machine of which nothing is known: about what one core reads, adds and writes."""
 
 
-def explained(plan: Plan, rate: Rate = STATED) -> dict[str, Any]:
+def _stated(methods: Mapping[str, int]) -> Rate:
+    return STATED
+
+
+def explained(plan: Plan, rate_of: Callable[[Mapping[str, int]], Rate] = _stated) -> dict[str, Any]:
     """`plan.describe()` with the method of each tensor, dtypes, bytes to move, time, and what is approximated; JSON.
 
-    methods: number of tensors by method. per_tensor: in the order of names. estimate: seconds at that rate, which moves
-    read_bytes and size_bytes; methods that decompose take longer than bytes tell.
+    methods: number of tensors by method. per_tensor: in the order of names. estimate: seconds at the rate that rate_of
+    says of these methods, which moves read_bytes and size_bytes; methods that decompose take longer than bytes tell.
     """
     per_tensor = [_output(one, plan) for one in plan.outputs] if plan.export is None else _exported(plan)
     read_bytes = sum(one["read_bytes"] for one in per_tensor)
+    methods_here = dict(Counter(one["method"] for one in per_tensor).most_common())
+    rate = rate_of(methods_here)
     seconds = (read_bytes + plan.size_bytes) / rate.bytes_per_s
     return plan.describe() | {
-        "methods": dict(Counter(one["method"] for one in per_tensor).most_common()),
+        "methods": methods_here,
         "dtypes": dict(Counter(one["dtype"] for one in per_tensor).most_common()),
         "per_tensor": per_tensor,
         "read_bytes": read_bytes,
@@ -103,7 +109,7 @@ def _methods(plan: Plan) -> dict[str, set[int]]:
 
 
 def _output(output: OutputTensor, plan: Plan) -> dict[str, Any]:
-    read = output.base.nbytes + sum(one.nbytes for one in _handles(output.addends))
+    read = output.base.nbytes + sum(one.nbytes for one in handles_of(output.addends))
     return _row(output, _method(output, plan), read)
 
 
@@ -140,15 +146,3 @@ def _named(addend: Addend) -> str:
             nested = [name for name in inner if name not in _EFFECTS.values()]
             return f"{method}({', '.join(nested)})" if nested else method
     return "sum"
-
-
-def _handles(addends: Iterable[Addend]) -> Iterator[TensorHandle]:
-    for addend in addends:
-        match addend.delta:
-            case TermDelta(term=term):
-                yield from term.fields.values()
-            case ModelDelta(tuned=tuned, base=base):
-                yield from (tuned, base)
-            case MethodDelta(inputs=inputs):
-                for parts in inputs:
-                    yield from _handles(parts)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlmodel import Session
@@ -44,10 +45,9 @@ def explain(
     The time follows from this hub's own merges where there were any. Raises as `planned`.
     """
     resolved, found = planned(hub, caller, text, syntax=syntax, as_kind=as_kind, dtype=dtype)
-    told = explained(found)
     with hub.db.read() as session:
-        rate = rates.measured(session, MERGE, told["methods"])
-    return explained(found, rate) | {
+        told = explained(found, partial(rates.measured, session, MERGE))
+    return told | {
         "digest": found.recipe_digest,
         "canonical": json.loads(found.canonical),
         "licences": licences.join(one.licence for one in resolved.revisions.values()),

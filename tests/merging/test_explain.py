@@ -32,7 +32,7 @@ def test_each_tensor_is_told_with_the_method_that_changes_it(inputs: dict[Ref, I
 
 def test_what_is_read_and_written_is_what_the_files_hold(inputs: dict[Ref, Input], tmp_path: Path) -> None:
     made = planned("tiny/base + tiny/a", inputs)
-    told = explained(made, Rate(1000.0, "of a test"))
+    told = explained(made, lambda methods: Rate(1000.0, "of a test"))
     folders = [inputs[Ref("tiny/base")].folder, inputs[Ref("tiny/a")].folder]
     weights = [folder.path(n) for folder in folders for n in folder.names() if n.endswith(".safetensors")]
     held = sum(tensor.nbytes for path in weights for tensor in load_file(path).values())
