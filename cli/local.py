@@ -131,7 +131,6 @@ def parsed(said: Mapping[str, str]) -> Recipe:
     Raises what the readers of recipes raise.
     """
     from adapterhub.merging.recipes import yaml
-    from adapterhub.merging.recipes.expression import parse
 
     if "yaml" not in said:
         return parse(said["expression"])

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.merging import fold, native
 from adapterhub.merging.errors import InvalidParameter, InvalidPatch, NotRepresentable
 from adapterhub.merging.fingerprint import ALGORITHM, fingerprint
+from adapterhub.merging.ops.sums import weighted_sum
+from adapterhub.merging.ops.task_masks import emr_mask, tall_mask
 
 if TYPE_CHECKING:
     import torch
@@ -62,12 +64,12 @@ class Task:
 def masking(name: str, *, tall: float = 0.6) -> Masking:
     """EMR or TALL masks. tall: λ of TALL, 0 or more. Raises InvalidParameter."""
     if name == "emr":
-        return Masking(unify_emr, lambda delta, unified: delta * unified > 0, is_scaled=True)
+        return Masking(unify_emr, emr_mask, is_scaled=True)
     if name != "tall":
         raise InvalidParameter(f"{name}: no such masks; one of emr or tall")
     if not 0 <= tall < float("inf"):
         raise InvalidParameter(f"tall is {tall}; a number from 0 is expected")
-    return Masking(_sum, partial(_matters, tall=tall), is_scaled=False)
+    return Masking(_sum, partial(tall_mask, factor=tall), is_scaled=False)
 
 
 def unify_emr(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -84,16 +86,8 @@ def unify_emr(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
     return signs * largest
 
 
-def _matters(delta: torch.Tensor, unified: torch.Tensor, *, tall: float) -> torch.Tensor:
-    """|Δ| > λ·|τ - Δ|. Source: TALL masks, arXiv:2405.07813 sec. 4.1, eq. 4."""
-    return delta.abs() > tall * (unified - delta).abs()
-
-
 def _sum(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
-    total = deltas[0].clone()
-    for delta in deltas[1:]:
-        total += delta
-    return total
+    return weighted_sum(deltas, [1.0] * len(deltas))
 
 
 def write_masks(plans: Mapping[str, Plan], how: Masking, out: Path, method: str) -> list[Task]:
