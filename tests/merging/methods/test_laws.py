@@ -246,6 +246,11 @@ class Rows:
 
 
 RESCALED: list[dict[str, Any]] = [{"rescale": "l1"}, {"rescale": "l2"}, {"rescale": "linf"}, {"density": 0.3}]
+ELECTED: list[dict[str, Any]] = [
+    {"elect": "unweighted"},
+    {"tie": "majority"},
+    {"elect": "unweighted", "tie": "majority", "density": 0.6},
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -259,7 +264,7 @@ def test_by_pieces_is_what_the_whole_gives(spec: MethodSpec, shape: tuple[int, .
     base = random_deltas(1, shape, seed=9)[0].to(dtype)
     weights = [0.5, -0.25, 1.5][:count] if spec.takes_weights else [1.0] * count
     names = {one.name for one in parameters_of(spec.parameters)}
-    for told in ({}, *OTHERWISE.get(spec.name, []), *RESCALED, {"density": 0.4, "gamma": 0.3}):
+    for told in ({}, *OTHERWISE.get(spec.name, []), *RESCALED, *ELECTED, {"density": 0.4, "gamma": 0.3}):
         if not told.keys() <= names:
             continue
         parameters = spec.parameters(**told)
