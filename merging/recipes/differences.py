@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from adapterhub.merging.recipes.values import schedule
+
 Json = Mapping[str, Any]
 
-_PART = frozenset({"weight", "input", "delta", "method", "parameters", "inputs", "together"})
+_PART = frozenset({"weight", "schedules", "input", "delta", "method", "parameters", "inputs", "together"})
 _WHOLE = frozenset({"format", "format_version", "inputs", "base", "sum"})
 
 
@@ -95,12 +97,12 @@ class _Sums:
         for same in (_are_equal, _are_one_method, _are_methods):
             for pair in _matched(old, new, same):
                 yield from self._pair(*pair, place)
-        yield from (Change("part", label, part["weight"], None, place) for label, part in old)
-        yield from (Change("part", label, None, part["weight"], place) for label, part in new)
+        yield from (Change("part", label, _weight(part), None, place) for label, part in old)
+        yield from (Change("part", label, None, _weight(part), place) for label, part in new)
 
     def _pair(self, label: str, old: Json, new: Json, place: str) -> Iterator[Change]:
-        if old["weight"] != new["weight"]:
-            yield Change("weight", label, old["weight"], new["weight"], place)
+        if _weight(old) != _weight(new):
+            yield Change("weight", label, _weight(old), _weight(new), place)
         if "method" in old:
             yield from self._methods(old, new, place)
         yield from _settings(old, new, _PART, f"{label}.", place)
@@ -113,7 +115,7 @@ class _Sums:
         shared = values.keys() | fresh.keys() if old["method"] == name else values.keys() & fresh.keys()
         for key in sorted(shared):
             if values.get(key) != fresh.get(key):
-                yield Change("parameter", f"{name}.{key}", values.get(key), fresh.get(key), place)
+                yield Change("parameter", f"{name}.{key}", _value(values.get(key)), _value(fresh.get(key)), place)
         inner = f"{place}, {name}" if place else name
         yield from self.parts(_alone(old["inputs"]), _alone(new["inputs"]), inner)
 
@@ -155,6 +157,19 @@ def _alone(inputs: Sequence[Json]) -> list[Json]:
     return parts
 
 
+def _weight(part: Json) -> float | str:
+    """The number before a part; with its schedules the text that an expression has there."""
+    schedules = [str(_value(one)) for one in part.get("schedules", ())]
+    if not schedules:
+        return float(part["weight"])
+    return "*".join([*([_told(part["weight"])] if part["weight"] != 1 else []), *schedules])
+
+
+def _value(value: Any) -> Any:
+    """A parameter's value; of one that differs from tensor to tensor the text that an expression has."""
+    return str(schedule(value)) if isinstance(value, list) else value
+
+
 def _label(part: Json, names: Sequence[str]) -> str:
     """What a part is called in sentences: the input's name, or the expression that stands there."""
     if "input" in part:
@@ -163,7 +178,7 @@ def _label(part: Json, names: Sequence[str]) -> str:
         model, base = (names[number] for number in part["delta"])
         return f"delta({model}, {base})"
     if "together" in part:
-        return "(" + " + ".join(f"{_told(one['weight'])}*{_label(one, names)}" for one in part["together"]) + ")"
+        return "(" + " + ".join(f"{_told(_weight(one))}*{_label(one, names)}" for one in part["together"]) + ")"
     inner = (_label(one, names) for one in _alone(part["inputs"]))
     return f"{part['method']}({', '.join(inner)})"
 

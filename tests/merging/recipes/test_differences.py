@@ -51,6 +51,15 @@ def test_recipes_that_mean_the_same_have_no_difference(before: str, after: str, 
 
 
 CHANGES = [
+    ("demo/base + 0.5*demo/a", "demo/base + [0.2, 0.8]*demo/a", ["weight of demo/a: 0.5, now [0.2, 0.8]"]),
+    (
+        "ties(demo/base; demo/a, demo/b, density=0.5)",
+        'ties(demo/base; 2*{"mlp": 1, "*": 0}*demo/a, demo/b, density=[0.2, 0.4])',
+        [
+            "ties.density: 0.5, now [0.2, 0.4]",
+            'weight of demo/a, in ties: 1, now 2*{"mlp": 1, "*": 0}',
+        ],
+    ),
     ("demo/base + demo/a", "demo/base + 0.5*demo/a", ["weight of demo/a: 1, now 0.5"]),
     (
         "demo/base + demo/a",
