@@ -48,7 +48,7 @@ check: lint types test  ## what every commit must pass
 lint: $(READY)  ## style, and which package may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 types: $(READY)  ## mypy, strict
 	$(BIN)/mypy src/adapterhub tests

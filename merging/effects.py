@@ -6,12 +6,13 @@ depend on who does how much of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adapterhub.merging.errors import NotFoldable
 from adapterhub.merging.ops.tensors import as_matrix, from_bytes
+from adapterhub.merging.ops.tiles import tiles
 from adapterhub.merging.registry import Apply, Part
 from adapterhub.merging.terms import terms
 
@@ -20,12 +21,6 @@ if TYPE_CHECKING:
 
     from adapterhub.merging.checkpoint import TensorHandle
     from adapterhub.merging.patch import SiteTerm
-
-TILE_ELEMENTS = 1 << 18
-"""Entries of one tile on a CPU: its float32 copy and what is added to it stay in a core's cache."""
-
-RELEASE_TILES = 16
-"""Tiles after which the memory of what was read of mapped files is given back: 8 MiB of each bfloat16 model."""
 
 
 def read(handle: TensorHandle, device: str = "cpu") -> torch.Tensor:
@@ -37,14 +32,6 @@ def part(term: SiteTerm, weight: float = 1.0, device: str = "cpu") -> Part:
     """The term with its tensors on a device, its own scale multiplied into the weight."""
     fields = {name: read(handle, device) for name, handle in term.fields.items()}
     return Part(fields, weight * term.scale, term.options)
-
-
-def tiles(matrix: torch.Tensor) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that cover the matrix: about TILE_ELEMENTS entries each on a CPU, all at once elsewhere."""
-    rows, columns = matrix.shape
-    step = max(1, TILE_ELEMENTS // max(1, columns)) if matrix.device.type == "cpu" else max(1, rows)
-    for start in range(0, rows, step):
-        yield start, min(rows, start + step)
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from adapterhub.merging.execution import execution
 from adapterhub.merging.fold import Folding, Norms, fold
 from adapterhub.merging.folders import file_digest
 from adapterhub.merging.gguf import gguf_layout
+from adapterhub.merging.lowrank_reduction import reduced
 from adapterhub.merging.manifest import MANIFEST
 from adapterhub.merging.native import WEIGHTS, StoredTerm, write_patch
 from adapterhub.merging.ops.lowrank import Factors, concatenate
 from adapterhub.merging.ops.tensors import dtype_name, is_finite, to_bytes, torch_dtype
-from adapterhub.merging.reduction import reduced
 from adapterhub.merging.results import ResultFile, ResultFolder
 from adapterhub.merging.scopes import with_limits
 from adapterhub.merging.terms import terms

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from adapterhub.merging.effects import RELEASE_TILES, TILE_ELEMENTS, Effects, effects, part, read, tiles
+from adapterhub.merging.effects import Effects, effects, part, read
 from adapterhub.merging.errors import NonFinite, NotFoldable
 from adapterhub.merging.methods import methods
 from adapterhub.merging.ops.grams import symmetric
 from adapterhub.merging.ops.lowrank import Factors, Trained, concatenate
 from adapterhub.merging.ops.quantise import quantisation_error
 from adapterhub.merging.ops.tensors import accumulator, as_matrix, dtype_name, is_finite, is_floating, torch_dtype
+from adapterhub.merging.ops.tiles import RELEASE_TILES, TILE_ELEMENTS, tiles
 from adapterhub.merging.registry import Measured, MergeSite, Piece
 from adapterhub.merging.statistics import SiteStatistics
 from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta, handles_of

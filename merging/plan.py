@@ -18,7 +18,6 @@ from adapterhub.merging.carried import Carried
 from adapterhub.merging.casting import cast_model, cast_patch
 from adapterhub.merging.checkpoint import DTYPE_BITS, Checkpoint, TensorHandle, check_fits, layout
 from adapterhub.merging.contracts import joined
-from adapterhub.merging.effects import RELEASE_TILES, TILE_ELEMENTS
 from adapterhub.merging.errors import (
     BaseMismatch,
     InvalidParameter,
@@ -34,6 +33,7 @@ from adapterhub.merging.heads import Head
 from adapterhub.merging.layer_views import View, in_slice, layer_count, stacked_config
 from adapterhub.merging.manifest import MANIFEST
 from adapterhub.merging.methods import methods
+from adapterhub.merging.ops.tiles import RELEASE_TILES, TILE_ELEMENTS
 from adapterhub.merging.patch import Export, Patch, SiteTerm
 from adapterhub.merging.predecessors import check_predecessors
 from adapterhub.merging.quantised import SIMULATED, dequantised, quantisation_of

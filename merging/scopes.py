@@ -12,11 +12,12 @@ from functools import partial
 from math import prod
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.effects import read, tiles
+from adapterhub.merging.effects import read
 from adapterhub.merging.fold import StepPieces
 from adapterhub.merging.methods import methods
 from adapterhub.merging.ops.selection import Threshold, thresholds
 from adapterhub.merging.ops.tensors import accumulator, as_matrix, is_floating
+from adapterhub.merging.ops.tiles import tiles
 from adapterhub.merging.steps import Addend, MethodDelta, OutputTensor, handles_of
 
 if TYPE_CHECKING:

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from adapterhub.merging.checkpoint import TensorHandle
-from adapterhub.merging.effects import TILE_ELEMENTS
 from adapterhub.merging.errors import Cancelled, NonFinite, NotFoldable
 from adapterhub.merging.fold import fold
 from adapterhub.merging.methods import methods
 from adapterhub.merging.methods.ties import Parameters, ties
 from adapterhub.merging.ops.tensors import dtype_name, to_bytes
+from adapterhub.merging.ops.tiles import TILE_ELEMENTS
 from adapterhub.merging.patch import SiteTerm
 from adapterhub.merging.statistics import SiteStatistics
 from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta
