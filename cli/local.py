@@ -173,11 +173,18 @@ def planned(
     memory_bytes: int,
 ) -> Plan:
     """The plan of a merge of local folders, by their names in the recipe. Raises as `merge`."""
-    from adapterhub.merging.plan import RUNTIME_BYTES, plan
+    from adapterhub.merging.plan import plan
 
     inputs = inputs_of(recipe.references(), folders, dict(recipe.folders))
-    memory_bytes -= RUNTIME_BYTES
+    memory_bytes = _for_steps(memory_bytes)
     return plan(recipe, inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes, heads=heads)
+
+
+def _for_steps(memory_bytes: int) -> int:
+    """What is left for a merge's steps of what a user lets the process take."""
+    from adapterhub.merging.plan import RUNTIME_BYTES
+
+    return memory_bytes - RUNTIME_BYTES
 
 
 def explain(
@@ -221,7 +228,7 @@ def reproduce(
         as_kind=found.as_kind,
         dtype=found.dtype,
         heads=found.heads,
-        memory_bytes=memory_bytes,
+        memory_bytes=_for_steps(memory_bytes),
     )
     recorded = result / execution.FILE
     said = json.loads(recorded.read_bytes()) if recorded.is_file() else {}
@@ -257,7 +264,7 @@ def masks(
     for term in recipe.root.terms if isinstance(recipe.root, Sum) else ():
         if term != base:
             one = Recipe(total([base, term]))
-            tasks[_task_name(term, tasks)] = plan(one, inputs, memory_bytes=memory_bytes)
+            tasks[_task_name(term, tasks)] = plan(one, inputs, memory_bytes=_for_steps(memory_bytes))
     if not tasks:
         raise Misused(f"{expression}: write a base plus the tasks, as base + a + b")
     how = sharing.masking(method, tall=tall)

@@ -7,7 +7,7 @@ heads of their own is refused until it says what it wants. Never imports torch.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from adapterhub.merging.checkpoint import Checkpoint
 from adapterhub.merging.contracts import contract_of
@@ -61,6 +61,56 @@ class Head:
     labels: Mapping[str, str] | None
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What becomes of the heads in one merge.
+
+    chosen: the policy, None where nobody has one, since no two heads differ. beside: heads that are written beside the
+    result. placed: the head that goes into it, none where it is the base's. owner: the patch and input that it is of.
+    """
+
+    chosen: Heads | None = None
+    beside: tuple[Head, ...] = ()
+    placed: tuple[SiteTerm, ...] = ()
+    owner: tuple[Patch, Input] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        chosen: Heads | None,
+        read: Mapping[Ref, Patch],
+        used: Mapping[Ref, Patch],
+        inputs: Mapping[Ref, Input],
+        base: Checkpoint,
+    ) -> Self:
+        """read: of all inputs; used: of those that are summed, without the base.
+
+        Raises BaseMismatch for heads that differ and no policy, NotRepresentable for one that cannot stand beside the
+        base's.
+        """
+        if chosen is None:
+            check(used, inputs, base)
+            return cls()
+        patch = read.get(chosen.of) if chosen.of is not None else None
+        return cls(
+            chosen,
+            several(used, inputs, base) if chosen.choice == "multi" else (),
+            () if patch is None else tuple(term for term in patch.terms if is_head(term)),
+            None if patch is None or chosen.of is None else (patch, inputs[chosen.of]),
+        )
+
+    def sums(self, read: Mapping[Ref, Patch], *, is_patch: bool) -> dict[Ref, Patch]:
+        """The patches to sum: without heads, but that a result that is a patch takes the kept one from its own."""
+        if self.chosen is None:
+            return dict(read)
+        stays = self.chosen.of if is_patch else None
+        return {ref: patch if ref == stays else without_head(patch) for ref, patch in read.items()}
+
+    def labelled(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The result's configuration with the labels of the head that is put in."""
+        return dict(config) if self.owner is None else labelled(config, *self.owner)
+
+
 def is_head(term: SiteTerm) -> bool:
     """Whether a term puts a whole head of a task in place."""
     return term.term == "replace" and (bool(term.options.get("create")) or _HEAD.search(term.site) is not None)
@@ -99,12 +149,6 @@ def _check_site(
 def without_head(patch: Patch) -> Patch:
     """The patch but for its head."""
     return replace(patch, terms=tuple(term for term in patch.terms if not is_head(term)))
-
-
-def kept(heads: Heads, read: Mapping[Ref, Patch]) -> tuple[SiteTerm, ...]:
-    """The terms of the head that stays, none where it is the base's."""
-    patch = read.get(heads.of) if heads.of is not None else None
-    return tuple(term for term in patch.terms if is_head(term)) if patch is not None else ()
 
 
 def several(used: Mapping[Ref, Patch], inputs: Mapping[Ref, Input], base: Checkpoint) -> tuple[Head, ...]:

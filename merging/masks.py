@@ -17,7 +17,7 @@ from adapterhub.merging import fold, native
 from adapterhub.merging.errors import InvalidParameter, InvalidPatch, NotRepresentable
 from adapterhub.merging.fingerprint import ALGORITHM, fingerprint
 from adapterhub.merging.ops.sums import weighted_sum
-from adapterhub.merging.ops.task_masks import emr_mask, tall_mask
+from adapterhub.merging.ops.task_masks import emr_mask, tall_mask, unify
 
 if TYPE_CHECKING:
     import torch
@@ -64,26 +64,12 @@ class Task:
 def masking(name: str, *, tall: float = 0.6) -> Masking:
     """EMR or TALL masks. tall: λ of TALL, 0 or more. Raises InvalidParameter."""
     if name == "emr":
-        return Masking(unify_emr, emr_mask, is_scaled=True)
+        return Masking(unify, emr_mask, is_scaled=True)
     if name != "tall":
         raise InvalidParameter(f"{name}: no such masks; one of emr or tall")
     if not 0 <= tall < float("inf"):
         raise InvalidParameter(f"tall is {tall}; a number from 0 is expected")
     return Masking(_sum, partial(tall_mask, factor=tall), is_scaled=False)
-
-
-def unify_emr(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
-    """sgn(Σ Δᵢ) ⊙ the largest |Δᵢ| of that sign, entry by entry; 0 where the sum is.
-
-    deltas: of one shape and dtype, not modified; the result has both. Source: EMR-Merging, arXiv:2405.17461 sec. 3.2.
-    """
-    import torch
-
-    signs = _sum(deltas).sign()
-    largest = torch.zeros_like(signs)
-    for delta in deltas:
-        largest = torch.maximum(largest, delta * signs)  # |Δ| where the signs agree, else 0 or less
-    return signs * largest
 
 
 def _sum(deltas: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -192,6 +192,8 @@ def plan(
     """
     form = recipe.form
     if isinstance(recipe.root, Stack):
+        if heads is not None:
+            raise InvalidParameter(f"heads={heads}: a stack has the head of its last slice; merge heads before stacking")
         return _stack_plan(recipe, inputs, as_kind, dtype, memory_bytes, attaches=attaches)
     slices_of(recipe)
     as_kind = as_kind or form.as_kind or MODEL
@@ -204,6 +206,8 @@ def plan(
     if aligned.report and kind is not None:
         raise NotRepresentable(f"--as {kind}: a tokenizer setting is one of models; leave out either")
     chosen = heads_of.policy(heads, references)
+    if chosen is not None and aligned.report:
+        raise InvalidParameter(f"heads={heads}: not with a tokenizer setting; merge the vocabularies first, then heads")
     any_head = chosen is not None
     read = {
         ref: _read(one, base, inputs.values(), form.dtype, aligned.of(ref), attaches=attaches, any_head=any_head)
@@ -214,25 +218,15 @@ def plan(
     whole = normalise(recipe, inputs, digests)
     used = {ref: read[ref] for ref in _refs(whole.parts)}
     check_predecessors(used, inputs, base)
-    beside: tuple[Head, ...] = ()
-    if chosen is None:
-        heads_of.check(used, inputs, base)
-    else:
-        beside = heads_of.several(used, inputs, base) if chosen.choice == "multi" else ()
-        head, stays = heads_of.kept(chosen, read), chosen.of if kind is not None else None
-        read = {ref: patch if ref == stays else heads_of.without_head(patch) for ref, patch in read.items()}
+    headed = heads_of.Outcome.of(chosen, read, used, inputs, base)
+    read = headed.sums(read, is_patch=kind is not None)
     normal, attachments = split(whole, inputs, read)
     dtype = form.result_dtype if dtype is None else _float_name(dtype)
     base = _with_layers(aligned.models[base_ref], form.layers, attaches=attaches)
     base = _repeated(base, base_ref, read, inputs)
     sums = _Sums(base, read, inputs, normal, base_quantisation)
-    outputs = () if kind is not None else tuple(sums.outputs(dtype, aligned.dtypes))
-    if chosen is not None and kind is None:
-        outputs = heads_of.with_head(outputs, head)
-    config = _config(base, sums.is_untied, dtype)
+    outputs = () if kind is not None else heads_of.with_head(sums.outputs(dtype, aligned.dtypes), headed.placed)
     said = None if chosen is None else chosen.canonical(digests)
-    if chosen is not None and chosen.of in used:
-        config = heads_of.labelled(config, used[chosen.of], inputs[chosen.of])
     export, reduction = (None, None) if kind is None else _export(kind, normal, sums, read, inputs)
     return Plan(
         recipe=recipe,
@@ -241,7 +235,7 @@ def plan(
         base=base,
         outputs=outputs,
         export=export,
-        config=config,
+        config=headed.labelled(_config(base, sums.is_untied, dtype)),
         metadata={"format": "pt"},
         copied_files=tuple(filter(aligned.is_copied, _copied_files(base))) if kind is None else (),
         peak_bytes=_peak_bytes(outputs, export, memory_bytes),
@@ -250,7 +244,7 @@ def plan(
         notes=(*recipe.notes, *_notes(read, inputs, base_ref, base_quantisation)),
         attachments=attachments,
         contract=joined(used, inputs, base) if attaches else {},
-        heads=beside if kind is None else (),
+        heads=headed.beside if kind is None else (),
         files=aligned.files,
         vocabulary=aligned.report,
     )
@@ -834,8 +828,8 @@ def _peak_bytes(outputs: Iterable[OutputTensor], export: Export | None, memory_b
         return 0
     if steps[largest] > memory_bytes:
         raise PlanTooLarge(
-            f"{largest}: takes {steps[largest]} bytes of memory to compute, and {max(0, memory_bytes)} are allowed; "
-            "allow more, or merge in a smaller dtype"
+            f"{largest}: takes {steps[largest]} bytes of memory to compute, and {max(0, memory_bytes)} are left for "
+            "it beside the process itself; allow more, or merge in a smaller dtype"
         )
     return steps[largest]
 

@@ -30,7 +30,7 @@ def masks(
     method: Annotated[str, typer.Option(help="emr, or tall.")] = "emr",
     tall: Annotated[float, typer.Option(help="λ of tall: above it fewer entries count for a task.")] = 0.6,
     inputs: Annotated[list[str] | None, typer.Option("--input", help="NAME=FOLDER for each name.")] = None,
-    memory: Annotated[str, typer.Option(help="Memory a step may use, such as 512MiB or 8GB.")] = MEMORY,
+    memory: Annotated[str, typer.Option(help="Memory it may use, such as 512MiB or 8GB.")] = MEMORY,
     as_json: AsJson = False,
 ) -> None:
     """Store several tasks of one base as a shared delta and one bit an entry for each task."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.task_masks import emr_mask, emr_scale, unified
+from adapterhub.merging.ops.task_masks import emr_mask, emr_scale, unify
 from adapterhub.merging.registry import MethodSpec, parameter
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ def emr(deltas: Sequence[torch.Tensor], weights: Sequence[float], parameters: Pa
 
     deltas: each (…), float32 or float64, not modified; the result is of their shape and dtype. One patch alone comes
     back. Source: arXiv:2405.17461 sec. 3.2 (Elect, Mask & Rescale). Differs: s is one a tensor here, in the paper one
-    for the whole model; a sum of 0 elects the positive sign.
+    for the whole model.
     """
-    delta, shared = deltas[parameters.task - 1], unified(deltas)
+    delta, shared = deltas[parameters.task - 1], unify(deltas)
     kept = shared * emr_mask(delta, shared)
     return kept * emr_scale(float(delta.double().abs().sum()), float(kept.double().abs().sum()))
 

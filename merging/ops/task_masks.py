@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adapterhub.merging.ops.signs import elect_signs
+from adapterhub.merging.ops.sums import weighted_sum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,20 +15,19 @@ if TYPE_CHECKING:
     import torch
 
 
-def unified(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
-    """For every entry the elected sign times the largest magnitude that a delta of that sign has there.
+def unify(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
+    """sgn(Σ Δᵢ) times the largest |Δᵢ| of that sign, entry by entry; 0 where the sum is.
 
-    deltas: at least one, of one shape and dtype, not modified; the result has both. A sum of 0 elects the positive
-    sign; where no delta has the elected one the entry is 0. Source: arXiv:2405.17461 sec. 3.2 (EMR, elect). Differs:
-    the published code elects the negative sign at 0.
+    deltas: at least one, of one shape and dtype, not modified; the result has both. Source: arXiv:2405.17461 sec. 3.2
+    (EMR, elect). Differs: the published code elects the negative sign at a sum of 0.
     """
     import torch
 
-    signs = elect_signs(deltas)
+    signs = weighted_sum(deltas, [1.0] * len(deltas)).sign()
     largest = torch.zeros_like(signs)
     for delta in deltas:
-        largest = torch.maximum(largest, delta * signs)
-    return largest * signs
+        largest = torch.maximum(largest, delta * signs)  # |Δ| where the signs agree, else 0 or less
+    return signs * largest
 
 
 def emr_mask(delta: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:

@@ -293,6 +293,8 @@ def test_a_local_result_is_made_again_and_compared(command: Command, folders: Pa
     missing = command("recipe", "reproduce", str(folders / "x"), *named[:2])
     assert (missing.code, "--input licences=FOLDER" in missing.err) == (2, True)
     assert command("recipe", "reproduce", str(folders / "base"), *named).code == 3
+    small = command("recipe", "reproduce", str(folders / "x"), *named, "--memory", "320MiB")
+    assert (small.code, "0 are left for it beside the process itself" in small.err) == (4, True), small.err
 
 
 def test_bad_expressions_are_refused_at_once_with_what_to_do(command: Command, folders: Path) -> None:

@@ -32,6 +32,8 @@ def test_a_recipe_without_tasks_and_a_folder_that_is_there_are_refused(command: 
     named = [*base, "--input", f"code={folders / 'code'}"]
     assert command("merge", "masks", "base + code", str(folders / "code"), *named).code == 1
     assert command("merge", "masks", "base + code", str(folders / "out"), "--method", "emt", *named).code == 4
+    small = command("merge", "masks", "base + code", str(folders / "out"), *named, "--memory", "320MiB")
+    assert (small.code, "0 are left for it beside the process itself" in small.err) == (4, True), small.err
     assert not (folders / "out").exists()
 
 

@@ -278,6 +278,11 @@ def test_other_vocabularies_are_refused_with_both_sizes_and_what_to_do(families:
         planned("linear(base; 0.5*base, 0.5*a)", folders, None)
 
 
+def test_a_policy_for_heads_is_refused_beside_a_tokenizer_setting(families: dict[str, dict[str, Path]]) -> None:
+    with pytest.raises(InvalidParameter, match="heads=drop: not with a tokenizer setting"):
+        planned("linear(base; 0.5*base, 0.5*a)", families["float32"], UNION, heads="drop")
+
+
 def test_the_report_names_every_action_before_work(families: dict[str, dict[str, Path]]) -> None:
     folders = families["float32"]
     made = planned("linear(base; 0.5*base, 0.3*a, 0.2*b)", folders, TokenizerPolicy("union", pad_to_multiple_of=64))

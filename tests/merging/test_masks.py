@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from adapterhub.merging import engine, patches
 from adapterhub.merging.errors import InvalidParameter, InvalidPatch
 from adapterhub.merging.folders import LocalFolder
-from adapterhub.merging.masks import Task, masking, unify_emr, write_masks
+from adapterhub.merging.masks import Task, masking, write_masks
+from adapterhub.merging.ops.task_masks import unify
 from adapterhub.merging.plan import Plan, plan
 from adapterhub.merging.recipes.canonical import Input
 from adapterhub.merging.recipes.expression import parse
@@ -170,7 +171,7 @@ def test_weights_of_a_recipe_are_those_of_its_tasks(models: Path) -> None:
 
 @given(st.lists(st.lists(st.integers(-3, 3), min_size=6, max_size=6), min_size=1, max_size=5))
 def test_the_unified_delta_has_the_elected_sign_and_the_largest_size(rows: list[list[int]]) -> None:
-    unified = unify_emr([torch.tensor(row, dtype=torch.float32) for row in rows])
+    unified = unify([torch.tensor(row, dtype=torch.float32) for row in rows])
     for column, value in enumerate(unified.tolist()):
         entries = [row[column] for row in rows]
         sign = int(np.sign(sum(entries)))

@@ -9,7 +9,7 @@ import torch
 from adapterhub.merging.errors import InvalidParameter
 from adapterhub.merging.methods import emr, methods, pcb, robustmerge, tall
 from adapterhub.merging.ops.lowrank import Trained
-from adapterhub.merging.ops.task_masks import emr_scale, unified
+from adapterhub.merging.ops.task_masks import emr_scale, unify
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -39,7 +39,7 @@ def test_emr_is_the_paper_s_elect_mask_and_rescale(task: int) -> None:
 
 def test_emr_by_hand_on_two_by_two() -> None:
     a, b = torch.tensor([[1.0, -2.0], [3.0, 0.0]]), torch.tensor([[2.0, 1.0], [-1.0, 4.0]])
-    assert unified([a, b]).tolist() == [[2.0, -2.0], [3.0, 4.0]]
+    assert unify([a, b]).tolist() == [[2.0, -2.0], [3.0, 4.0]]
     of_b = emr.emr([a, b], [1.0, 1.0], emr.Parameters(task=2))
     torch.testing.assert_close(of_b, torch.tensor([[2.0, 0.0], [0.0, 4.0]]) * 8 / 6)
 
