@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adapterhub.hub.settings import Settings
 
 MEMORY = "2GiB"
-"""What one step of a merge on this machine may use, unless somebody says otherwise."""
+"""What a merge on this machine may use, unless somebody says otherwise."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 Config = Annotated[
@@ -85,13 +85,24 @@ def wait(client: Client, job: dict[str, Any], title: str) -> dict[str, Any]:
     return outcome(job)
 
 
-def show_queued(job: dict[str, Any], as_json: bool) -> None:
-    """Print a job that goes on without us."""
+def finish(
+    client: Client,
+    job: dict[str, Any],
+    title: str,
+    show: Callable[[dict[str, Any]], None],
+    *,
+    no_wait: bool,
+    as_json: bool,
+) -> None:
+    """Print a queued job, which goes on without us, or wait for it and show its result. Raises as `outcome`."""
+    found = job if no_wait else wait(client, job, title)
     if as_json:
-        show_json(job)
-    else:
+        show_json(found)
+    elif no_wait:
         say(str(job["id"]), to_stdout=True)
         say(f"watch it with `adapterhub job watch {job['id']}`")
+    else:
+        show(found)
 
 
 def bytes_shown(waiting: Waiting) -> Callable[[str, int], None]:

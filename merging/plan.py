@@ -193,7 +193,7 @@ def plan(
     form = recipe.form
     if isinstance(recipe.root, Stack):
         if heads is not None:
-            raise InvalidParameter(f"heads={heads}: a stack has the head of its last slice; merge heads before stacking")
+            raise InvalidParameter(f"heads={heads}: a stack has its last slice's head; merge heads before you stack")
         return _stack_plan(recipe, inputs, as_kind, dtype, memory_bytes, attaches=attaches)
     slices_of(recipe)
     as_kind = as_kind or form.as_kind or MODEL

@@ -9,7 +9,7 @@ import typer
 
 from adapterhub.cli import views
 from adapterhub.cli.errors import Misused
-from adapterhub.cli.options import MEMORY, AsJson, Config, bytes_of, connect, examples, group, show_queued, wait
+from adapterhub.cli.options import MEMORY, AsJson, Config, bytes_of, connect, examples, finish, group
 from adapterhub.cli.output import Waiting, progress_shown, say, show_json, show_json_lines, show_table
 
 if TYPE_CHECKING:
@@ -67,21 +67,17 @@ def run(
         if push or private or message or no_wait:
             raise Misused("--out merges on this machine; --push, --private, --message and --no-wait need a server")
         result = _merge_here(local.parsed(written), inputs or [], out, as_kind, dtype, heads, bytes_of(memory))
-    else:
-        if inputs:
-            raise Misused("--input names local folders and goes together with --out FOLDER")
-        client = connect(ctx)
-        asked = {**written, "push": push, "as": as_kind, "dtype": dtype, "private": private}
-        asked |= {"heads": heads}
-        job = client.post("/api/merges", asked | {"message": message})
-        if no_wait:
-            show_queued(job, as_json)
-            return
-        result = wait(client, job, "merge")
-    if as_json:
-        show_json(result)
-    else:
-        views.show_merge(result)
+        if as_json:
+            show_json(result)
+        else:
+            views.show_merge(result)
+        return
+    if inputs:
+        raise Misused("--input names local folders and goes together with --out FOLDER")
+    client = connect(ctx)
+    asked = {**written, "push": push, "as": as_kind, "dtype": dtype, "private": private, "heads": heads}
+    job = client.post("/api/merges", asked | {"message": message})
+    finish(client, job, "merge", views.show_merge, no_wait=no_wait, as_json=as_json)
 
 
 @merge.command(epilog=examples("merge methods", "merge methods --json"))

@@ -11,7 +11,7 @@ import typer
 from adapterhub.cli import views
 from adapterhub.cli.client import repo_path, split_revision
 from adapterhub.cli.errors import Declined, Misused
-from adapterhub.cli.options import MEMORY, AsJson, Config, bytes_of, connect, examples, group, show_queued, wait
+from adapterhub.cli.options import MEMORY, AsJson, Config, bytes_of, connect, examples, finish, group, wait
 from adapterhub.cli.output import Waiting, progress_shown, say, show_fields, show_json, show_json_lines, show_table
 
 if TYPE_CHECKING:
@@ -205,14 +205,7 @@ def run(
     client = connect(ctx)
     asked = {"version": version, "latest": latest, "push": push, "private": private, "message": message}
     job = client.post(f"{path}/runs", asked)
-    if no_wait:
-        show_queued(job, as_json)
-        return
-    result = wait(client, job, "merge")
-    if as_json:
-        show_json(result)
-    else:
-        views.show_merge(result)
+    finish(client, job, "merge", views.show_merge, no_wait=no_wait, as_json=as_json)
 
 
 @recipe.command(

@@ -136,7 +136,7 @@ def test_a_policy_is_part_of_the_recipe(made: Path) -> None:
 def test_what_the_policy_cannot_do_is_refused(made: Path) -> None:
     with pytest.raises(NotRepresentable, match=r"two brings classifier.bias \(2,\), and the base has \(3,\)"):
         planned(made, "linear(mood; spam, two)", heads="multi")
-    with pytest.raises(InvalidParameter, match="heads=drop: a stack has the head of its last slice"):
+    with pytest.raises(InvalidParameter, match="heads=drop: a stack has its last slice's head"):
         planned(made, "stack(base[0:1], mood[0:1])", heads="drop")
     for text in ("keep:c", "keep", "drop:a", "all"):
         with pytest.raises(InvalidParameter, match="keep:NAME with one of base, a, b"):
