@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any
 
 from adapterhub.merging.recipes.values import schedule
@@ -14,7 +15,7 @@ from adapterhub.merging.recipes.values import schedule
 Json = Mapping[str, Any]
 
 _PART = frozenset({"weight", "schedules", "input", "delta", "method", "parameters", "inputs", "together"})
-_WHOLE = frozenset({"format", "format_version", "inputs", "base", "sum"})
+_WHOLE = frozenset({"format", "format_version", "inputs", "base", "sum", "stack"})
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def differences(before: Json, after: Json) -> list[Change]:
         *_inputs(dict(zip(left, before["inputs"], strict=True)), dict(zip(right, after["inputs"], strict=True))),
         *([Change("base", "base", *base)] if base[0] != base[1] else []),
         *_Sums(left, right).parts(before["sum"], after["sum"], ""),
-        *_settings(before, after, _WHOLE, ""),
+        *_Sums(left, right).slices(before.get("stack", ()), after.get("stack", ())),
+        *_settings(_spoken(before, left), _spoken(after, right), _WHOLE, ""),
     ]
 
 
@@ -76,11 +78,33 @@ def _inputs(before: Mapping[str, Json], after: Mapping[str, Json]) -> Iterator[C
 
 
 def _settings(before: Json, after: Json, known: frozenset[str], owner: str, place: str = "") -> Iterator[Change]:
-    """Whatever else a recipe or a part of it says: dtype, form, and what later versions add."""
+    """Whatever else a recipe or a part of it says: dtype, form, and what later versions add; groups by member."""
     for key in sorted((before.keys() | after.keys()) - known):
         old, new = before.get(key), after.get(key)
-        if old != new:
+        if old == new:
+            continue
+        if isinstance(old, Mapping | None) and isinstance(new, Mapping | None):
+            yield from _settings(old or {}, new or {}, frozenset(), f"{owner}{key}.", place)
+        else:
             yield Change("setting", owner + key, _or_default(old), _or_default(new), place)
+
+
+def _spoken(recipe: Json, names: Sequence[str]) -> Json:
+    """The recipe with inputs named in its settings, where canonical ones have numbers and digests."""
+    found = dict(recipe)
+    heads, tokenizer = found.get("heads"), found.get("tokenizer")
+    if isinstance(heads, Mapping):
+        by_digest = {one["digest"]: name for one, name in zip(recipe["inputs"], names, strict=True)}
+        ((choice, digest),) = heads.items()
+        found["heads"] = f"{choice}:{by_digest.get(digest, _short(digest))}"
+    if tokenizer is not None:
+        rows = {token: row | {"model": _name_at(row["model"], names)} for token, row in tokenizer["tokens"].items()}
+        found["tokenizer"] = tokenizer | {"source": _name_at(tokenizer["source"], names), "tokens": rows}
+    return found
+
+
+def _name_at(number: int | str | None, names: Sequence[str]) -> str | None:
+    return names[number] if isinstance(number, int) else number
 
 
 @dataclass(frozen=True)
@@ -99,6 +123,16 @@ class _Sums:
                 yield from self._pair(*pair, place)
         yield from (Change("part", label, _weight(part), None, place) for label, part in old)
         yield from (Change("part", label, None, _weight(part), place) for label, part in new)
+
+    def slices(self, before: Sequence[Json], after: Sequence[Json]) -> Iterator[Change]:
+        """The differences of two stacks, slice by slice from the lowest; the bases of those that only one has."""
+        for number, (old, new) in enumerate(zip_longest(before, after), 1):
+            place = f"slice {number}"
+            bases = (None if old is None else self.left[old["base"]], None if new is None else self.right[new["base"]])
+            if bases[0] != bases[1] and (number > 1 or None in bases):  # the first slice's is the recipe's
+                yield Change("base", "base", *bases, place)
+            if old is not None and new is not None:
+                yield from self.parts(old["sum"], new["sum"], place)
 
     def _pair(self, label: str, old: Json, new: Json, place: str) -> Iterator[Change]:
         if _weight(old) != _weight(new):

@@ -1,6 +1,7 @@
 """Differences of recipes: what is told of each kind of change, and that equal recipes have none."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from adapterhub.merging.checkpoint import LocalFolder
 from adapterhub.merging.recipes.canonical import Input, Ref, canonical
 from adapterhub.merging.recipes.differences import as_json, differences
 from adapterhub.merging.recipes.expression import parse
+from adapterhub.merging.recipes.nodes import Form
+from adapterhub.merging.recipes.tokenizer import TokenizerPolicy
 from tests.merging import tiny
 
 OLD, NEW = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
@@ -132,6 +135,40 @@ def test_what_the_result_shall_be_is_told_too(inputs: dict[Ref, Input]) -> None:
     expression = "demo/base + demo/a"
     assert told(expression, expression, inputs, dtype="BF16") == ["dtype: default, now BF16"]
     assert told(expression, expression, inputs, as_kind="lora") == ["as: default, now lora"]
+
+
+def test_settings_name_inputs_and_differ_member_by_member(inputs: dict[Ref, Input]) -> None:
+    expression = "linear(demo/base; demo/m, demo/a)"
+    listed = json.loads(canonical(parse(expression), inputs))["inputs"]
+    digest = next(one["digest"] for one in listed if one["name"].startswith("demo/m@"))
+    assert told(expression, expression, inputs, heads={"keep": digest}) == ["heads: default, now keep:demo/m"]
+    union, of_m = (
+        json.loads(canonical(replace(parse(expression), form=Form(tokenizer=one)), inputs))
+        for one in (TokenizerPolicy("union"), TokenizerPolicy(Ref("demo/m"), pad_to_multiple_of=8))
+    )
+    assert [str(one) for one in differences(union, of_m)] == [
+        "tokenizer.pad_to_multiple_of: default, now 8",
+        "tokenizer.source: union, now demo/m",
+    ]
+
+
+def test_stacks_differ_slice_by_slice(inputs: dict[Ref, Input]) -> None:
+    before, after = "stack(demo/base[0:1], demo/base[1:2])", "stack(demo/base[0:1], demo/m[0:1], demo/m[1:2])"
+    inputs = {
+        replace(ref, layers=layers): replace(one, kind="model")
+        for ref, one in inputs.items()
+        for layers in ((0, 1), (1, 2))
+    }
+    assert told(before, before, inputs) == []
+    assert told(before, after, inputs) == [
+        "input demo/base[1:2]: removed at 0123456789ab",
+        "input demo/m[0:1]: added at 0123456789ab",
+        "input demo/m[1:2]: added at 0123456789ab",
+        "base, in slice 2: demo/base[1:2], now demo/m[0:1]",
+        "base, in slice 3: added, demo/m[1:2]",
+    ]
+    weighed = "stack(demo/base[0:1], task_arithmetic(demo/base[1:2]; 2*demo/m[1:2]))"
+    assert told(weighed.replace("2*", "3*"), weighed, inputs) == ["weight of demo/m[1:2], in slice 2: 3, now 2"]
 
 
 def test_differences_are_json(inputs: dict[Ref, Input]) -> None:
