@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 from tests.browser.conftest import screenshot
 from tests.clients.server import Server
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
 
 def test_a_visitor_searches_and_opens_a_patch(page: Any) -> None:

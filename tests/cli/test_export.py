@@ -16,7 +16,7 @@ from tests.cli.conftest import Command
 from tests.cli.test_import_hf import tree, with_history
 from tests.clients.server import Server, running
 
-pytestmark = pytest.mark.xdist_group("cli-import")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cli-import")]
 
 MIB = 1 << 20
 

@@ -17,7 +17,7 @@ from tests.cli.conftest import Command, Ended
 from tests.clients.server import Server, running
 from tests.hub.services import samples
 
-pytestmark = pytest.mark.xdist_group("cli-import")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cli-import")]
 
 UPSTREAM_TOKEN = "ah_the-token-of-the-other-hub-and-of-no-other"
 MIB = 1 << 20

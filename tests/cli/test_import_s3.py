@@ -13,7 +13,7 @@ from tests.clients.server import Server, running
 from tests.hub.services import samples
 from tests.servers import S3Bucket
 
-pytestmark = [pytest.mark.s3, pytest.mark.xdist_group("s3")]
+pytestmark = [pytest.mark.slow, pytest.mark.s3, pytest.mark.xdist_group("s3")]
 
 
 @pytest.fixture(scope="module")

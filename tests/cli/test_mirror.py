@@ -9,7 +9,7 @@ import pytest
 from tests.cli.conftest import Command
 from tests.clients.server import TOKEN, Server, running
 
-pytestmark = pytest.mark.xdist_group("cli-mirror")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cli-mirror")]
 
 
 @pytest.fixture(scope="module")

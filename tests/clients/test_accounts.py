@@ -10,6 +10,8 @@ import pytest
 from tests.clients.conftest import Run
 from tests.clients.server import Server, run_client
 
+pytestmark = pytest.mark.slow
+
 HF = str(Path(sys.executable).with_name("hf"))
 MODULE = "tests.clients.scenarios_accounts"
 

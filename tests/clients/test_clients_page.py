@@ -9,6 +9,8 @@ from huggingface_hub import HfApi
 from tests.clients.conftest import Run
 from tests.clients.server import Server
 
+pytestmark = pytest.mark.slow
+
 MODULE = "tests.clients.scenarios_page"
 
 
@@ -17,10 +19,10 @@ MODULE = "tests.clients.scenarios_page"
     [
         ("transformers", ["copy"], "Once upon a time"),
         ("peft", ["my-lora"], "['second']"),
-        pytest.param("sentence_transformers", ["my-encoder"], "(1, 384)", marks=pytest.mark.slow),
-        pytest.param("trl", ["sft"], "train_loss", marks=pytest.mark.slow),
-        pytest.param("diffusers", ["my-pipeline"], "(16, 16)", marks=pytest.mark.slow),
-        pytest.param("adapters", ["my-adapter"], "my-adapter']", marks=pytest.mark.slow),
+        pytest.param("sentence_transformers", ["my-encoder"], "(1, 384)"),
+        pytest.param("trl", ["sft"], "train_loss"),
+        pytest.param("diffusers", ["my-pipeline"], "(16, 16)"),
+        pytest.param("adapters", ["my-adapter"], "my-adapter']"),
     ],
 )
 def test_the_snippet_runs(

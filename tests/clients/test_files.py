@@ -13,6 +13,8 @@ from tests.clients.conftest import Run, scenario_runner
 from tests.clients.relay import relay
 from tests.clients.server import Server, running
 
+pytestmark = pytest.mark.slow
+
 SMALL_PARTS = {"multipart_min_bytes": str(1 << 20), "multipart_part_bytes": str(1 << 18)}
 MODULE = "tests.clients.scenarios_files"
 

@@ -14,6 +14,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from tests import servers
 from tests.clients.server import Server, running
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 Git = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -11,6 +11,8 @@ import pytest
 
 from tests.clients.server import Server, running
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 
 

@@ -14,12 +14,13 @@ from tests.clients.server import running
 from tests.hub.services.farhub import FarHub, far_hub
 from tests.hub.services.samples import lora, model
 
+pytestmark = pytest.mark.slow
+
 MODULE = "tests.clients.scenarios_mirror"
 BASE = "upstream/base"
 LORA = "admin/lora"
 
 
-@pytest.mark.slow
 def test_a_base_of_another_hub_is_fetched_once_and_outlives_it(tmp_path: Path) -> None:
     with running(tmp_path / "far", admin_name="upstream", regular_max_bytes="4096") as far:
         scenario_runner(far, tmp_path / "far-home")("publish", BASE, module=MODULE)
@@ -103,7 +104,6 @@ def test_a_job_process_brings_a_private_base(tmp_path: Path) -> None:
     merges_what_another_hub_has(tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.postgres
 @pytest.mark.s3
 def test_a_job_process_brings_a_private_base_to_postgres_and_s3(

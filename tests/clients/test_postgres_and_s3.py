@@ -8,6 +8,8 @@ import pytest
 from tests import servers
 from tests.clients.server import run_client, running
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.postgres
 @pytest.mark.s3

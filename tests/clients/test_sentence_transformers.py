@@ -4,6 +4,8 @@ import pytest
 
 from tests.clients.conftest import Run
 
+pytestmark = pytest.mark.slow
+
 MODULE = "tests.clients.scenarios_sentence_transformers"
 
 
@@ -11,6 +13,5 @@ def test_an_encoder_answers_as_before_it_was_pushed(run_scenario: Run, repo_id: 
     run_scenario("an_encoder", repo_id, module=MODULE)
 
 
-@pytest.mark.slow
 def test_an_adapter_of_an_encoder_is_loaded_by_name(run_scenario: Run, repo_id: str) -> None:
     run_scenario("an_adapter_of_an_encoder", repo_id, module=MODULE)

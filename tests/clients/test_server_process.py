@@ -8,8 +8,11 @@ import threading
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.clients.server import START, Server, running
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_web_process_never_loads_torch(server: Server) -> None:

@@ -4,6 +4,8 @@ import pytest
 
 from tests.clients.conftest import Run
 
+pytestmark = pytest.mark.slow
+
 MODULE = "tests.clients.scenarios_transformers"
 
 
@@ -23,16 +25,13 @@ def test_refusals_arrive_in_the_words_of_transformers(run_scenario: Run, repo_id
     run_scenario("refusals_in_transformers_words", repo_id, module=MODULE)
 
 
-@pytest.mark.slow
 def test_models_with_code_of_their_own_are_loaded(run_scenario: Run, repo_id: str) -> None:
     run_scenario("models_with_code_of_their_own", repo_id, module=MODULE)
 
 
-@pytest.mark.slow
 def test_the_trainer_pushes_while_it_trains(run_scenario: Run, repo_id: str) -> None:
     run_scenario("the_trainer_pushes", repo_id, module="tests.clients.scenarios_trainer")
 
 
-@pytest.mark.slow
 def test_training_resumes_from_a_pushed_checkpoint(run_scenario: Run, repo_id: str) -> None:
     run_scenario("training_resumes_from_the_hub", repo_id, module="tests.clients.scenarios_trainer")

@@ -13,6 +13,8 @@ from tests.clients.conftest import Run
 from tests.clients.server import Server, run_client, running
 from tests.hub.services.test_outbound import reply, serving
 
+pytestmark = pytest.mark.slow
+
 MODULE = "tests.clients.scenarios_webhooks"
 
 

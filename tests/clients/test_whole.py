@@ -13,6 +13,8 @@ from tests import servers
 from tests.clients.server import Server, run_client, running
 from tests.hub.serving import models
 
+pytestmark = pytest.mark.slow
+
 EXPRESSION = "admin/base + 0.7*admin/one + 0.5*admin/two"
 
 
@@ -58,7 +60,6 @@ def test_the_main_job_on_sqlite_and_a_folder(tmp_path: Path) -> None:
         check_the_main_job(server, tmp_path / "hf")
 
 
-@pytest.mark.slow
 @pytest.mark.postgres
 @pytest.mark.s3
 def test_the_main_job_on_postgres_and_s3(postgres_url: str, s3_bucket: servers.S3Bucket, tmp_path: Path) -> None:

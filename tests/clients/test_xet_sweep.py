@@ -16,6 +16,8 @@ from adapterhub.hub.settings import Settings
 from tests.clients.conftest import Run
 from tests.clients.server import Server, running
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 
 

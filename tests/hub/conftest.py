@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 from sqlmodel import Session
 
 from adapterhub.hub.context import Hub
@@ -20,8 +21,11 @@ from tests import servers
 SECRET = b"a secret for tests only, 32 bytes"
 
 
-EVERYWHERE = ["sqlite_hub", pytest.param("servers_hub", marks=[pytest.mark.postgres, pytest.mark.s3])]
-"""Fixtures of hubs on every database and store, for tests to be run on each."""
+EVERYWHERE = [
+    "sqlite_hub",
+    pytest.param("servers_hub", marks=[pytest.mark.postgres, pytest.mark.s3, pytest.mark.slow]),
+]
+"""Fixtures of hubs on every database and store, for tests to be run on each; on servers by .ci/run alone."""
 
 
 def make_hub(url: str, folder: Path) -> Hub:
@@ -54,19 +58,38 @@ def sqlite_hub(migrated: Path, tmp_path: Path) -> Iterator[Hub]:
     hub.db.close()
 
 
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres: servers.PostgresServer) -> Iterator[str]:
+    """Name of an empty PostgreSQL database of the newest schema, to be copied."""
+    with postgres.database() as url:
+        migrate(url)
+        yield str(make_url(url).database)
+
+
 @pytest.fixture
-def postgres_hub(postgres_url: str, tmp_path: Path) -> Iterator[Hub]:
+def migrated_postgres_url(postgres: servers.PostgresServer, migrated_postgres: str) -> Iterator[str]:
+    """URL of a copy of it."""
+    with postgres.database(migrated_postgres) as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_hub(migrated_postgres_url: str, tmp_path: Path) -> Iterator[Hub]:
     """The same on PostgreSQL."""
-    migrate(postgres_url)
-    hub = make_hub(postgres_url, tmp_path)
+    hub = make_hub(migrated_postgres_url, tmp_path)
     yield hub
     hub.db.close()
 
 
 @pytest.fixture
-def servers_hub(postgres_url: str, s3_bucket: servers.S3Bucket, tmp_path: Path) -> Iterator[Hub]:
+def servers_hub(migrated_postgres_url: str, s3_bucket: servers.S3Bucket, tmp_path: Path) -> Iterator[Hub]:
     """The same on PostgreSQL, its blobs in S3 with copies in the data folder."""
-    told = {"data": tmp_path, "database_url": postgres_url, "storage_url": s3_bucket.url, "regular_max_bytes": 1024}
+    told = {
+        "data": tmp_path,
+        "database_url": migrated_postgres_url,
+        "storage_url": s3_bucket.url,
+        "regular_max_bytes": 1024,
+    }
     hub = open_hub(Settings.model_validate(told))
     yield hub
     hub.db.close()

@@ -14,6 +14,8 @@ from adapterhub.merging import native, patches
 from adapterhub.merging.checkpoint import Checkpoint
 from adapterhub.merging.folders import LocalFolder
 
+pytestmark = pytest.mark.slow
+
 TINY = Sizes(32, 1, 12, 6, 9, 30, 10, 500, 2)
 TEXT = b"the quick brown fox jumps over the lazy dog. " * 60
 

@@ -10,6 +10,8 @@ from adapterhub.cli.demo.errors import DemoFailed
 from adapterhub.cli.demo.works import Sizes, Work
 from adapterhub.cli.demo.workshop import Event, Workshop, _make
 
+pytestmark = pytest.mark.slow
+
 SIZES = Sizes(digits_steps=10, digits_tune_steps=5)
 
 

@@ -1,5 +1,6 @@
 """The whole web application in this process, on a fresh data folder, without child processes."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +16,12 @@ TOKEN = "ah_the-token-of-the-first-administrator-in-tests"
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> Iterator[TestClient]:
+def client(migrated: Path, tmp_path: Path) -> Iterator[TestClient]:
     """A client of a fresh service, anonymous."""
-    settings = Settings(
-        data=tmp_path / "data", engine="none", workers=0, admin_token=SecretStr(TOKEN), regular_max_bytes=1024
-    )
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copy(migrated, data / "adapterhub.db")
+    settings = Settings(data=data, engine="none", workers=0, admin_token=SecretStr(TOKEN), regular_max_bytes=1024)
     app = create_app(settings)
     app.state.hub.db.transact(lambda session: accounts.first_admin(session, "ann", TOKEN))
     with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as client:

@@ -7,8 +7,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from adapterhub.hub.jobs.process import ProcessExecutor
 from adapterhub.hub.jobs.queue import JobQueue
+
+pytestmark = pytest.mark.slow
 
 CHILD = Path(__file__).with_name("child.py")
 PATIENCE_S = 40

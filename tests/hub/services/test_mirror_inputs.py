@@ -47,6 +47,8 @@ from tests.hub.services.farhub import FarHub, far_hub
 from tests.hub.services.otherhub import OtherHub, serving
 from tests.hub.services.samples import lora, model
 
+pytestmark = pytest.mark.slow
+
 BASE = "far/base"
 ASKER = Caller("an id", "somebody")
 WEIGHTS = {file.path: file.content for file in model()}["model.safetensors"]

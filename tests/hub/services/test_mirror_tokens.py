@@ -20,6 +20,8 @@ from tests.hub.services.otherhub import OtherHub, serving
 from tests.hub.services.samples import lora, model
 from tests.hub.services.test_mirror_inputs import run
 
+pytestmark = pytest.mark.slow
+
 MakeUser = Callable[..., Caller]
 CANARY = "hf_canary0123456789"
 

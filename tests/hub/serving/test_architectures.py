@@ -26,11 +26,11 @@ from tests.merging.exactness.architectures import ARCHITECTURES, Architecture
 from tests.merging.exactness.compare import trained
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False but the target module is `Conv1D`"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 RATE = 16_000
-EVERY = [pytest.param(name, marks=() if name in ("llama", "t5") else pytest.mark.slow) for name in ARCHITECTURES]
 
 
 def sound() -> Any:
@@ -103,7 +103,7 @@ def tuned_on(architecture: Architecture, base: Path, folder: Path) -> Any:
     return peft.PeftModel.from_pretrained(architecture.loader.from_pretrained(base), str(folder)).merge_and_unload()
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_a_lora_is_read_merged_and_served_as_peft_has_it(engine: EngineOnALoop, name: str, tmp_path: Path) -> None:
     architecture = ARCHITECTURES[name]
     base = base_of(architecture, tmp_path / "base")

@@ -25,6 +25,7 @@ from tests.merging.exactness.compare import trained
 from tests.merging.runtime.cases import CASES, Case
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:Position ids are not supported"),
     pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False but the target module is `Conv1D`"),

@@ -21,6 +21,8 @@ from tests.merging.build import random
 from tests.merging.exactness.architectures import ARCHITECTURES
 from tests.merging.exactness.compare import DTYPES, fold, record, roundings
 
+pytestmark = pytest.mark.slow
+
 BIAS, DENSITY = 2.0, 0.05
 
 

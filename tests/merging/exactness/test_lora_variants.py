@@ -34,6 +34,7 @@ from tests.merging.exactness.compare import (
 )
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to"),
     pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match"),
 ]

@@ -14,6 +14,8 @@ from tests.merging.exactness.architectures import ARCHITECTURES
 from tests.merging.exactness.compare import DENSE_ON, DTYPES, check_dense, check_lora, fold, record, roundings
 from tests.merging.native_terms import MAKERS, SHARED
 
+pytestmark = pytest.mark.slow
+
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 

@@ -20,6 +20,7 @@ from tests.merging.exactness.architectures import ARCHITECTURES, Architecture
 from tests.merging.exactness.compare import DTYPES, check_logits, check_weights, prepared, record_refusal
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to"),
     pytest.mark.filterwarnings("ignore:Specified to not save"),
     pytest.mark.filterwarnings("ignore:Specified to not load"),

@@ -31,6 +31,7 @@ from tests.merging.exactness.compare import (
 )
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False but the target module is `Conv1D`"),
     pytest.mark.filterwarnings("ignore:Specified to not save vera_A and vera_B"),
     pytest.mark.filterwarnings("ignore:Specified to not save pvera_A and pvera_B"),
@@ -348,7 +349,7 @@ def halved(name: str, value: torch.Tensor) -> torch.Tensor:
     return value.bfloat16() if value.is_floating_point() else value
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tuner", [one for one in (*TUNERS, *VARIANTS) if one != "vblora (top weights)"])
 def test_a_file_in_half_precision_folds_as_peft_loads_it(tuner: str, dtype: str, tmp_path: Path) -> None:
     """All but VB-LoRA's top weights, which peft cannot load in half precision: it scatters them into float32."""

@@ -79,7 +79,7 @@ def tall(D: Sequence[Array], w: Sequence[float], at: Where) -> Array:
 
 
 def emr(D: Sequence[Array], w: Sequence[float], at: Where) -> Array:
-    sign = np.where(np.stack(D).sum(0) >= 0, 1, -1)
+    sign = np.sign(np.stack(D).sum(0))
     u = sign * np.maximum(np.stack(D) * sign, 0).max(0)
     kept = np.where(D[1] * u > 0, u, 0)
     return kept * (np.abs(D[1]).sum() / np.abs(kept).sum() if kept.any() else 0)

@@ -12,6 +12,8 @@ from adapterhub.merging.ops.selection import Threshold
 from adapterhub.merging.ops.tensors import as_matrix
 from adapterhub.merging.registry import Measured, MergeSite, MethodSpec, Piece, parameters_of
 
+pytestmark = pytest.mark.slow
+
 SHAPES = [(1,), (7,), (1, 9), (9, 1), (0,), (0, 4), (33, 17), (3, 2, 5), ()]
 
 

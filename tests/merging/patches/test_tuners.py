@@ -22,6 +22,7 @@ from tests.merging import tiny
 from tests.merging.exactness.compare import trained
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:Specified to not save p?vera_A and p?vera_B"),
     pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias term"),
     pytest.mark.filterwarnings("ignore:Unsupported layer type .* encountered"),

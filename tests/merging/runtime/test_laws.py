@@ -15,6 +15,7 @@ from tests.merging.exactness.compare import DTYPES, LOGITS, record
 from tests.merging.runtime.cases import CASES, Case, Made
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:Position ids are not supported"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False but the target module is `Conv1D`"),

@@ -18,6 +18,8 @@ from tests.hub.api.conftest import TOKEN
 from tests.hub.services.farhub import FarHub, far_hub
 from tests.hub.services.samples import model
 
+pytestmark = pytest.mark.slow
+
 NAME = "far/base"
 WEIGHTS = {file.path: file.content for file in model()}["model.safetensors"]
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()

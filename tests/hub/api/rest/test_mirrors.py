@@ -15,6 +15,8 @@ from tests.hub.api.conftest import TOKEN
 from tests.hub.services.farhub import FarHub, far_hub
 from tests.hub.services.samples import model
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = {file.path: file.content for file in model()}["model.safetensors"]
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}
