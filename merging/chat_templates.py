@@ -1,9 +1,7 @@
 """How a merged model chats: the template most inputs have, one of those that are built in, or one that is given.
 
-A given template is parsed and its names are looked up; it is never rendered here. The built-in ones follow the formats
-that their models' authors publish. Never imports torch.
-Source: github.com/openai/openai-python chatml.md; Meta's model card of Llama 3; docs.mistral.ai, tokenizer V1;
-github.com/tatsu-lab/stanford_alpaca, README; the model card of EXAONE 3.0.
+A given template is parsed and its names are looked up; it is never rendered here. The built-in ones have
+the names that mergekit knows and write the formats of those models; tests compare them with mergekit's. Never imports torch.
 """
 
 from collections import Counter
