@@ -227,7 +227,6 @@ def reproduce(
         inputs,
         as_kind=found.as_kind,
         dtype=found.dtype,
-        heads=found.heads,
         memory_bytes=_for_steps(memory_bytes),
     )
     recorded = result / execution.FILE

@@ -11,10 +11,11 @@ from typing import Any, Self
 
 from adapterhub.merging.checkpoint import Checkpoint
 from adapterhub.merging.contracts import contract_of
-from adapterhub.merging.errors import BaseMismatch, InvalidParameter, NotRepresentable, ShapeMismatch, UnknownSite
+from adapterhub.merging.errors import BaseMismatch, NotRepresentable, ShapeMismatch, UnknownSite
 from adapterhub.merging.folders import join, read_json
 from adapterhub.merging.patch import Patch, SiteTerm
 from adapterhub.merging.recipes.canonical import MODEL, Input
+from adapterhub.merging.recipes.head_policy import CHOICES, Heads
 from adapterhub.merging.recipes.nodes import Ref
 from adapterhub.merging.steps import OutputTensor
 
@@ -24,32 +25,6 @@ is none: all its tunings predict the same tokens."""
 
 LABELS = ("id2label", "label2id", "num_labels", "problem_type")
 """Keys of config.json that belong to a head."""
-
-CHOICES = "heads=keep:NAME for the head of one (or of the base), heads=drop for the base's alone, heads=multi for all"
-
-
-@dataclass(frozen=True)
-class Heads:
-    """A head policy. choice: "keep" with the input whose head stays, "drop", or "multi"."""
-
-    choice: str
-    of: Ref | None = None
-
-    def canonical(self, digests: Mapping[Ref, str]) -> str | dict[str, str]:
-        """The policy as a canonical recipe has it: an input by its digest."""
-        return self.choice if self.of is None else {self.choice: digests[self.of]}
-
-
-def policy(text: str | None, references: Sequence[Ref]) -> Heads | None:
-    """The policy that "keep:NAME", "multi" or "drop" means, None for none. Raises InvalidParameter."""
-    if text is None:
-        return None
-    choice, _, name = text.partition(":")
-    found = next((ref for ref in references if name in (str(ref), ref.address)), None)
-    if (choice in ("drop", "multi") and not name) or (choice == "keep" and found is not None):
-        return Heads(choice, found)
-    named = ", ".join(map(str, references))
-    raise InvalidParameter(f"heads is {text!r}; expected keep:NAME with one of {named}, multi or drop")
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ from adapterhub.merging.recipes.canonical import (
     recipe_digest,
     slices_of,
 )
+from adapterhub.merging.recipes.head_policy import policy
 from adapterhub.merging.recipes.nodes import Delta, Form, Recipe, Ref, Stack
 from adapterhub.merging.recipes.tokenizer import TokenizerPolicy
 from adapterhub.merging.recipes.values import parameters_at, parameters_json
@@ -186,14 +187,15 @@ def plan(
     or "BF16"; None as the recipe says, else each tensor's. memory_bytes: what the steps may take, beside RUNTIME_BYTES
     of the process itself. attaches: whether the result stays in memory, where run-time patches can be put on it; else
     they are refused. heads: what becomes of the inputs' own heads, "keep:NAME", "multi" or "drop"; None refuses heads
-    that differ.
+    that differ, unless the recipe says it.
     Raises UnknownName, UnknownMethod, InvalidParameter, BaseMismatch, UnknownSite, ShapeMismatch, InvalidPatch,
     NotFoldable, NotStackable, NotRepresentable, RecipeTooLarge, PlanTooLarge.
     """
     form = recipe.form
+    asked_heads = form.heads if heads is None else heads
     if isinstance(recipe.root, Stack):
-        if heads is not None:
-            raise InvalidParameter(f"heads={heads}: a stack has its last slice's head; merge heads before you stack")
+        if asked_heads is not None:
+            raise InvalidParameter(f"heads={asked_heads}: a stack has its last slice's head; merge heads before that")
         return _stack_plan(recipe, inputs, as_kind, dtype, memory_bytes, attaches=attaches)
     slices_of(recipe)
     as_kind = as_kind or form.as_kind or MODEL
@@ -205,9 +207,9 @@ def plan(
     aligned = aligned_inputs(recipe, base_ref, base, inputs)
     if aligned.report and kind is not None:
         raise NotRepresentable(f"--as {kind}: a tokenizer setting is one of models; leave out either")
-    chosen = heads_of.policy(heads, references)
+    chosen = policy(asked_heads, references)
     if chosen is not None and aligned.report:
-        raise InvalidParameter(f"heads={heads}: not with a tokenizer setting; merge the vocabularies first, then heads")
+        raise InvalidParameter(f"heads={chosen}: not with a tokenizer setting; merge the vocabularies first")
     any_head = chosen is not None
     read = {
         ref: _read(one, base, inputs.values(), form.dtype, aligned.of(ref), attaches=attaches, any_head=any_head)
@@ -226,11 +228,10 @@ def plan(
     base = _repeated(base, base_ref, read, inputs)
     sums = _Sums(base, read, inputs, normal, base_quantisation)
     outputs = () if kind is not None else heads_of.with_head(sums.outputs(dtype, aligned.dtypes), headed.placed)
-    said = None if chosen is None else chosen.canonical(digests)
     export, reduction = (None, None) if kind is None else _export(kind, normal, sums, read, inputs)
     return Plan(
         recipe=recipe,
-        canonical=canonical(recipe, inputs, digests=digests, dtype=dtype, as_kind=as_kind, heads=said),
+        canonical=canonical(recipe, inputs, digests=digests, dtype=dtype, as_kind=as_kind, heads=chosen),
         inputs=tuple((ref, inputs[ref]) for ref in recipe.references()),
         base=base,
         outputs=outputs,

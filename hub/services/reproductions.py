@@ -36,7 +36,7 @@ def request(hub: Hub, caller: Caller, repo_id: str, revision: str | None = None)
         require_content(session, caller, repo)
         commit = refs.resolve(session, repo, revision)
     found, resolved = _resolved(hub, caller, repo, commit)
-    recipes.planned_recipe(hub, resolved, as_kind=found.as_kind, dtype=found.dtype, heads=found.heads)
+    recipes.planned_recipe(hub, resolved, as_kind=found.as_kind, dtype=found.dtype)
     payload = {"repository_id": repo.id, "commit": commit, **jobs.power_of(caller)}
     key = f"{jobs.asker(caller)} {repo.id} {commit}"
     return hub.jobs.submit(KIND, payload, key=key, owner_id=caller.account_id)
@@ -53,7 +53,7 @@ def run(hub: Hub, job: Job, report: Report, *, engine: Engine, comparer: Compare
     """The verdict on the result that the job names, made again here; the job's result."""
     caller, repo, commit = _asked(hub, job)
     found, resolved = _resolved(hub, caller, repo, commit)
-    plan = recipes.planned_recipe(hub, resolved, as_kind=found.as_kind, dtype=found.dtype, heads=found.heads)
+    plan = recipes.planned_recipe(hub, resolved, as_kind=found.as_kind, dtype=found.dtype)
     committed = _folder(hub, repo, commit)
     with publish.workplace(hub, job) as out:
         engine(plan, out, progress=merges.shown(report), cancelled=report.cancelled)

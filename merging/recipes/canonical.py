@@ -20,6 +20,7 @@ from adapterhub.merging.errors import BaseMismatch, ExpressionError, InvalidPara
 from adapterhub.merging.folders import canonical_json, json_digest
 from adapterhub.merging.methods import methods
 from adapterhub.merging.patch import PatchKind
+from adapterhub.merging.recipes.head_policy import Heads
 from adapterhub.merging.recipes.nodes import (
     Call,
     Delta,
@@ -151,13 +152,13 @@ def canonical(
     digests: Mapping[Ref, str] | None = None,
     dtype: str | None = None,
     as_kind: str | None = None,
-    heads: str | Mapping[str, str] | None = None,
+    heads: Heads | None = None,
 ) -> str:
     """The canonical text, JSON: inputs by commit and digest, method, weights, parameters, and what the result shall be.
 
     digests: of the inputs, where the caller has read them; None reads them. dtype, as_kind: in place of what the recipe
-    says of the result's. heads: what becomes of several heads, by the digest of the one that stays; a recipe that says
-    nothing of it has no such key. Raises what `normalise` raises.
+    says of the result's, and heads likewise; where nothing is said of heads there is no such key. Raises what
+    `normalise` raises.
     """
     form = recipe.form
     as_kind = as_kind or form.as_kind
@@ -183,7 +184,8 @@ def canonical(
     }
     stack = [{"base": numbers[normal.base], "sum": one} for normal, one in zip(normals, sums, strict=True)]
     more: dict[str, Any] = {"cast": form.dtype, "layers": form.layers, "stack": stack if is_stack else None}
-    more["heads"] = heads
+    heads = heads or form.heads
+    more["heads"] = None if heads is None else heads.canonical(found)
     if form.tokenizer is not None:
         more["tokenizer"] = form.tokenizer.to_json({ref: numbers[one] for ref, one in same.items() if one in numbers})
     value |= {key: told for key, told in more.items() if told is not None}

@@ -12,6 +12,7 @@ from adapterhub.merging.errors import ExpressionError
 from adapterhub.merging.recipes.values import NAME, NUMBER, Schedule, number_text, quoted, value_text
 
 if TYPE_CHECKING:
+    from adapterhub.merging.recipes.head_policy import Heads
     from adapterhub.merging.recipes.tokenizer import TokenizerPolicy
 
 
@@ -134,7 +135,8 @@ class Form:
 
     dtype: to which floating-point tensors of full models are rounded when they are read, and the result's where
     out_dtype does not say another; safetensors' names. as_kind: a patch kind to make instead of a model. tokenizer:
-    whose vocabulary the result has. layers: how many layers its models have, where the file says it.
+    whose vocabulary the result has. layers: how many layers its models have, where the file says it. heads: what
+    becomes of the inputs' own heads.
     """
 
     dtype: str | None = None
@@ -142,6 +144,7 @@ class Form:
     as_kind: str | None = None
     tokenizer: "TokenizerPolicy | None" = None
     layers: int | None = None
+    heads: "Heads | None" = None
 
     @property
     def result_dtype(self) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any
 from adapterhub.merging.errors import InvalidRecipe, RecipeTooLarge
 from adapterhub.merging.recipes.canonical import FORMAT, FORMAT_VERSION
 from adapterhub.merging.recipes.expression import DEFAULT_LIMITS
+from adapterhub.merging.recipes.head_policy import Heads
 from adapterhub.merging.recipes.nodes import Call, Delta, Form, Node, Recipe, Ref, Stack, Sum, Weighted
 from adapterhub.merging.recipes.tokenizer import TokenizerPolicy
 from adapterhub.merging.recipes.values import Schedule, Value, schedule
@@ -50,7 +51,6 @@ class Rebuilt:
     names: tuple[str, ...]
     dtype: str | None
     as_kind: str | None
-    heads: str | None
 
 
 def rebuilt(content: bytes) -> Rebuilt:
@@ -79,20 +79,20 @@ def _recipe(value: Mapping[str, Any]) -> Rebuilt:
         dtype=_dtype(value.get("cast")),
         layers=None if value.get("layers") is None else _number(value["layers"]),
         tokenizer=None if tokenizer is None else TokenizerPolicy.of_json(tokenizer, refs),
+        heads=_heads(value.get("heads"), refs, [str(one["digest"]) for one in value["inputs"]]),
     )
     recipe = Recipe(slices[0] if stack is None else Stack(slices), form=form)
     names = tuple(str(one["name"]) for one in value["inputs"])
-    digests = [str(one["digest"]) for one in value["inputs"]]
-    heads = _heads(value.get("heads"), refs, digests)
-    return Rebuilt(recipe, refs, names, _text(value["dtype"]), _text(value["as"]), heads)
+    return Rebuilt(recipe, refs, names, _text(value["dtype"]), _text(value["as"]))
 
 
-def _heads(value: Any, refs: Sequence[Ref], digests: Sequence[str]) -> str | None:
-    """What becomes of several heads, as `merge run --heads` says it: an input by its name."""
-    if not isinstance(value, dict):
-        return _text(value)
-    ((choice, digest),) = value.items()
-    return f"{choice}:{refs[digests.index(digest)].address}"
+def _heads(value: Any, refs: Sequence[Ref], digests: Sequence[str]) -> Heads | None:
+    """What becomes of several heads. Raises InvalidRecipe."""
+    if value in (None, "drop", "multi"):
+        return None if value is None else Heads(value)
+    if not isinstance(value, dict) or [*value] != ["keep"] or value["keep"] not in digests:
+        raise InvalidRecipe(f"{FILE}: heads is {value!r}; expected drop, multi, or keep with the digest of an input")
+    return Heads("keep", refs[digests.index(value["keep"])])
 
 
 def _slice(value: Mapping[str, Any], refs: Sequence[Ref]) -> Node:

@@ -1,8 +1,8 @@
 """Recipe files: mergekit's YAML as it is, and what we add to it, read into the recipes that expressions give.
 
 mergekit's keys: merge_method, models or slices or modules, base_model, parameters, dtype, out_dtype, tokenizer_source,
-tokenizer, chat_template, name. Ours: expression in place of merge_method, layers beside it, `as`, seed; and any patch
-may stand where a model does.
+tokenizer, chat_template, name. Ours: expression in place of merge_method, layers beside it, `as`, heads, seed; and any
+patch may stand where a model does.
 Source: mergekit 0.1.5 `config.py`, `plan.py`, `common.ModelReference`; docs/recipes.md.
 """
 
@@ -19,6 +19,7 @@ from adapterhub.merging.recipes.building import Group, Model, Source, built, pas
 from adapterhub.merging.recipes.documents import FILE, read_document, shown
 from adapterhub.merging.recipes.expression import check_terms, parse
 from adapterhub.merging.recipes.fields import check_keys, layers_of, list_of, word_of
+from adapterhub.merging.recipes.head_policy import Heads
 from adapterhub.merging.recipes.modules import base_of, by_module
 from adapterhub.merging.recipes.names import Names
 from adapterhub.merging.recipes.nodes import Form, Node, Recipe, Stack
@@ -27,7 +28,7 @@ from adapterhub.merging.recipes.tokenizer_settings import TokenizerSettings, lin
 from adapterhub.merging.registry import find_method
 
 _INPUTS = ("models", "slices", "modules")
-_FORM = ("dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template", "as", "name")
+_FORM = ("dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template", "as", "heads", "name")
 _TOP = ("merge_method", "expression", "layers", "base_model", "parameters", "seed", *_INPUTS, *_FORM)
 _EXPERTS = ("experts", "shared_experts", "gate_mode", "experts_per_token")
 
@@ -57,7 +58,7 @@ def text_of(recipe: Recipe) -> str:
     lines: dict[str, Any] = {"expression": str(recipe)}
     names = {short: name for name, short in _DTYPES.items()}
     lines |= {"dtype": names.get(form.dtype or ""), "out_dtype": names.get(form.out_dtype or ""), "as": form.as_kind}
-    lines["layers"] = form.layers
+    lines |= {"layers": form.layers, "heads": None if form.heads is None else str(form.heads)}
     if form.tokenizer is not None and form.tokenizer.prefers_base:
         lines["base_model"] = recipe.references()[0].address
     if form.tokenizer is not None:
@@ -282,7 +283,18 @@ class _Reading:
             told["as"],
             TokenizerSettings(self._document, self.names).policy(),
             self._layers,
+            self._heads(),
         )
+
+    def _heads(self) -> Heads | None:
+        """The policy for heads. Raises RecipeFileError."""
+        word = self._word("heads")
+        if word is None or word in ("drop", "multi"):
+            return None if word is None else Heads(word)
+        choice, _, name = word.partition(":")
+        if choice != "keep" or not name:
+            raise RecipeFileError("heads", f"is {word!r}; expected keep:NAME with a model of this file, drop or multi")
+        return Heads(choice, self.names.alone(name, "heads"))
 
     def _word(self, key: str) -> str | None:
         value = self._document.get(key)

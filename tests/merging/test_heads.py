@@ -1,6 +1,7 @@
 """Heads of several tasks: never averaged without being told, kept whole, or left out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from adapterhub.merging.folders import LocalFolder
 from adapterhub.merging.plan import Plan, plan
 from adapterhub.merging.recipes.canonical import Input
 from adapterhub.merging.recipes.expression import parse
-from adapterhub.merging.recipes.nodes import Ref
+from adapterhub.merging.recipes.head_policy import Heads
+from adapterhub.merging.recipes.nodes import Form, Ref
 from tests.merging import tiny
 
 HEAD = ("classifier.bias", "classifier.weight")
@@ -131,6 +133,16 @@ def test_dropped_heads_leave_the_bases(made: Path) -> None:
 def test_a_policy_is_part_of_the_recipe(made: Path) -> None:
     digests = {planned(made, "base + a + b", heads=heads).recipe_digest for heads in ("keep:a", "keep:b", "drop")}
     assert len(digests) == 3
+
+
+def test_a_recipe_file_says_what_becomes_of_heads(made: Path) -> None:
+    file = replace(parse("base + a + b"), form=Form(heads=Heads("keep", Ref("a"))))
+    inputs = dict(planned(made, "base + a + b", heads="drop").inputs)
+    said = plan(file, inputs, memory_bytes=1 << 30)
+    assert said.recipe_digest == planned(made, "base + a + b", heads="keep:a").recipe_digest
+    assert plan(file, inputs, memory_bytes=1 << 30, heads="drop").recipe_digest != said.recipe_digest
+    with pytest.raises(InvalidParameter, match="keep:spam'; expected keep:NAME with one of base, a, b"):
+        plan(replace(file, form=Form(heads=Heads("keep", Ref("spam")))), inputs, memory_bytes=1 << 30)
 
 
 def test_what_the_policy_cannot_do_is_refused(made: Path) -> None:

@@ -12,6 +12,7 @@ from adapterhub.merging.checkpoint import LocalFolder
 from adapterhub.merging.recipes.canonical import Input, Ref, canonical
 from adapterhub.merging.recipes.differences import as_json, differences
 from adapterhub.merging.recipes.expression import parse
+from adapterhub.merging.recipes.head_policy import Heads
 from adapterhub.merging.recipes.nodes import Form
 from adapterhub.merging.recipes.tokenizer import TokenizerPolicy
 from tests.merging import tiny
@@ -139,9 +140,8 @@ def test_what_the_result_shall_be_is_told_too(inputs: dict[Ref, Input]) -> None:
 
 def test_settings_name_inputs_and_differ_member_by_member(inputs: dict[Ref, Input]) -> None:
     expression = "linear(demo/base; demo/m, demo/a)"
-    listed = json.loads(canonical(parse(expression), inputs))["inputs"]
-    digest = next(one["digest"] for one in listed if one["name"].startswith("demo/m@"))
-    assert told(expression, expression, inputs, heads={"keep": digest}) == ["heads: default, now keep:demo/m"]
+    kept = Heads("keep", Ref("demo/m"))
+    assert told(expression, expression, inputs, heads=kept) == ["heads: default, now keep:demo/m"]
     union, of_m = (
         json.loads(canonical(replace(parse(expression), form=Form(tokenizer=one)), inputs))
         for one in (TokenizerPolicy("union"), TokenizerPolicy(Ref("demo/m"), pad_to_multiple_of=8))

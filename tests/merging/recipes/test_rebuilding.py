@@ -9,6 +9,7 @@ import pytest
 from adapterhub.merging.errors import InvalidRecipe, RecipeTooLarge
 from adapterhub.merging.recipes.canonical import Input, Ref, canonical
 from adapterhub.merging.recipes.expression import parse
+from adapterhub.merging.recipes.head_policy import Heads
 from adapterhub.merging.recipes.nodes import Form
 from adapterhub.merging.recipes.rebuilding import rebuilt
 from adapterhub.merging.recipes.tokenizer import TokenizerPolicy, TokenRow
@@ -34,6 +35,8 @@ FORMS = [
     Form(dtype="BF16", layers=2),
     Form(tokenizer=TokenizerPolicy("union", (("<x>", TokenRow(Ref("demo/m"), token_id=3)),), 64, "chatml")),
     Form(tokenizer=TokenizerPolicy(Ref("demo/m"), prefers_base=False)),
+    Form(heads=Heads("drop")),
+    Form(heads=Heads("keep", Ref("demo/a"))),
 ]
 
 
@@ -95,6 +98,9 @@ def method(**changes: Any) -> dict[str, Any]:
         ({"tokenizer": "union"}, "no canonical recipe"),
         ({"filters": []}, "the recipe says filters"),
         ({"dtype": 16}, "16 is no text"),
+        ({"heads": "mean"}, "heads is 'mean'; expected drop, multi, or keep"),
+        ({"heads": {"keep": "sha256:0"}}, "expected drop, multi, or keep with the digest of an input"),
+        ({"heads": {"keep": ["x"]}}, "expected drop, multi, or keep"),
         ({"inputs": [{"name": "a/b", "path": "", "kind": "model", "digest": "", "heads": [0, 8]}]}, "says heads"),
         ({"inputs": "demo/base"}, "no canonical recipe"),
     ],

@@ -119,6 +119,8 @@ WRONG = {
     ties("parameters: {dtype: float32}"): "parameters.dtype: is no parameter but a key of the file; move it to the top",
     ties("dtype: int8"): "dtype: is 'int8'; expected one of bfloat16, float16, float32, float64",
     ties("seed: -1"): "seed: is -1; expected a whole number",
+    ties("heads: keep"): "heads: is 'keep'; expected keep:NAME with a model of this file, drop or multi",
+    ties("heads: mean:a"): "heads: is 'mean:a'; expected keep:NAME",
     ties("layers: 3"): "layers: goes with an expression alone",
     ties("tokenizer_source: union\ntokenizer: {}"): "tokenizer: tokenizer_source is given too",
     ties("tokenizer: {sauce: base}"): "tokenizer.sauce: no such key; did you mean source?",
@@ -204,6 +206,15 @@ def test_the_form_of_the_result_is_read_and_printed() -> None:
     recipe = read(text)
     assert recipe.form == Form("F32", "BF16", "lora", TokenizerPolicy(Ref("a"), rows, 8, "chatml"))
     assert recipe.form.result_dtype == "BF16"
+    assert read(text_of(recipe)) == recipe
+
+
+@pytest.mark.parametrize("said", ["drop", "multi", "keep:a", "keep:a@v1"])
+def test_a_policy_for_heads_is_read_and_printed(said: str) -> None:
+    recipe = read(
+        ties(f"heads: {said}").replace("model: a,", "model: a@v1,") if "@" in said else ties(f"heads: {said}")
+    )
+    assert str(recipe.form.heads) == said
     assert read(text_of(recipe)) == recipe
 
 
