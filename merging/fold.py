@@ -112,8 +112,8 @@ class Folding:
             tile = before.clone()
             whole.act(tile, start, stop)
             rounded = tile.to(self._dtype)  # the one rounding, to nearest even
-            self._squares.add(before, tile, rounded)
-            yield start, self._checked(rounded)
+            is_sound = self._squares.add(before, tile, rounded)
+            yield start, rounded if is_sound else self._checked(rounded)
 
     def norms(self) -> Norms:
         """What was changed, once all rows were computed."""
@@ -372,11 +372,12 @@ class _Squares:
         self._delta = 0.0
         self._rounding = 0.0
 
-    def add(self, before: torch.Tensor, tile: torch.Tensor, rounded: torch.Tensor) -> None:
-        """Count one tile; `before` is used up."""
+    def add(self, before: torch.Tensor, tile: torch.Tensor, rounded: torch.Tensor) -> bool:
+        """Count one tile; `before` is used up. Whether all entries are finite; False too where squares overflow."""
         self._delta += _square(before.sub_(tile))
         if self._is_rounded:
             self._rounding += _square(before.copy_(rounded).sub_(tile))
+        return math.isfinite(self._delta) and math.isfinite(self._rounding)
 
     def norms(self) -> Norms:
         return Norms(math.sqrt(self._delta), math.sqrt(self._rounding))
