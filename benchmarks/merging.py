@@ -2,10 +2,11 @@
 
     python benchmarks/merging.py [--layers 2] [--large] [--only NAME ...] [--folder PATH]
 
-Inputs are random bfloat16 models of a Llama shape (hidden 2048), LoRAs of rank 16, and for the svd merge LoRAs of a
-7B shape. Every figure is measured in this run; outputs are made durable (fsync) by both sides; peak memory is VmHWM of
-the process, mapped files included. mergekit's seconds are given with and without its imports: `inner` is the call
-alone, on both sides. The floor reads the inputs once and writes the output once. `--large` merges models beyond 2 GiB.
+Inputs are random bfloat16 models of a Llama shape (hidden 2048) and LoRAs of rank 16 on them; and one layer of a 7B
+shape with three, eight and a thousand LoRAs on it. Every figure is measured in this run; outputs are made durable
+(fsync) by both sides; peak memory is VmHWM of the process, mapped files included. mergekit's seconds are given with and
+without its imports: `inner` is the call alone, on both sides. The floor reads the inputs once and writes the output
+once; of a thousand LoRAs it is the one product of matrices that they come to. `--large` merges models beyond 2 GiB.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def _mergekit(method: str, models: Sequence[str], base: str | None, **parameters
 
 TUNED = ("a", "b", "c")
 LORAS = [f"base+lora{number}" for number in range(3)]
+THOUSAND = 1000
 CASES = [
     Case("linear", "linear(base; base, a, b)", _mergekit("linear", ("base", "a", "b"), None), 3, 3, 1.3),
     Case("task_arithmetic", "task_arithmetic(base; a, b, c)", _mergekit("task_arithmetic", TUNED, "base"), 4, 3, 1.3),
@@ -66,6 +68,16 @@ CASES = [
     Case("ties", "ties(base; a, b, c, density=0.2)", _mergekit("ties", TUNED, "base", density=0.2), 4, 5),
     Case("three LoRAs", "base + lora0 + lora1 + lora2", _mergekit("task_arithmetic", LORAS, "base"), 1, 10),
 ]
+
+
+def _of_seven(count: int) -> Case:
+    names = [f"lora-all{number}" for number in range(count)]
+    theirs = _mergekit("task_arithmetic", [f"base+{name}" for name in names], "base")
+    return Case(f"{count} LoRAs, 7B", " + ".join(["base", *names]), theirs, 1, 10)
+
+
+SEVEN = [_of_seven(3), _of_seven(8)]
+"""Cases on one layer of a 7B shape."""
 
 
 # ---- inputs: made in a child, for the parent stays small ---------------------------------------------------------
@@ -147,10 +159,12 @@ def make(root: Path, hidden: int, inner: int, layers: int, vocabulary: int) -> N
 
 
 def make_seven(root: Path) -> None:
-    """Eight LoRAs on one projection of 7B's shape, for whose svd peft takes minutes, and a base of one layer."""
+    """One layer of 7B's shape, eight LoRAs on all of it, and a thousand on one projection."""
     make_models(root, ["base"], 4096, 11008, 1, 256)
-    targets = ("q_proj",)
-    make_loras(root, [f"lora{n}" for n in range(8)], shapes(4096, 11008, 1, 256), targets)
+    matrices = shapes(4096, 11008, 1, 256)
+    every = [name for names in PROJECTIONS.values() for name in names]
+    make_loras(root, [f"lora-all{n}" for n in range(8)], matrices, every)
+    make_loras(root, [f"lora{n}" for n in range(THOUSAND)], matrices, ("q_proj",))
 
 
 # ---- the contestants: each runs in a child and gives the seconds of the call alone --------------------------------
@@ -240,7 +254,17 @@ def copy(root: Path, out: Path, reads: Sequence[str], writes: str) -> tuple[floa
     return start.read()
 
 
-CHILDREN = {one.__name__: one for one in (ours, mergekit, peft, copy)}
+def product(root: Path, out: Path, count: int) -> tuple[float, float]:
+    """The floor of many LoRAs on one projection of 7B's shape: their factors as one product in float32."""
+    import torch
+
+    left, right = torch.randn(4096, RANK * count), torch.randn(RANK * count, 4096)
+    start = Stopwatch()
+    torch.mm(left, right)
+    return start.read()
+
+
+CHILDREN = {one.__name__: one for one in (ours, mergekit, peft, copy, product)}
 
 
 def _make_durable(folder: Path) -> None:
@@ -371,6 +395,16 @@ def compare_svd(root: Path, count: int) -> None:
     )
 
 
+def compare_thousand(root: Path) -> None:
+    """A thousand LoRAs onto one projection, which no peer here takes."""
+    us = measure("ours", root, " + ".join(["base", *(f"0.01*lora{number}" for number in range(THOUSAND))]))
+    floor = measure("product", root, THOUSAND)
+    print(
+        f"{THOUSAND} LoRAs of rank {RANK} onto that module: ours {us.inner_s:.2f} s, {us.peak_bytes / 1e6:.0f} MB; "
+        f"the one product of matrices {floor.inner_s:.2f} s: {us.inner_s / floor.inner_s:.2f} x floor"
+    )
+
+
 def show(row: Sequence[str]) -> None:
     print(f"{row[0]:16}" + "".join(f"{cell:>9}" for cell in row[1:]), flush=True)
 
@@ -379,7 +413,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--layers", type=int, default=2, help="layers of the models, 101 MB each beside 131 MB")
     parser.add_argument("--large", action="store_true", help="models of 2.3 GB, beyond the memory limit")
-    parser.add_argument("--only", nargs="*", default=[], help="names of cases, and svd")
+    parser.add_argument("--only", nargs="*", default=[], help="names of cases, svd, thousand")
     parser.add_argument("--times", type=int, default=2, help="runs of ours and of the floor; the fastest counts")
     parser.add_argument("--folder", type=Path, help="where inputs and outputs lie; the system's temporary folder")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -402,10 +436,20 @@ def main() -> None:
             show(HEAD)
         for case in cases:
             compare(case, root / "llama", arguments.times)
-        if not arguments.only or "svd" in arguments.only:
+        seven = [one for one in SEVEN if not arguments.only or one.name in arguments.only]
+        if seven or not arguments.only or {"svd", "thousand"} & {*arguments.only}:
             (root / "seven").mkdir()
             subprocess.run([*call, json.dumps(["make_seven", str(root / "seven"), ""])], check=True)
+        if seven:
+            size = (root / "seven/base/model.safetensors").stat().st_size
+            print(f"a model of {size / 1e6:.0f} MB of bfloat16")
+            show(HEAD)
+        for case in seven:
+            compare(case, root / "seven", arguments.times)
+        if not arguments.only or "svd" in arguments.only:
             compare_svd(root / "seven", 8)
+        if not arguments.only or "thousand" in arguments.only:
+            compare_thousand(root / "seven")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ from adapterhub.merging.sites import depths, has_row_for_each_token
 from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta, handles_of
 from adapterhub.merging.terms import terms
 
-MAX_TOTAL_RANK = 8192
+MAX_TOTAL_RANK = 32_768
 """Most columns that the low-rank terms of one site may have together."""
 
 RUNTIME_BYTES = 320 << 20

@@ -14,7 +14,7 @@ from adapterhub.merging.errors import RecipeFileError, RecipeTooLarge
 FILE = "recipe file"
 """How messages call the file as a whole."""
 
-MAX_CHARACTERS = 65_536
+MAX_CHARACTERS = 131_072
 MAX_DEPTH = 16
 MAX_EVENTS = 20_000
 MAX_ALIASES = 64

@@ -30,9 +30,9 @@ from adapterhub.merging.recipes.values import ANY, Scalar, Schedule, Value, is_n
 class Limits:
     """How much text is read. characters of the whole; depth of brackets; terms: names, calls and schedules together."""
 
-    characters: int = 20_000
+    characters: int = 100_000
     depth: int = 64
-    terms: int = 512
+    terms: int = 2048
 
 
 DEFAULT_LIMITS = Limits()

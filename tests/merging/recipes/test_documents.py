@@ -48,7 +48,7 @@ def test_what_is_no_recipe_file_is_refused_with_a_place(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "a: " + "x" * 70_000,
+        "a: " + "x" * 140_000,
         "a: " + "[" * 30_000,
         "a: " + "{b: " * 30,
         "a: [" + "1, " * 20_001 + "1]",

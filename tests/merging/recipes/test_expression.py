@@ -162,12 +162,12 @@ def test_references_are_named_once_in_order() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "a + " * 6000 + "a",
+        "a + " * 30_000 + "a",
         "(" * 65 + "a" + ")" * 65,
-        " + ".join("a" * 513),
+        " + ".join("a" * 2049),
         "f(" * 70 + "a" + ")" * 70,
-        "[0, 1]*" * 513 + "a",
-        "f(a, " + ", ".join(f"p{number}=[0, 1]" for number in range(513)) + ")",
+        "[0, 1]*" * 2049 + "a",
+        "f(a, " + ", ".join(f"p{number}=[0, 1]" for number in range(2049)) + ")",
     ],
     ids=["characters", "brackets", "terms", "calls", "schedules", "parameters"],
 )
@@ -179,4 +179,4 @@ def test_a_recipe_past_a_limit_is_refused(text: str) -> None:
 def test_the_deepest_and_longest_allowed_are_read() -> None:
     parse("(" * 64 + "a" + ")" * 64)
     parse("1*" * 5000 + "a")
-    parse(" + ".join("a" * 512))
+    parse(" + ".join("a" * 2048))

@@ -112,8 +112,8 @@ def test_what_is_no_canonical_recipe_is_refused(changes: dict[str, Any], said: s
 
 def test_what_is_too_large_or_too_deep_is_refused(inputs: dict[Ref, Input]) -> None:
     part: dict[str, Any] = {"weight": 1.0, "input": 0}
-    with pytest.raises(RecipeTooLarge, match="more than 512 parts"):
-        rebuilt(broken(inputs, sum=[part] * 513))
+    with pytest.raises(RecipeTooLarge, match="more than 2048 parts"):
+        rebuilt(broken(inputs, sum=[part] * 2049))
     for _ in range(70):
         part = {"weight": 1.0, "method": "ties", "parameters": {}, "inputs": [{"weight": 1.0, "sum": [part]}]}
     with pytest.raises(RecipeTooLarge):

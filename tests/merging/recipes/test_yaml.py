@@ -169,8 +169,8 @@ def test_a_file_that_means_nothing_is_refused_where_it_does(text: str) -> None:
 
 
 def test_a_file_of_too_many_models_is_refused() -> None:
-    models = ", ".join(f"{{model: m{number}}}" for number in range(513))
-    with pytest.raises(RecipeTooLarge, match="515 terms; at most 512"):
+    models = ", ".join(f"{{model: m{number}}}" for number in range(2049))
+    with pytest.raises(RecipeTooLarge, match="2051 terms; at most 2048"):
         read(f"{{merge_method: model_stock, base_model: b, models: [{models}]}}".replace("model_stock", "ram"))
 
 
