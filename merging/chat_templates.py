@@ -1,7 +1,8 @@
 """How a merged model chats: the template most inputs have, one of those that are built in, or one that is given.
 
 A given template is parsed and its names are looked up; it is never rendered here. The built-in ones have
-the names that mergekit knows and write the formats of those models; tests compare them with mergekit's. Never imports torch.
+the names that mergekit knows and write the formats of those models; tests compare them with mergekit's. Never imports
+torch.
 """
 
 from collections import Counter

@@ -158,6 +158,7 @@ def s3_server() -> Iterator[S3Bucket | None]:
     bucket = S3Bucket(f"http://127.0.0.1:{ports['s3']}", "ahtest", "ahtest", secrets.token_hex(16))
     folder = Path(tempfile.mkdtemp(prefix="ahtest-s3-"))
     options = [f"-{name}.port={port}" for name, port in ports.items()]
+    options += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # else a second server finds their ports taken
     command = [str(weed), "mini", f"-dir={folder}", "-ip=127.0.0.1", f"-bucket={bucket.bucket}", *options]
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(command, env={**os.environ, **bucket.environment}, stdout=log, stderr=log, cwd=folder)
