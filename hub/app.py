@@ -13,7 +13,7 @@ from adapterhub.hub.jobs.process import ProcessExecutor
 from adapterhub.hub.services.wiring import open_hub, worker_environment
 from adapterhub.hub.serving.client import EngineClient
 from adapterhub.hub.settings import Settings
-from adapterhub.hub.web import forms, pages, recipe_pages, talk
+from adapterhub.hub.web import forms, merge_pages, pages, recipe_pages, talk
 
 ROUTERS = (xet.protocol, health.router, docs.router, rest.router, openai.router, hf.router)
 """In the order they are asked: a name of a page or route is reserved, so none of them hides a repository."""
@@ -44,6 +44,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(forms.router)
     app.include_router(talk.router)
     app.include_router(recipe_pages.router)
+    app.include_router(merge_pages.router)
     app.include_router(pages.router)  # last: its /{owner}/{name} would take the assets for a repository
     app.add_middleware(RequestGuard, hosts=allowed_hosts(settings))
     app.add_middleware(RequestContext)

@@ -39,12 +39,13 @@ def explain(
     syntax: str = EXPRESSION,
     as_kind: str | None = None,
     dtype: str | None = None,
+    heads: str | None = None,
 ) -> dict[str, Any]:
     """What a merge by `text` would do: inputs by commit, the method of each tensor, bytes, memory, time, licence.
 
     The time follows from this hub's own merges where there were any. Raises as `planned`.
     """
-    resolved, found = planned(hub, caller, text, syntax=syntax, as_kind=as_kind, dtype=dtype)
+    resolved, found = planned(hub, caller, text, syntax=syntax, as_kind=as_kind, dtype=dtype, heads=heads)
     with hub.db.read() as session:
         told = explained(found, partial(rates.measured, session, MERGE))
     return told | {

@@ -75,4 +75,6 @@ def urlencode_all(text: str) -> str:
     return quote(text, safe="")
 
 
-FILTERS = {f.__name__: f for f in (bytes_short, count_short, ago, shorten, plain, urlencode_all, is_pickle)}
+FILTERS = {
+    f.__name__: f for f in (bytes_short, count_short, seconds_short, ago, shorten, plain, urlencode_all, is_pickle)
+}
