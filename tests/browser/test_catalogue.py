@@ -11,6 +11,12 @@ from tests.clients.server import Server
 pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
 
+def sign_in(page: Any, catalogue: Server) -> None:
+    page.goto("/login")
+    page.get_by_label("Token").fill(catalogue.token)
+    page.get_by_role("main").get_by_role("button", name="Sign in").click()
+
+
 def test_a_visitor_searches_and_opens_a_patch(page: Any) -> None:
     page.goto("/")
     screenshot(page, "home")
@@ -60,6 +66,26 @@ def test_a_merge_shows_its_recipe_and_where_it_is_saved(page: Any) -> None:
     expect(page).to_have_title("ann/support · recipe · adapterhub")
 
 
+def test_a_patch_is_merged_by_the_form(page: Any, catalogue: Server) -> None:
+    sign_in(page, catalogue)
+    page.goto("/ann/code")
+    page.get_by_role("link", name="merge it").click()
+    page.get_by_label("Weight").first.fill("0.5")
+    page.get_by_label("How they are joined").select_option("ties")
+    page.get_by_role("button", name="Show its parameters").click()
+    page.get_by_label("density").fill("0.5")
+    page.get_by_role("textbox", name="Repository").fill("ann/by-form")
+    page.get_by_role("button", name="Show the plan").click()
+    expect(page.get_by_text("ties(ann/base; 0.5*ann/code, density=0.5)")).to_be_visible()
+    screenshot(page, "merge-form")
+    page.get_by_role("button", name="Merge", exact=True).click()
+    made = page.get_by_role("link", name="ann/by-form")
+    expect(made).to_be_visible(timeout=60_000)  # the page of the job looks again by itself
+    screenshot(page, "job")
+    made.click()
+    expect(page).to_have_title("ann/by-form · adapterhub")
+
+
 def test_the_repository_page_reads_without_scripts(chromium: Any, catalogue: Server) -> None:
     context = chromium.new_context(base_url=catalogue.url, java_script_enabled=False)
     tab = context.new_page()
@@ -71,15 +97,13 @@ def test_the_repository_page_reads_without_scripts(chromium: Any, catalogue: Ser
 
 def test_a_narrow_screen_does_not_scroll_sideways(page: Any) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
-    for path in ("/", "/patches", "/recipes", "/recipes/ann/support", "/ann/code", "/help"):
+    for path in ("/", "/patches", "/recipes", "/recipes/ann/support", "/ann/code", "/merge?method=ties", "/help"):
         page.goto(path)
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), path
 
 
 def test_signing_in_shows_the_name_and_signing_out_hides_it(page: Any, catalogue: Server) -> None:
-    page.goto("/login")
-    page.get_by_label("Token").fill(catalogue.token)
-    page.get_by_role("main").get_by_role("button", name="Sign in").click()
+    sign_in(page, catalogue)
     expect(page.get_by_role("navigation").get_by_role("link", name="ann", exact=True)).to_be_visible()
     page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_role("link", name="Sign in")).to_be_visible()
