@@ -4,9 +4,10 @@
 
 Inputs are random bfloat16 models of a Llama shape (hidden 2048) and LoRAs of rank 16 on them; and one layer of a 7B
 shape with three, eight and a thousand LoRAs on it. Every figure is measured in this run; outputs are made durable
-(fsync) by both sides; peak memory is VmHWM of the process, mapped files included. mergekit's seconds are given with and
-without its imports: `inner` is the call alone, on both sides. The floor reads the inputs once and writes the output
-once; of a thousand LoRAs it is the one product of matrices that they come to. `--large` merges models beyond 2 GiB.
+(fsync) by both sides; peak memory is VmHWM of the process, mapped files included. mergekit's seconds are given with
+and without its imports: `inner` is the call alone, on both sides. The floor reads the inputs once and writes the
+output once, and beside it stands one that hashes the output too, as ours does; of a thousand LoRAs it is the one
+product of matrices that they come to. `--large` merges models beyond 2 GiB.
 """
 
 from __future__ import annotations
@@ -239,16 +240,18 @@ def peft(root: Path, out: Path, count: int) -> tuple[float, float]:
     return start.read()
 
 
-def copy(root: Path, out: Path, reads: Sequence[str], writes: str) -> tuple[float, float]:
-    """The floor: every input read once, the bytes of one written and made durable."""
+def copy(root: Path, out: Path, reads: Sequence[str], writes: str, hashes: bool) -> tuple[float, float]:
+    """The floor: every input read once, the bytes of one written and made durable; and hashed, as a store must."""
     out.mkdir()
-    start = Stopwatch()
+    start, digest = Stopwatch(), hashlib.sha256()
     with (out / "model.safetensors").open("wb") as target:
         for name in reads:
             with (root / name / "model.safetensors").open("rb") as source:
                 while piece := source.read(PIECE_BYTES):
                     if name == writes:
                         target.write(piece)
+                        if hashes:
+                            digest.update(piece)
         target.flush()
         os.fsync(target.fileno())
     return start.read()
@@ -355,6 +358,7 @@ HEAD = (
     "peer MB",
     "x",
     "x floor",
+    "+sha256",
 )
 
 
@@ -363,7 +367,7 @@ def compare(case: Case, root: Path, times: int) -> None:
     reads = ["base", *TUNED][: case.reads]
     us = measure("ours", root, case.ours, times=times)
     them = measure("mergekit", root, case.theirs)
-    floor = measure("copy", root, reads, "base", times=times)
+    floor, hashed = (measure("copy", root, reads, "base", hashes, times=times) for hashes in (False, True))
     row = [
         case.name,
         f"{us.inner_s:.2f}",
@@ -378,6 +382,7 @@ def compare(case: Case, root: Path, times: int) -> None:
         f"{them.peak_bytes / 1e6:.0f}",
         f"{us.peak_bytes / them.peak_bytes:.2f}",
         f"{us.inner_s / floor.inner_s:.2f}",
+        f"{us.inner_s / hashed.inner_s:.2f}",
     ]
     show(row)
     if them.left_bytes:
