@@ -154,14 +154,10 @@ NOT_RUN = """
 ## Not run
 
 """
-FEWER = "the architectures that differ: Conv1D, biases and a decoder; mistral and qwen store what llama does"
-REASONS: Mapping[str, str] = {
-    **{name: f"run on {FEWER}" for name in methods() if name.startswith("peft_")},
-    "robustmerge": f"run on {FEWER}",
-    "regmean": "run where statistics are collected: live float32 models of a decoder and one with Conv1D",
-    "fisher": "run where statistics are collected: live float32 models of a decoder and one with Conv1D",
-    "reset": "leaves tensors or puts the base's bytes: run where both are told apart, on one decoder",
-}
+REASONS: Mapping[str, str] = dict.fromkeys(
+    ("regmean", "fisher"),
+    "statistics are collected of a language model's loss on its own tokens, which this encoder has none of",
+)
 """Why cells of a method are not run."""
 
 

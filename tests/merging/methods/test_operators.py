@@ -1,5 +1,6 @@
 """Methods of one patch, and sums with signs: reset, deintrude, negation and analogy, on whole models and by formula."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from adapterhub.merging.recipes.canonical import Input
 from adapterhub.merging.recipes.expression import parse
 from adapterhub.merging.registry import MergeSite
 from tests.merging import tiny
-from tests.merging.exactness.compare import record, roundings
+from tests.merging.exactness.compare import DTYPES, record, roundings
+from tests.merging.methods.tuned import OTHERS, QUICK, state
+from tests.merging.methods.tuned import merged as tuned_merge
 
 State = dict[str, torch.Tensor]
 LORA = ("q_proj", "v_proj", "o_proj", "down_proj", "up_proj")
@@ -73,6 +76,21 @@ def test_half_goes_back_bit_for_bit_and_both_halves_are_the_patch(
     record("reset", "llama", "float32", "the patch, or the base", error, "method")
     assert error <= 1.0
     assert roundings({**first, **{name: other[name] for name in touched - kept}}, whole, torch.float32) <= 1.0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in OTHERS)])
+def test_every_tensor_of_a_model_is_the_patch_s_or_the_base_s(
+    name: str, dtype: str, models: Callable[[str, str], Mapping[str, Path]], tmp_path: Path
+) -> None:
+    given = models(name, dtype)
+    base, patch = state(given["base"]), state(given["a"])
+    found = tuned_merge("reset(base; a, seed=2)", given, tmp_path / "out")
+    gone = {key for key in base if torch.equal(found[key], base[key])}
+    assert len(base) / 3 < len(gone) < 2 * len(base) / 3
+    error = roundings(found, {key: base[key] if key in gone else patch[key] for key in base}, DTYPES[dtype])
+    record("reset", name, dtype, "the patch, or the base", error, "method")
+    assert error <= 1.0
 
 
 def test_every_category_of_every_layer_is_halved() -> None:

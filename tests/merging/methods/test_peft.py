@@ -20,8 +20,8 @@ from adapterhub.merging.plan import plan
 from adapterhub.merging.recipes.canonical import Input
 from adapterhub.merging.recipes.expression import parse
 from tests.merging import tiny
-from tests.merging.exactness.architectures import ARCHITECTURES
 from tests.merging.exactness.compare import DTYPES, record, roundings
+from tests.merging.methods.tuned import OTHERS, QUICK, make
 
 WEIGHTS = {"one": 0.6, "two": -0.3, "six": 1.1}
 ALPHAS = {"one": 8, "two": 2, "six": 4}
@@ -38,16 +38,21 @@ TYPES: Mapping[str, Mapping[str, Any]] = {
     "magnitude_prune": {"density": 0.3},
     "magnitude_prune_svd": {"density": 0.3, "svd_rank": 6},
 }
-TARGETS = {"llama": ["q_proj", "embed_tokens", "down_proj"], "gpt2": ["c_attn", "c_proj"], "bert": ["query", "value"]}
+TARGETS = {
+    "llama": ["q_proj", "embed_tokens", "down_proj"],
+    "gpt2": ["c_attn", "c_proj"],
+    "mistral": ["k_proj", "o_proj"],
+    "qwen": ["v_proj", "embed_tokens", "up_proj"],
+    "bert": ["query", "value"],
+}
+on_every = pytest.mark.parametrize("name", [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in OTHERS)])
 ORACLE = "peft 0.21.2 add_weighted_adapter, float64"
 
 
 def adapters(name: str, dtype: str, root: Path, **config: Any) -> tuple[PeftModel, dict[str, Path]]:
     """A base saved in dtype, three LoRAs of different scalings beside it, and the live model that has all of them."""
-    architecture = ARCHITECTURES[name]
-    made = {"base": tiny.saved(architecture.make(dtype=DTYPES[dtype]), root / "base")}
-    model: Any = architecture.make(dtype=DTYPES[dtype])
-    model = model.float()
+    made = {"base": tiny.saved(make(name, 0, DTYPES[dtype]), root / "base")}
+    model: Any = make(name, 0, DTYPES[dtype]).float()
     model.name_or_path = "tiny/base"
     adapted: Any = None
     for number, one in enumerate(WEIGHTS):
@@ -117,12 +122,12 @@ def same_masks(monkeypatch: pytest.MonkeyPatch, name: str, made: Mapping[str, Pa
 def module_order(name: str, base: Path) -> list[str]:
     """Names of the stored weights in the order in which the live model has its modules."""
     stored = load_file(base / "model.safetensors")
-    live = [f"{key}.weight" for key, _ in ARCHITECTURES[name].make().named_modules()]
+    live = [f"{key}.weight" for key, _ in make(name, 0, torch.float32).named_modules()]
     return [key for key in live if key in stored]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", TARGETS)
+@on_every
 @pytest.mark.parametrize("combination", TYPES)
 def test_whole_models_merge_as_in_peft(
     combination: str, name: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -139,7 +144,7 @@ def test_whole_models_merge_as_in_peft(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", TARGETS)
+@on_every
 def test_robustmerge_on_whole_models_is_the_published_code(name: str, dtype: str, tmp_path: Path) -> None:
     adapted: Any
     adapted, made = adapters(name, dtype, tmp_path)
@@ -212,11 +217,11 @@ def test_an_exact_sum_stays_a_lora(tmp_path: Path) -> None:
 )
 def test_what_is_not_one_lora_of_one_rank_is_refused(text: str, found: str, tmp_path: Path) -> None:
     _, made = adapters("llama", "float32", tmp_path)
-    wide: Any = ARCHITECTURES["llama"].make()
+    wide: Any = make("llama", 0, torch.float32)
     tiny.adapter(wide, tmp_path / "wide", r=6, target_modules=["q_proj"])
-    biased: Any = ARCHITECTURES["llama"].make()
+    biased: Any = make("llama", 0, torch.float32)
     tiny.adapter(biased, tmp_path / "bias", target_modules=["o_proj"], modules_to_save=["norm"])
-    tuned = tiny.saved(ARCHITECTURES["llama"].make(seed=5), tmp_path / "tuned")
+    tuned = tiny.saved(make("llama", 5, torch.float32), tmp_path / "tuned")
     made |= {"wide": tmp_path / "wide", "bias": tmp_path / "bias", "tuned": tuned}
     recipe = parse(text)
     kinds = {"base": "model", "tuned": "model"}

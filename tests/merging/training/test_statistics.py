@@ -21,10 +21,16 @@ from adapterhub.merging.recipes.canonical import Input
 from adapterhub.merging.recipes.expression import parse
 from adapterhub.merging.training.statistics import Statistics
 from tests.merging import tiny
-from tests.merging.exactness.compare import record, roundings
+from tests.merging.exactness.compare import DTYPES, record, roundings
+from tests.merging.methods.tuned import QUICK, make
 
 State = dict[str, torch.Tensor]
-TARGETS = {"llama": ["q_proj", "v_proj", "down_proj"], "gpt2": ["c_attn", "c_proj"]}
+TARGETS = {
+    "llama": ["q_proj", "v_proj", "down_proj"],
+    "gpt2": ["c_attn", "c_proj"],
+    "mistral": ["q_proj", "v_proj", "down_proj"],
+    "qwen": ["q_proj", "v_proj", "down_proj"],
+}
 ALPHA = 0.9
 
 
@@ -41,14 +47,17 @@ def samples(seed: int) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": one, "labels": one} for one in tokens]
 
 
+def fresh(name: str) -> Any:
+    return make(name, 0, torch.float32)
+
+
 def prepared(name: str, root: Path) -> dict[str, Path]:
     """A base and two LoRAs of it, each with the statistics of its own data beside it."""
-    make = getattr(tiny, name)
-    made = {"base": tiny.saved(make(), root / "base")}
+    made = {"base": tiny.saved(fresh(name), root / "base")}
     for seed, one in enumerate(("one", "two"), 1):
         made[one] = root / one
         more: dict[str, Any] = {"fan_in_fan_out": True} if name == "gpt2" else {}
-        adapted: Any = tiny.adapter(make(), made[one], seed=seed, target_modules=TARGETS[name], **more)
+        adapted: Any = tiny.adapter(fresh(name), made[one], seed=seed, target_modules=TARGETS[name], **more)
         statistics = Statistics(adapted)
         statistics.collect_grams(batches(seed))
         statistics.collect_fisher(samples(seed))
@@ -56,12 +65,14 @@ def prepared(name: str, root: Path) -> dict[str, Path]:
     return made
 
 
-@pytest.fixture(scope="module", params=list(TARGETS))
+@pytest.fixture(
+    scope="module", params=[*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in ("mistral", "qwen"))]
+)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Path]]:
     return request.param, prepared(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def planned(text: str, made: dict[str, Path]) -> Any:
+def planned(text: str, made: dict[str, Path], dtype: str | None = None) -> Any:
     recipe = parse(text)
     inputs = {
         ref: Input(
@@ -69,18 +80,17 @@ def planned(text: str, made: dict[str, Path]) -> Any:
         )
         for ref in recipe.references()
     }
-    return plan(recipe, inputs, memory_bytes=1 << 30)
+    return plan(recipe, inputs, memory_bytes=1 << 30, dtype=dtype)
 
 
-def merged(text: str, made: dict[str, Path], out: Path) -> State:
-    run(planned(text, made), out)
+def merged(text: str, made: dict[str, Path], out: Path, dtype: str | None = None) -> State:
+    run(planned(text, made, dtype), out)
     return load_file(out / "model.safetensors")
 
 
 def tuned(name: str, made: dict[str, Path], one: str) -> Any:
     """The model with one LoRA in its weights, in float64."""
-    model: Any = getattr(tiny, name)()
-    return PeftModel.from_pretrained(model, str(made[one])).double().merge_and_unload().requires_grad_(True)
+    return PeftModel.from_pretrained(fresh(name), str(made[one])).double().merge_and_unload().requires_grad_(True)
 
 
 def inputs_of(model: Any, layer: str, seed: int) -> np.ndarray[Any, Any]:
@@ -100,12 +110,12 @@ def test_grams_are_those_of_the_inputs_and_layers_that_share_one_store_it_once(
 ) -> None:
     name, folders = made
     found = load_file(folders["one"] / "statistics.safetensors")
-    layer = {"llama": "model.layers.1.self_attn.q_proj", "gpt2": "transformer.h.1.mlp.c_fc"}[name]
+    layer = "transformer.h.1.mlp.c_fc" if name == "gpt2" else "model.layers.1.self_attn.q_proj"
     x = inputs_of(tuned(name, folders, "one"), layer, 1)
     np.testing.assert_allclose(
         symmetric(found[f"{layer}.weight::gram"]).numpy(), x.T @ x / len(x), rtol=1e-4, atol=1e-5
     )
-    if name == "llama":
+    if name != "gpt2":
         assert f"{layer.replace('q_proj', 'k_proj')}.weight::gram" not in found
         with safe_open(folders["one"] / "statistics.safetensors", "pt") as file:
             assert f'"{layer.replace("q_proj", "v_proj")}.weight": "{layer}.weight"' in file.metadata()["inputs"]
@@ -149,9 +159,11 @@ def test_regmean_solves_the_paper_s_regression_on_whole_weights(
     exact = {
         key: solved(key, models, stored, is_turned=name == "gpt2") if key in layers else means[key] for key in found
     }
-    error = roundings(found, exact, torch.float32)
-    record("regmean", name, "float32", "regression on whole weights, float64", error, "method")
-    assert error <= 1.0
+    for dtype in DTYPES:
+        stored_as = merged(f"regmean(base; one, 0.5*two, alpha={ALPHA})", folders, tmp_path / dtype, dtype)
+        error = roundings(stored_as, exact, DTYPES[dtype])
+        record("regmean", name, dtype, "regression on whole weights, float64", error, "method")
+        assert error <= 1.0
     for key in layers:  # the inverse multiplies the roundings of a float32 model's inputs
         expected = solved(key, models, seen, is_turned=name == "gpt2")
         assert float((found[key] - expected).abs().max()) < 2e-5
@@ -178,16 +190,18 @@ def solved(key: str, models: dict[str, Any], gram_of: Any, *, is_turned: bool) -
 
 def test_fisher_is_the_paper_s_mean_of_whole_weights(made: tuple[str, dict[str, Path]], tmp_path: Path) -> None:
     name, folders = made
-    found = merged("fisher(base; one, 0.5*two, floor=0.001, normalize=false)", folders, tmp_path / "out")
+    text = "fisher(base; one, 0.5*two, floor=0.001, normalize=false)"
+    found = merged(text, folders, tmp_path / "out")
     models = {one: tuned(name, folders, one).state_dict() for one in ("one", "two")}
     F = {one: load_file(folders[one] / "statistics.safetensors") for one in models}
     expected = {}
     for key in found:
         one, two = (F[each][f"{key}::fisher"].double() + 0.001 for each in models)
         expected[key] = (one * models["one"][key] + 0.5 * two * models["two"][key]) / (one + 0.5 * two)
-    error = roundings(found, expected, torch.float32)
-    record("fisher", name, "float32", "mean of whole weights, float64", error, "method")
-    assert error <= 1.0
+    for dtype in DTYPES:
+        error = roundings(merged(text, folders, tmp_path / dtype, dtype), expected, DTYPES[dtype])
+        record("fisher", name, dtype, "mean of whole weights, float64", error, "method")
+        assert error <= 1.0
 
 
 def test_the_file_beside_a_patch_changes_neither_what_it_is_nor_its_digest(made: tuple[str, dict[str, Path]]) -> None:
