@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from adapterhub import __version__
 from adapterhub.hub.jobs.inline import InlineExecutor
-from adapterhub.hub.services import accounts, merges, repos
+from adapterhub.hub.services import accounts, merges, recipes, repos
 from adapterhub.hub.services.access import authenticate
 from adapterhub.hub.services.commits import commit
 from adapterhub.hub.services.wiring import open_hub
@@ -21,7 +21,7 @@ TOKEN = "ah_a-token-that-opens-only-the-kept-data-folders"
 
 
 def main() -> None:
-    """Write `tests/upgrades/<version>`: two models, patches and a merge, with their jobs, lineage and recipe."""
+    """Write `tests/upgrades/<version>`: two models, patches, merges and a saved recipe, with their jobs and lineage."""
     folder = Path(__file__).parent / __version__
     shutil.rmtree(folder, ignore_errors=True)
     hub = open_hub(Settings(data=folder, admin_token=SecretStr(TOKEN), secret=SecretStr("kept" * 10)))
@@ -36,6 +36,9 @@ def main() -> None:
     repos.create(hub, ann, "ann/sparse")
     commit(hub, ann, "ann/sparse", "main", native, "push")
     merges.request(hub, ann, "ann/base + 0.5*ann/code", push="ann/both")
+    for density in (0.2, 0.5):
+        recipes.save(hub, ann, "ann/trimmed", f"ties(ann/base; 0.5*ann/code, ann/secret, density={density})")
+    merges.rerun(hub, ann, "ann/trimmed", push="ann/trimmed")
     InlineExecutor(hub.jobs, handlers_of(hub)).drain()
     hub.db.close()
     with sqlite3.connect(folder / "adapterhub.db") as database:

@@ -2,8 +2,9 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -11,7 +12,8 @@ from sqlmodel import select
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db.tables import RevisionFacts
-from adapterhub.hub.services import blobs, describe, fitness, recipes, refs, repos, search, trees
+from adapterhub.hub.errors import RecipeNotFound
+from adapterhub.hub.services import blobs, describe, fitness, recipe_views, recipes, refs, repos, search, trees
 from adapterhub.hub.services.access import ANONYMOUS, Caller, authenticate
 from adapterhub.hub.services.commits import AddRegular, commit
 from adapterhub.hub.services.wiring import open_hub
@@ -60,6 +62,25 @@ def test_what_was_known_is_still_known(kept: Hub, ann: Caller) -> None:
     assert recipes.show(kept, ann, both["recipe"]["digest"])["text"] == "ann/base + 0.5*ann/code"
     with kept.db.read() as session:
         assert "ann/secret" not in [item["id"] for item in search.search(session, ANONYMOUS)["items"]]
+
+
+def test_saved_recipes_still_mean_what_they_meant(kept: Hub, ann: Caller) -> None:
+    try:
+        before, after = (recipe_views.show(kept, ann, "ann/trimmed", number) for number in (1, 2))
+    except RecipeNotFound:
+        pytest.skip("made before recipes were saved")
+    assert after["text"] == "ties(ann/base; 0.5*ann/code, ann/secret, density=0.5)"
+    told = recipes.difference(kept, ann, "recipe/ann/trimmed@1", "recipe/ann/trimmed@2")["changes"]
+    assert [one["text"] for one in told] == ["ties.density: 0.2, now 0.5"]
+    # made again now, at the commits that it was saved with, it is the same recipe
+    pins = {ref: name.partition("@")[2] for ref, name in names_of(after["canonical"]).items()}
+    again = recipes.planned(kept, ann, after["text"], pins=pins)[1]
+    assert again.recipe_digest == after["digest"] != before["digest"]
+
+
+def names_of(canonical: Mapping[str, Any]) -> dict[str, str]:
+    """The full names of a recipe's inputs, by their repositories."""
+    return {one["name"].partition("@")[0]: one["name"] for one in canonical["inputs"]}
 
 
 def test_models_are_still_counted(kept: Hub) -> None:
