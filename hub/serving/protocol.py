@@ -169,13 +169,14 @@ Event = Started | Delta | Finished
 class Task:
     """A request for something else than text.
 
-    task: "feature-extraction", "text-classification", "image-classification", "audio-classification",
-    "automatic-speech-recognition". inputs: text or texts; media: the bytes of an image or sound file instead.
+    task: "embeddings", "feature-extraction", "text-classification", "image-classification", "audio-classification",
+    "automatic-speech-recognition". inputs: text or texts, or for embeddings token ids of
+    each; media: the bytes of an image or sound file instead.
     parameters: of the task, as the Hugging Face inference API names them.
     """
 
     task: str
-    inputs: str | Sequence[str] | None = None
+    inputs: str | Sequence[str] | Sequence[Sequence[int]] | None = None
     media: bytes | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
 

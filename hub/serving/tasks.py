@@ -33,6 +33,44 @@ def run(loaded: Loaded, request: Task) -> Any:
     return task(loaded, request)
 
 
+def embeddings(loaded: Loaded, request: Task) -> Any:
+    """One vector (d) of each text or list of token ids, and how many tokens they have together: {vectors, tokens}.
+
+    Pooled as a sentence encoder's files say, else the mean of the last hidden states. Parameters: dimensions keeps the
+    first numbers of each, for models that were trained so. Raises InvalidRequest for inputs beyond the context.
+    Source: platform.openai.com/docs/api-reference/embeddings; arXiv:2205.13147 for dimensions.
+    """
+    dimensions = request.parameters.get("dimensions")
+    vectors, tokens = [], 0
+    for number, one in enumerate(request.inputs or ()):
+        inputs = _whole(loaded, one, f"input[{number}]")
+        hidden = _hidden(loaded, inputs)[0].float()  # (tokens, d)
+        vector = hidden[0] if loaded.pooling == "cls" else hidden.mean(0)
+        if dimensions is not None and dimensions > len(vector):
+            raise InvalidRequest(f"dimensions: {dimensions}; this model's vectors have {len(vector)} numbers")
+        vector = vector[:dimensions]
+        vectors.append((torch.nn.functional.normalize(vector, dim=-1) if loaded.is_normalized else vector).tolist())
+        tokens += inputs["input_ids"].shape[1]
+    return {"vectors": vectors, "tokens": tokens}
+
+
+def _whole(loaded: Loaded, one: str | Sequence[int], name: str) -> dict[str, Any]:
+    """The model's arguments for a text or token ids, none of them left out."""
+    if isinstance(one, str):
+        inputs = _encoded(loaded, one, is_cut=False)
+    else:
+        vocabulary = loaded.model.get_input_embeddings().num_embeddings
+        if not all(0 <= token < vocabulary for token in one):
+            raise InvalidRequest(f"{name}: token ids from 0 to {vocabulary - 1} are expected")
+        ids = torch.tensor([one], device=loaded.model.device)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    context = getattr(loaded.model.config, "max_position_embeddings", None)
+    length = inputs["input_ids"].shape[1]
+    if context is not None and length > context:
+        raise InvalidRequest(f"{name}: {length} tokens; this model reads {context}")
+    return inputs
+
+
 def feature_extraction(loaded: Loaded, request: Task) -> Any:
     """A sentence encoder's vector (d) of each text; of any other model the vectors of its tokens, (1, tokens, d).
 
@@ -181,16 +219,17 @@ def _need_head(loaded: Loaded, head: str, task: str) -> None:
 
 def _texts(request: Task) -> tuple[Sequence[str], bool]:
     inputs = request.inputs
-    texts = [inputs] if isinstance(inputs, str) else list(inputs or ())
+    texts = [inputs] if isinstance(inputs, str) else [one for one in inputs or () if isinstance(one, str)]
     if not texts or len(texts) > MAX_TEXTS:
         raise InvalidRequest(f"inputs: a text or 1 to {MAX_TEXTS} texts are expected, {len(texts)} were sent")
     return texts, not isinstance(inputs, str)
 
 
-def _encoded(loaded: Loaded, text: str) -> dict[str, Any]:
+def _encoded(loaded: Loaded, text: str, *, is_cut: bool = True) -> dict[str, Any]:
+    """The model's arguments for a text; is_cut: without what is beyond the model's context."""
     if loaded.tokenizer is None:
         raise InvalidRequest("this model has no tokenizer files (tokenizer.json), so it cannot read text")
-    context = getattr(loaded.model.config, "max_position_embeddings", None)
+    context = getattr(loaded.model.config, "max_position_embeddings", None) if is_cut else None
     encoded = loaded.tokenizer(text, return_tensors="pt", truncation=context is not None, max_length=context)
     if encoded["input_ids"].shape[1] == 0:
         raise InvalidRequest("inputs: a text without any token")
@@ -227,6 +266,7 @@ def _scores(loaded: Loaded, logits: Tensor, function: str | None) -> Tensor:
 
 _TASKS: Mapping[str, Callable[[Loaded, Task], Any]] = {
     "audio-classification": audio_classification,
+    "embeddings": embeddings,
     "automatic-speech-recognition": speech_recognition,
     "feature-extraction": feature_extraction,
     "image-classification": image_classification,

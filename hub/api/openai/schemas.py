@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from adapterhub.hub.serving.protocol import Generate, Sampling
+from adapterhub.hub.serving.protocol import Generate, Sampling, Task
 
 MAX_ANSWERS = 8
 MAX_STOPS = 4
@@ -155,3 +155,21 @@ class CompletionRequest(_Request):
         if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)
+
+
+class EmbeddingRequest(BaseModel):
+    """POST /v1/embeddings. input: a text, token ids, or a list of either. dimensions: how many numbers to keep."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(min_length=1, max_length=4096, description="A repository, base:patch, or an expression.")
+    input: str | Tokens | Annotated[list[str] | list[Tokens], Field(min_length=1, max_length=256)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(default=None, ge=1)
+    user: str | None = None
+
+    def asked(self) -> Task:
+        """The request as an engine takes it."""
+        is_one = isinstance(self.input, str) or isinstance(self.input[0], int)
+        inputs: Any = [self.input] if is_one else self.input
+        return Task("embeddings", inputs, parameters={"dimensions": self.dimensions})
