@@ -42,7 +42,8 @@ def embeddings(loaded: Loaded, request: Task) -> Any:
     """
     dimensions = request.parameters.get("dimensions")
     vectors, tokens = [], 0
-    for number, one in enumerate(request.inputs or ()):
+    given: Sequence[Any] = request.inputs or ()
+    for number, one in enumerate(given):
         inputs = _whole(loaded, one, f"input[{number}]")
         hidden = _hidden(loaded, inputs)[0].float()  # (tokens, d)
         vector = hidden[0] if loaded.pooling == "cls" else hidden.mean(0)
@@ -59,7 +60,8 @@ def _whole(loaded: Loaded, one: str | Sequence[int], name: str) -> dict[str, Any
     if isinstance(one, str):
         inputs = _encoded(loaded, one, is_cut=False)
     else:
-        vocabulary = loaded.model.get_input_embeddings().num_embeddings
+        table: Any = loaded.model.get_input_embeddings()
+        vocabulary = table.num_embeddings
         if not all(0 <= token < vocabulary for token in one):
             raise InvalidRequest(f"{name}: token ids from 0 to {vocabulary - 1} are expected")
         ids = torch.tensor([one], device=loaded.model.device)

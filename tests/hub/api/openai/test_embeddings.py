@@ -48,7 +48,7 @@ def test_a_text_token_ids_and_both_formats_are_one(client: openai.OpenAI) -> Non
     ids = models.tokenizer()("hello")["input_ids"]
     asked: list[Any] = ["hello", ["hello"], ids, [ids]]
     for encoding in ("float", "base64"):
-        found = [
+        found: list[Any] = [
             client.embeddings.create(model="admin/base", input=one, encoding_format=encoding).data[0].embedding
             for one in asked
         ]
