@@ -5,6 +5,7 @@ Who uses an entry pins it; nothing pinned is evicted. Safe to call from any thre
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -18,14 +19,30 @@ Key = tuple[str, str]
 """What sort of thing, and its digest."""
 
 
+REMEMBERED_S = 30.0
+"""How long an error that would come again is told without another try: files may be mended in the meantime."""
+MOST_REMEMBERED = 1024
+
+
 @dataclass
 class _Entry(Generic[T]):
     made: "Future[T]" = field(default_factory=Future)
     size_bytes: int = 0
     pins: int = 1
+    label: str = ""
     priority: float = 0.0
     cost_s: float = 0.0
     on_evict: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Held:
+    """One entry: what it is called for people, its bytes, and how many use it now."""
+
+    key: Key
+    label: str
+    size_bytes: int
+    pins: int
 
 
 @dataclass
@@ -35,6 +52,7 @@ class Counts:
     hits: int = 0
     loads: int = 0
     evictions: int = 0
+    refused: int = 0
 
 
 class Pool:
@@ -44,9 +62,18 @@ class Pool:
     when it was last used, are least. Source: Cao & Irani, "Cost-aware WWW proxy caching algorithms" (1997), sec. 4.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        limit_bytes: int,
+        lasting: tuple[type[Exception], ...] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """lasting: errors that would come again, and are told for REMEMBERED_S without another try."""
         self.limit_bytes = limit_bytes
         self.counts = Counts()
+        self._lasting = lasting
+        self._clock = clock
+        self._refused: OrderedDict[Key, tuple[float, Exception]] = OrderedDict()
         self._lock = threading.Lock()
         self._entries: dict[Key, _Entry[Any]] = {}
         self._age = 0.0
@@ -56,10 +83,14 @@ class Pool:
         with self._lock:
             return self._used_bytes()
 
-    def sizes(self) -> dict[Key, int]:
-        """Bytes by key, of entries that are complete."""
+    def held(self) -> list[Held]:
+        """The entries that are complete."""
         with self._lock:
-            return {key: entry.size_bytes for key, entry in self._entries.items() if entry.made.done()}
+            return [
+                Held(key, entry.label, entry.size_bytes, entry.pins)
+                for key, entry in self._entries.items()
+                if entry.made.done()
+            ]
 
     def acquire(
         self,
@@ -67,17 +98,19 @@ class Pool:
         measure: Callable[[], int],
         make: Callable[[], T],
         on_evict: Callable[[], None] = lambda: None,
+        label: str = "",
     ) -> T:
         """The entry of `key`, pinned until `release`; made by the first who asks, while the others wait.
 
-        measure: bytes that `make` will need, asked before. on_evict: called after the entry is gone. Raises Overloaded
-        when what is pinned leaves no room, TooLarge when no eviction could make room, and what `make` raises, to all
-        who wait; the next who asks tries again.
+        measure: bytes that `make` will need, asked before. on_evict: called after the entry is gone. label: see `Held`.
+        Raises Overloaded when what is pinned leaves no room, TooLarge when no eviction could make room, and what `make`
+        raises, to all who wait; the next who asks tries again, unless the error is a lasting one.
         """
         with self._lock:
+            self._raise_remembered(key)
             entry: _Entry[T] | None = self._entries.get(key)
             if is_mine := entry is None:
-                entry = self._entries[key] = _Entry(on_evict=on_evict)
+                entry = self._entries[key] = _Entry(on_evict=on_evict, label=label)
                 self.counts.loads += 1
             else:
                 entry.pins += 1
@@ -101,10 +134,25 @@ class Pool:
         except BaseException as error:
             with self._lock:
                 del self._entries[key]
+                if isinstance(error, self._lasting):
+                    self._refused[key] = self._clock() + REMEMBERED_S, error
+                    self._refused.move_to_end(key)
             entry.made.set_exception(error)
             raise
         entry.cost_s = time.monotonic() - began
         entry.made.set_result(made)
+
+    def _raise_remembered(self, key: Key) -> None:
+        """Raise the lasting error that making this had a short while ago; forget those of longer ago."""
+        now = self._clock()
+        while self._refused:
+            oldest = next(iter(self._refused))
+            if self._refused[oldest][0] > now and len(self._refused) <= MOST_REMEMBERED:
+                break
+            del self._refused[oldest]
+        if key in self._refused:
+            self.counts.refused += 1
+            raise self._refused[key][1].with_traceback(None)
 
     def _reserve(self, entry: _Entry[T], size_bytes: int) -> None:
         if size_bytes > self.limit_bytes:

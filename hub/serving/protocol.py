@@ -61,6 +61,13 @@ class VariantSpec:
         return self.expression == self.base.reference
 
     @property
+    def label(self) -> str:
+        """What it is called for people: with commits where it is one patch on its base, else the recipe's text."""
+        patches = self.sources[1:]
+        is_one = len(patches) == 1 and self.expression == f"{self.base.reference} + {patches[0].reference}"
+        return f"{self.base.name} + {patches[0].name}" if is_one else self.expression
+
+    @property
     def base_digest(self) -> str:
         """sha256 over the names and digests of the files that a model is loaded from: the key of a resident base."""
         folder = self.base.folder

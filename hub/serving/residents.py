@@ -6,15 +6,18 @@ Imports torch: only an engine's process loads this.
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
 from adapterhub import __version__
+from adapterhub.hub.errors import InvalidRequest, TooLarge, UnfitPatch
 from adapterhub.hub.serving import loading, variants
 from adapterhub.hub.serving.loading import Loaded
 from adapterhub.hub.serving.pool import Pool
 from adapterhub.hub.serving.protocol import Json, VariantSpec
 from adapterhub.hub.serving.resident import Base, Variant
+from adapterhub.merging.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Residents:
 
     def __init__(self, device: torch.device, limit_bytes: int) -> None:
         self.device = device
-        self._pool = Pool(limit_bytes)
+        self._pool = Pool(limit_bytes, lasting=(InvalidRequest, TooLarge, UnfitPatch))
 
     def lease(self, spec: VariantSpec) -> Lease:
         """What `spec` describes, made where it is not there yet: once, however many ask at the same time.
@@ -62,8 +65,14 @@ class Residents:
     def state(self) -> Json:
         """Device, bytes, what is in memory, and what the pool did so far."""
         entries = [
-            {"kind": kind, "digest": digest, "size_bytes": size_bytes}
-            for (kind, digest), size_bytes in self._pool.sizes().items()
+            {
+                "kind": one.key[0],
+                "digest": one.key[1],
+                "name": one.label,
+                "size_bytes": one.size_bytes,
+                "pins": one.pins,
+            }
+            for one in self._pool.held()
         ]
         return {
             "device": str(self.device),
@@ -85,22 +94,27 @@ class Residents:
         def measure() -> int:
             return sum(handle.nbytes for handle in weights.tensors.values())
 
-        return self._pool.acquire(_base_key(spec), measure, make)
+        return self._pool.acquire(_base_key(spec), measure, make, label=spec.base.name)
 
     def _variant(self, spec: VariantSpec, base: Base) -> Variant:
         """Pinned; as long as it is in memory, its base is."""
-        plan = variants.planned(spec, self._pool.limit_bytes)
+
+        @cache
+        def plan() -> Plan:
+            return variants.planned(spec, self._pool.limit_bytes)
 
         def make() -> Variant:
-            variant = base.variant(spec.vid, variants.tensors(plan, base), plan.attachments, plan.contract)
+            made = plan()
+            variant = base.variant(spec.vid, variants.tensors(made, base), made.attachments, made.contract)
             self._base(spec)
             return variant
 
         return self._pool.acquire(
             _variant_key(spec),
-            measure=lambda: variants.size_bytes(plan),
+            measure=lambda: variants.size_bytes(plan()),
             make=make,
             on_evict=lambda: self._pool.release(_base_key(spec)),
+            label=spec.label,
         )
 
 

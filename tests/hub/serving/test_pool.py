@@ -3,8 +3,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from adapterhub.hub.errors import Overloaded, TooLarge
-from adapterhub.hub.serving.pool import Key, Pool
+from adapterhub.hub.errors import Overloaded, TooLarge, UnfitPatch
+from adapterhub.hub.serving.pool import MOST_REMEMBERED, REMEMBERED_S, Key, Pool
 
 
 def put(pool: Pool, name: str, size_bytes: int = 40) -> str:
@@ -12,7 +12,7 @@ def put(pool: Pool, name: str, size_bytes: int = 40) -> str:
 
 
 def names(pool: Pool) -> set[str]:
-    return {name for _, name in pool.sizes()}
+    return {one.key[1] for one in pool.held()}
 
 
 def test_what_many_ask_for_at_once_is_made_once() -> None:
@@ -74,5 +74,36 @@ def test_an_eviction_tells_so_that_what_it_kept_can_go_too() -> None:
     pool.acquire(("variant", "v"), lambda: 30, lambda: "variant", on_evict=lambda: pool.release(base))
     pool.release(("variant", "v"))
     pool.acquire(("thing", "t"), lambda: 90, lambda: "thing")
-    assert set(pool.sizes()) == {("thing", "t")}
+    assert names(pool) == {"t"}
     assert pool.counts.evictions == 2
+
+
+def test_a_lasting_error_is_told_again_without_another_try_until_it_is_forgotten() -> None:
+    now, tries = [0.0], []
+
+    def make() -> int:
+        tries.append(now[0])
+        raise UnfitPatch("no such tensor")
+
+    pool = Pool(100, lasting=(UnfitPatch,), clock=lambda: now[0])
+    for at in (0.0, 1.0, REMEMBERED_S - 1, REMEMBERED_S + 1, REMEMBERED_S + 2):
+        now[0] = at
+        with pytest.raises(UnfitPatch, match="no such tensor"):
+            pool.acquire(("thing", "a"), lambda: 1, make)
+    assert tries == [0.0, REMEMBERED_S + 1]
+    assert (pool.counts.loads, pool.counts.refused, pool.used_bytes) == (2, 3, 0)
+    assert put(pool, "b") == "b"
+
+
+def test_the_oldest_errors_are_forgotten_first() -> None:
+    def fail() -> int:
+        raise UnfitPatch("no")
+
+    pool = Pool(100, lasting=(UnfitPatch,))
+    for number in range(MOST_REMEMBERED + 2):
+        with pytest.raises(UnfitPatch):
+            pool.acquire(("thing", str(number)), lambda: 1, fail)
+    for number in (0, MOST_REMEMBERED + 1):
+        with pytest.raises(UnfitPatch):
+            pool.acquire(("thing", str(number)), lambda: 1, fail)
+    assert (pool.counts.loads, pool.counts.refused) == (MOST_REMEMBERED + 3, 1)
