@@ -1,10 +1,12 @@
 """What `model` means: a repository, `base:patch` or an expression, as something an engine can serve."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.errors import ModelNotFound, NotAuthenticated
-from adapterhub.hub.services import mirror_inputs, search
+from adapterhub.hub.services import mirror_inputs, recipe_views, search
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.resolve import MODEL, mapped, resolve_expression
 from adapterhub.hub.serving.protocol import Source, VariantSpec
@@ -45,16 +47,48 @@ def _source(ref: Ref, one: Input) -> Source:
     return Source(str(ref), one.name, one.kind, one.folder, one.path)
 
 
-def models(hub: Hub, caller: Caller) -> list[dict[str, Any]]:
-    """The catalogue lines of what this caller may serve by name: models, and patches whose base is on this hub."""
+@dataclass(frozen=True)
+class Listed:
+    """What may be served under a name of its own. kind: "model", a patch kind, or "recipe"; base: its repository.
+
+    held_as: what an engine calls it where it is in memory, by commits or by digest.
+    """
+
+    name: str
+    owner: str
+    kind: str
+    created_at: str
+    base: str | None
+    held_as: tuple[str, ...]
+
+
+def models(hub: Hub, caller: Caller) -> list[Listed]:
+    """What this caller may serve by name: models, patches whose base is on this hub, and saved recipes."""
     with hub.db.read() as session:
         lines = search.search(session, caller, sort="updated", limit=LISTED)["items"]
-    return [line for line in lines if line["kind"] == MODEL or (line["base"] or {}).get("repository")]
+    commits = {line["id"]: line["commit"] for line in lines}
+    found = [
+        _listed(line, commits) for line in lines if line["kind"] == MODEL or (line["base"] or {}).get("repository")
+    ]
+    saved = recipe_views.listing(hub, caller, limit=LISTED)["items"]
+    return [*found, *(_listed_recipe(one) for one in saved if one["text"] is not None)]
 
 
-def model(hub: Hub, caller: Caller, name: str) -> dict[str, Any]:
-    """The catalogue line of one of `models`. Raises ModelNotFound."""
-    for line in models(hub, caller):
-        if line["id"] == name:
-            return line
+def model(hub: Hub, caller: Caller, name: str) -> Listed:
+    """One of `models`. Raises ModelNotFound."""
+    for one in models(hub, caller):
+        if one.name == name:
+            return one
     raise ModelNotFound(f"{name}: no model of that name is listed for you")
+
+
+def _listed(line: Mapping[str, Any], commits: Mapping[str, str]) -> Listed:
+    name, base = line["id"], (line["base"] or {}).get("repository")
+    base = None if line["kind"] == MODEL else base
+    pinned = f"{name}@{line['commit']}"
+    held_as = pinned if base is None else f"{base}@{commits.get(base)} + {pinned}"
+    return Listed(name, name.partition("/")[0], line["kind"], line["created_at"], base, (held_as,))
+
+
+def _listed_recipe(one: Mapping[str, Any]) -> Listed:
+    return Listed(one["name"], one["id"].partition("/")[0], "recipe", one["created_at"], None, (one["digest"],))

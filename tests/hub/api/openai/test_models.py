@@ -1,0 +1,58 @@
+"""GET /v1/models: what is listed, what is in memory of it, and for whom."""
+
+import httpx
+import openai
+import pytest
+
+from tests.clients.server import Server
+
+
+@pytest.fixture(scope="module")
+def saved(serving: Server) -> str:
+    with serving.http() as http:
+        body = {"name": "admin/mixed", "expression": "admin/base + 0.7*admin/one"}
+        assert http.post("/api/recipes", json=body).status_code == 201
+        hidden = {"name": "admin/hidden", "expression": "admin/base + admin/two"}
+        assert http.post("/api/recipes", json=hidden).status_code == 201
+    return "recipe/admin/mixed"
+
+
+def state_of(client: openai.OpenAI, name: str) -> str:
+    told = client.models.retrieve(name).to_dict()["adapterhub"]
+    assert isinstance(told, dict)
+    return str(told["state"])
+
+
+def test_recipes_are_listed_and_served_by_their_names(client: openai.OpenAI, saved: str) -> None:
+    found = {one.id: one.to_dict() for one in client.models.list()}
+    assert found[saved]["owned_by"] == "admin"
+    assert {found[name]["adapterhub"]["kind"] for name in ("admin/base", "admin/one", saved)} == {  # type: ignore[index]
+        "model",
+        "lora",
+        "recipe",
+    }
+    asked = {"prompt": "hello", "max_tokens": 8, "temperature": 0}
+    of_recipe, of_text = (
+        client.completions.create(model=model, **asked)  # type: ignore[call-overload]
+        for model in (saved, "admin/base + 0.7*admin/one")
+    )
+    assert of_recipe.choices[0].text == of_text.choices[0].text
+    assert of_recipe.system_fingerprint == of_text.system_fingerprint
+
+
+def test_what_is_in_memory_is_told_with_its_bytes(client: openai.OpenAI, saved: str) -> None:
+    for name in ("admin/base", "admin/one", saved):
+        client.completions.create(model=name, prompt="x", max_tokens=1)
+    found = {one.id: one.to_dict()["adapterhub"] for one in client.models.list()}
+    for name in ("admin/base", "admin/one", saved):
+        told = found[name]
+        assert isinstance(told, dict)
+        assert (told["state"], told["bytes"] > 0) == ("resident", True), name
+    assert state_of(client, "admin/vit") == "cold"
+
+
+def test_what_a_caller_may_not_see_is_not_listed(serving: Server, outsider: str, saved: str) -> None:
+    with httpx.Client(base_url=serving.url, headers={"Authorization": f"Bearer {outsider}"}) as http:
+        names = {one["id"] for one in http.get("/v1/models").json()["data"]}
+    assert saved in names
+    assert names.isdisjoint({"admin/two", "recipe/admin/hidden"})
