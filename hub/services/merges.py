@@ -120,7 +120,7 @@ def run(hub: Hub, job: Job, report: Report, *, engine: Engine) -> Mapping[str, A
         said = asked["expression"] if _syntax(job) == EXPRESSION else resolved.recipe
         summary = asked["message"] or f"Merge {said}"[:200]
         done = publish.to_repository(hub, caller, asked["push"], out, files, summary, private=bool(asked["private"]))
-    hub.db.transact(lambda session: recipes.keep(session, caller, found, asked["expression"]))
+    hub.db.transact(lambda session: recipes.keep(session, caller, found.canonical, asked["expression"]))
     return {
         "repo": done.repo_id,
         "branch": done.branch,

@@ -19,6 +19,7 @@ from adapterhub.hub.services.resolve import Resolved, resolve_expression
 from adapterhub.hub.services.saved_recipes import Draft
 from adapterhub.merging.explain import explained
 from adapterhub.merging.plan import RUNTIME_BYTES, Plan, plan
+from adapterhub.merging.recipes.canonical import recipe_digest
 from adapterhub.merging.recipes.differences import as_json, differences
 
 MERGE = "merge"
@@ -115,7 +116,7 @@ def save(
     draft = Draft(syntax, text, found.recipe_digest, message, as_kind, dtype, resolved.pins)
 
     def write(session: Session) -> dict[str, Any]:
-        keep(session, caller, found, text)
+        keep(session, caller, found.canonical, text)
         session.flush()
         saved = saved_recipes.add(session, caller, name, draft, private=private or hides)
         return recipe_views.of(session, caller, saved_recipes.find(session, caller, name), saved.number)
@@ -160,12 +161,11 @@ def _meant(hub: Hub, caller: Caller, text: str) -> _Meant:
     return _Meant(text, found.recipe_digest, json.loads(found.canonical))
 
 
-def keep(session: Session, caller: Caller, found: Plan, text: str) -> None:
-    """Remember a recipe by its digest; the first text that led to it stays."""
-    if session.get(Recipe, found.recipe_digest) is None:
-        session.add(
-            Recipe(digest=found.recipe_digest, canonical=found.canonical, text=text, created_by=caller.account_id)
-        )
+def keep(session: Session, caller: Caller, canonical: str, text: str) -> None:
+    """Remember a canonical recipe by its digest; the first text that led to it stays."""
+    digest = recipe_digest(canonical)
+    if session.get(Recipe, digest) is None:
+        session.add(Recipe(digest=digest, canonical=canonical, text=text, created_by=caller.account_id))
 
 
 def show(hub: Hub, caller: Caller, digest: str) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def run(hub: Hub, job: Job, report: Report, *, bench: Callable[[Input], Bench]) 
     report.hold()
     with hub.db.read() as session:
         caller = jobs.caller_of(session, job)
-    hub.db.transact(lambda session: recipes.keep(session, caller, best, found.best.expression))
+    hub.db.transact(lambda session: recipes.keep(session, caller, best.canonical, found.best.expression))
     path.unlink(missing_ok=True)
     trials = [one.as_json() for one in found.trials]
     measure = examples.measure if examples else "the judge's score"

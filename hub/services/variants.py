@@ -1,20 +1,26 @@
 """What `model` means: a repository, `base:patch` or an expression, as something an engine can serve."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.hub.context import Hub
-from adapterhub.hub.errors import ModelNotFound, NotAuthenticated
-from adapterhub.hub.services import mirror_inputs, recipe_views, search
+from adapterhub.hub.db.tables import Recipe
+from adapterhub.hub.errors import InvalidRequest, ModelNotFound, NotAuthenticated, RecipeNotFound
+from adapterhub.hub.services import mirror_inputs, recipe_views, recipes, search
 from adapterhub.hub.services.access import Caller
-from adapterhub.hub.services.resolve import MODEL, mapped, resolve_expression
+from adapterhub.hub.services.resolve import MODEL, Resolved, mapped, resolve_expression, resolve_recipe
 from adapterhub.hub.serving.protocol import Source, VariantSpec
 from adapterhub.merging.checkpoint import MappedFolder
 from adapterhub.merging.errors import UnknownName
 from adapterhub.merging.recipes.canonical import Input, base_of
 from adapterhub.merging.recipes.expression import parse
 from adapterhub.merging.recipes.nodes import Ref
+from adapterhub.merging.recipes.rebuilding import rebuilt
+
+VID = "vid:"
+"""How a model's name begins that is a recipe's digest."""
 
 LISTED = 1000
 """Most models in a listing."""
@@ -23,23 +29,45 @@ LISTED = 1000
 def served(hub: Hub, caller: Caller, model: str) -> VariantSpec:
     """The variant that `model` names for this caller, pinned to commits; nothing is merged here.
 
-    Raises ModelNotFound for a name that is unknown or not for this caller, naming a near one; NotAuthenticated when
-    somebody without a token asks for a merge of their own; NotFetched for a mirrored model that is not
-    here yet; and as `resolve_expression`.
+    "vid:sha256-<hex>" is a recipe that was served or merged before, by its digest; each that a token asks for is
+    remembered. Raises ModelNotFound for a name that is unknown or not for this caller, naming a near one;
+    NotAuthenticated when somebody without a token asks for a merge of their own; NotFetched for a mirrored model that
+    is not here yet; and as `resolve_expression`.
     """
     try:
-        resolved = resolve_expression(hub, caller, model)
-    except UnknownName as error:
+        resolved = _kept(hub, caller, model) if model.startswith(VID) else resolve_expression(hub, caller, model)
+    except (RecipeNotFound, UnknownName) as error:
         raise ModelNotFound(str(error)) from None
-    if caller.is_anonymous and not isinstance(parse(model).root, Ref):
+    if caller.is_anonymous and (model.startswith(VID) or not isinstance(parse(model).root, Ref)):
         raise NotAuthenticated(
             f"{model}: merging on request needs a token; without one, ask for a repository by its name"
         )
     mirror_inputs.require(hub, resolved.wanted)
+    if not caller.is_anonymous:
+        _remember(hub, caller, resolved)
     base = base_of(resolved.recipe, resolved.inputs)
     refs = (base, *(ref for ref in resolved.inputs if ref != base))
     sources = tuple(_source(ref, mapped(resolved.inputs[ref])) for ref in refs)
     return VariantSpec(resolved.digest, str(resolved.recipe), sources)
+
+
+def _kept(hub: Hub, caller: Caller, model: str) -> Resolved:
+    """What a digest stands for. Raises RecipeNotFound, InvalidRequest for what is served as a repository alone."""
+    kept = recipes.show(hub, caller, model.removeprefix(VID).replace("-", ":", 1))
+    found = rebuilt(json.dumps(kept["canonical"]).encode())
+    if found.as_kind is not None or found.dtype is not None:
+        raise InvalidRequest(
+            f"{model}: its result is {found.as_kind or found.dtype}; merge it and serve the repository"
+        )
+    return resolve_recipe(hub, caller, found.recipe)
+
+
+def _remember(hub: Hub, caller: Caller, resolved: Resolved) -> None:
+    with hub.db.read() as session:
+        if session.get(Recipe, resolved.digest) is not None:
+            return
+    text = str(resolved.recipe)
+    hub.db.transact(lambda session: recipes.keep(session, caller, resolved.canonical, text))
 
 
 def _source(ref: Ref, one: Input) -> Source:

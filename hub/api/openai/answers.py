@@ -1,7 +1,7 @@
 """Takes an engine's events and words them as OpenAI does: gathered into one answer, or one by one as they come."""
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from time import time
@@ -88,8 +88,8 @@ async def gathered(events: AsyncIterator[Event], count: int) -> tuple[list[Gathe
 class EventStream(StreamingResponse):
     """Chunks as server-sent events, "[DONE]" at the end; an error after the start is an event of its own."""
 
-    def __init__(self, chunks: AsyncIterator[Json]) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    def __init__(self, chunks: AsyncIterator[Json], headers: Mapping[str, str]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}
         super().__init__(_told(chunks), headers=headers, media_type="text/event-stream")
 
 

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 
 from adapterhub.hub.api.deps import CallerDep, HubDep
 from adapterhub.hub.api.openai import answers
-from adapterhub.hub.api.openai.requests import EngineDep, begun, unless_gone, variant
+from adapterhub.hub.api.openai.requests import EngineDep, begun, named, unless_gone, variant
 from adapterhub.hub.api.openai.schemas import ChatRequest
 from adapterhub.hub.serving.protocol import Delta, Event, Finished, Started
 
@@ -27,8 +27,9 @@ async def create_chat_completion(
     spec = await variant(hub, caller, body.model)
     events = answers.events_of(engine, spec, [body.asked()])
     if not body.stream:
-        return JSONResponse(await unless_gone(request, _whole(body, events)))
-    return answers.EventStream(_chunks(body, await unless_gone(request, begun(events)), events))
+        return JSONResponse(await unless_gone(request, _whole(body, events)), headers=named(spec))
+    chunks = _chunks(body, await unless_gone(request, begun(events)), events)
+    return answers.EventStream(chunks, named(spec))
 
 
 @router.post("/models/{model:path}/v1/chat/completions")

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 
 from adapterhub.hub.api.deps import CallerDep, HubDep
 from adapterhub.hub.api.openai import answers
-from adapterhub.hub.api.openai.requests import EngineDep, begun, unless_gone, variant
+from adapterhub.hub.api.openai.requests import EngineDep, begun, named, unless_gone, variant
 from adapterhub.hub.api.openai.schemas import CompletionRequest
 from adapterhub.hub.serving.protocol import Delta, Event, Finished, Generate, Started
 
@@ -29,8 +29,9 @@ async def create_completion(
     asked = body.asked()
     events = answers.events_of(engine, spec, asked)
     if not body.stream:
-        return JSONResponse(await unless_gone(request, _whole(body, asked, events)))
-    return answers.EventStream(_chunks(body, await unless_gone(request, begun(events)), events))
+        return JSONResponse(await unless_gone(request, _whole(body, asked, events)), headers=named(spec))
+    chunks = _chunks(body, await unless_gone(request, begun(events)), events)
+    return answers.EventStream(chunks, named(spec))
 
 
 async def _whole(

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
 from adapterhub.hub.api.deps import CallerDep, HubDep
-from adapterhub.hub.api.openai.requests import EngineDep, unless_gone, variant
+from adapterhub.hub.api.openai.requests import EngineDep, named, unless_gone, variant
 from adapterhub.hub.api.openai.schemas import EmbeddingRequest
 
 router = APIRouter(tags=["openai"])
@@ -33,7 +33,8 @@ async def create_embedding(
             "model": body.model,
             "usage": {"prompt_tokens": found["tokens"], "total_tokens": found["tokens"]},
             "system_fingerprint": answer.execution_id,
-        }
+        },
+        headers=named(spec),
     )
 
 

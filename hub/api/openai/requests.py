@@ -27,6 +27,11 @@ def engine(request: Request) -> EngineClient:
 EngineDep = Annotated[EngineClient, Depends(engine)]
 
 
+def named(spec: VariantSpec) -> dict[str, str]:
+    """The header that tells which recipe answered; the digest names it again, as `model="vid:..."`."""
+    return {"X-Adapterhub-Variant": spec.vid}
+
+
 async def variant(hub: Hub, caller: Caller, model: str) -> VariantSpec:
     """What `model` names for this caller. Raises as `variants.served`."""
     return await threads.run(variants.served, hub, caller, model)

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 
 from adapterhub.hub.api import threads
 from adapterhub.hub.api.deps import CallerDep, HubDep
-from adapterhub.hub.api.openai.requests import EngineDep, unless_gone, variant
+from adapterhub.hub.api.openai.requests import EngineDep, named, unless_gone, variant
 from adapterhub.hub.errors import InvalidRequest
 from adapterhub.hub.serving.protocol import Task, VariantSpec
 from adapterhub.merging.folders import join, read_json
@@ -48,7 +48,7 @@ async def run_named_task(
     """Run a task: feature-extraction, automatic-speech-recognition, text-, image- or audio-classification."""
     spec = await variant(hub, caller, model)
     asked = await _asked(request, task)
-    return JSONResponse((await unless_gone(request, engine.task(spec, asked))).output)
+    return JSONResponse((await unless_gone(request, engine.task(spec, asked))).output, headers=named(spec))
 
 
 @router.post("/models/{model:path}")
@@ -56,7 +56,7 @@ async def run_task(model: str, request: Request, hub: HubDep, caller: CallerDep,
     """Run the task that the model's head is for: classes of texts, images or sounds, speech, else vectors of texts."""
     spec = await variant(hub, caller, model)
     asked = await _asked(request, await threads.run(_task_of, spec))
-    return JSONResponse((await unless_gone(request, engine.task(spec, asked))).output)
+    return JSONResponse((await unless_gone(request, engine.task(spec, asked))).output, headers=named(spec))
 
 
 def _task_of(spec: VariantSpec) -> str:

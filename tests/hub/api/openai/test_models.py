@@ -56,3 +56,26 @@ def test_what_a_caller_may_not_see_is_not_listed(serving: Server, outsider: str,
         names = {one["id"] for one in http.get("/v1/models").json()["data"]}
     assert saved in names
     assert names.isdisjoint({"admin/two", "recipe/admin/hidden"})
+
+
+def test_a_digest_names_what_answered_before(serving: Server, outsider: str, saved: str) -> None:
+    asked = {"prompt": "hello", "max_tokens": 8, "temperature": 0}
+    with serving.http() as http:
+        first = http.post("/v1/completions", json={**asked, "model": "admin/base - 0.3*admin/one"})
+        digest = first.headers["x-adapterhub-variant"]
+        name = "vid:" + digest.replace(":", "-")
+        again = http.post("/v1/completions", json={**asked, "model": name})
+        assert (again.status_code, again.headers["x-adapterhub-variant"]) == (200, digest)
+        assert again.json()["choices"] == first.json()["choices"]
+        assert again.json()["system_fingerprint"] == first.json()["system_fingerprint"]
+        with http.stream("POST", "/v1/completions", json={**asked, "model": name, "stream": True}) as stream:
+            assert stream.headers["x-adapterhub-variant"] == digest
+        secret = http.post("/v1/completions", json={**asked, "model": "admin/base + 0.2*admin/two"})
+        unknown = http.post("/v1/completions", json={**asked, "model": "vid:sha256-" + "0" * 64})
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+    of_secret = "vid:" + secret.headers["x-adapterhub-variant"].replace(":", "-")
+    with httpx.Client(base_url=serving.url, headers={"Authorization": f"Bearer {outsider}"}) as http:
+        assert http.post("/v1/completions", json={**asked, "model": of_secret}).status_code == 404
+        assert http.post("/v1/completions", json={**asked, "model": name}).status_code == 200
+    with httpx.Client(base_url=serving.url) as http:
+        assert http.post("/v1/completions", json={**asked, "model": name}).status_code == 401
