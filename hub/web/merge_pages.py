@@ -15,7 +15,7 @@ from adapterhub.hub.api import threads
 from adapterhub.hub.api.deps import HubDep
 from adapterhub.hub.api.errors import status_of
 from adapterhub.hub.context import Hub
-from adapterhub.hub.services import jobs, merges, recipes
+from adapterhub.hub.services import composing, jobs, merges, recipes
 from adapterhub.hub.services.access import Caller, require_jobs
 from adapterhub.hub.web import sessions
 from adapterhub.hub.web.pages import render
@@ -23,8 +23,7 @@ from adapterhub.hub.web.sessions import VisitorDep
 from adapterhub.merging.errors import InvalidParameter
 from adapterhub.merging.methods import methods
 from adapterhub.merging.plan import FLOATS
-from adapterhub.merging.recipes.nodes import Call, Node, Recipe, Ref, total, weighted
-from adapterhub.merging.registry import Parameter, find_method, parameters_of
+from adapterhub.merging.registry import Parameter, parameters_of
 
 ROWS, MOST_ROWS = 3, 64
 """Inputs that the form has room for: at first, and at most."""
@@ -71,32 +70,25 @@ async def job_page(job_id: str, hub: HubDep, visitor: VisitorDep) -> HTMLRespons
 def expression_of(said: Mapping[str, str]) -> str:
     """The expression that the form's fields mean: the base, and inputs with their weights, by a method or as a sum.
 
-    Raises InvalidParameter for what is missing or no number, and for values outside of a parameter's range;
-    UnknownMethod, ExpressionError for what is no name.
+    Raises InvalidParameter for what is missing or no number; and as `composing.expression`.
     """
     if not said.get("base"):
         raise InvalidParameter("base: name the model that the result starts from, such as team/base")
-    base = Ref.of(said["base"])
-    inputs: list[Node] = []
-    for number in range(1, MOST_ROWS + 1):
-        if said.get(f"input-{number}"):
-            weight = _number(said.get(f"weight-{number}") or "1", f"weight {number}")
-            inputs.append(weighted(weight, Ref.of(said[f"input-{number}"])))
-    if not inputs:
-        raise InvalidParameter("inputs: name at least one patch or model to merge, such as team/patch")
-    if not said.get("method"):
-        return str(Recipe(total([base, *inputs])))
-    spec = find_method(said["method"], methods())
-    given = [(one, said.get(f"p.{one.name}")) for one in parameters_of(spec.parameters)]
-    values = {one.name: _value(one, text, spec.name) for one, text in given if text}
-    chosen = {one.name: values[one.name] for one, text in given if text and values[one.name] != one.default}
-    return str(Recipe(Call(spec.name, base, tuple(inputs), tuple(sorted(chosen.items())))))
+    inputs = [
+        (said[f"input-{number}"], _number(said.get(f"weight-{number}") or "1", f"weight {number}"))
+        for number in range(1, MOST_ROWS + 1)
+        if said.get(f"input-{number}")
+    ]
+    spec = methods().get(said.get("method", ""))
+    known = () if spec is None else parameters_of(spec.parameters)
+    given = {one.name: _value(one, said[f"p.{one.name}"]) for one in known if said.get(f"p.{one.name}")}
+    return composing.expression(said["base"], inputs, said.get("method"), given)
 
 
-def _value(one: Parameter, text: str, method: str) -> float | bool | str:
+def _value(one: Parameter, text: str) -> float | bool | str:
     if one.type == "bool":
         return text == "true"
-    return one.check(text if one.type == "str" else _number(text, one.name), method)
+    return text if one.type == "str" else _number(text, one.name)
 
 
 def _number(text: str, what: str) -> float:

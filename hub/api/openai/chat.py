@@ -24,7 +24,7 @@ async def create_chat_completion(
 
     A model without a chat template continues the text of the messages, joined by blank lines.
     """
-    spec = await variant(hub, caller, body.model)
+    spec = await variant(hub, caller, body.served)
     events = answers.events_of(engine, spec, [body.asked()])
     if not body.stream:
         return JSONResponse(await unless_gone(request, _whole(body, events)), headers=named(spec))

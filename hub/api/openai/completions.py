@@ -25,7 +25,7 @@ async def create_completion(
 
     With `echo`, `logprobs` and max_tokens=0 it tells how likely the model holds a text.
     """
-    spec = await variant(hub, caller, body.model)
+    spec = await variant(hub, caller, body.served)
     asked = body.asked()
     events = answers.events_of(engine, spec, asked)
     if not body.stream:

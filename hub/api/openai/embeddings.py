@@ -19,7 +19,7 @@ async def create_embedding(
     body: EmbeddingRequest, request: Request, hub: HubDep, caller: CallerDep, engine: EngineDep
 ) -> Response:
     """One vector for each text: pooled as the model's files say, else the mean of its tokens' last hidden states."""
-    spec = await variant(hub, caller, body.model)
+    spec = await variant(hub, caller, body.served)
     answer = await unless_gone(request, engine.task(spec, body.asked()))
     found = answer.output
     as_base64 = body.encoding_format == "base64"

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from adapterhub.hub.services import composing
 from adapterhub.hub.serving.protocol import Generate, Sampling, Task
 
 MAX_ANSWERS = 8
@@ -28,12 +29,55 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class _Request(BaseModel):
+class Part(BaseModel):
+    """One input of a composition. repo: "ns/name" or "ns/name/folder"; weight: what it counts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    repo: str = Field(min_length=1, max_length=400)
+    revision: str | None = Field(default=None, max_length=200)
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
+
+
+class Composition(BaseModel):
+    """The model in parts, for those who do not like to write an expression: `extra_body={"adapterhub": ...}`.
+
+    base: the request's `model` where it is not said. params: of the method, by name.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    base: str | None = Field(default=None, max_length=400)
+    patches: list[Part] = Field(min_length=1, max_length=256)
+    method: str | None = Field(default=None, max_length=100)
+    params: dict[str, float | bool | str] = Field(default_factory=dict)
+
+
+class _Served(BaseModel):
+    """What names a model: `model`, and perhaps what to put on it."""
+
+    model: str = Field(min_length=1, max_length=4096, description="A repository, base:patch, or an expression.")
+    adapterhub: Composition | None = None
+
+    @property
+    def served(self) -> str:
+        """The expression that is meant. Raises as `composing.expression`."""
+        parts = self.adapterhub
+        if parts is None:
+            return self.model
+        inputs = [(one.name, one.weight) for one in parts.patches]
+        return composing.expression(parts.base or self.model, inputs, parts.method, parts.params)
+
+
+class _Request(_Served):
     """What both kinds of completion take."""
 
     model_config = ConfigDict(extra="allow")
 
-    model: str = Field(min_length=1, max_length=4096, description="A repository, base:patch, or an expression.")
     n: int = Field(default=1, ge=1, le=MAX_ANSWERS)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -157,12 +201,11 @@ class CompletionRequest(_Request):
         return list(self.prompt)
 
 
-class EmbeddingRequest(BaseModel):
+class EmbeddingRequest(_Served):
     """POST /v1/embeddings. input: a text, token ids, or a list of either. dimensions: how many numbers to keep."""
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field(min_length=1, max_length=4096, description="A repository, base:patch, or an expression.")
     input: str | Tokens | Annotated[list[str] | list[Tokens], Field(min_length=1, max_length=256)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, ge=1)
