@@ -1,5 +1,6 @@
 """The web process, wired: `create_app(settings)` and nothing else. It never imports torch."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -10,6 +11,7 @@ from adapterhub.hub.api import docs, errors, health, hf, openai, rest
 from adapterhub.hub.api.hf import xet
 from adapterhub.hub.api.middleware import RequestContext, RequestGuard, allowed_hosts
 from adapterhub.hub.jobs.process import ProcessExecutor
+from adapterhub.hub.services import warming
 from adapterhub.hub.services.wiring import open_hub, worker_environment
 from adapterhub.hub.serving.client import EngineClient
 from adapterhub.hub.settings import Settings
@@ -59,4 +61,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         for process in (app.state.engines, app.state.workers):
             stack.push_async_callback(process.stop)
             await process.start()
+        loading = asyncio.create_task(warming.warm(app.state.hub, app.state.engines), name="warm")
+        stack.callback(loading.cancel)
         yield

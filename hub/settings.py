@@ -55,6 +55,11 @@ class Settings(BaseSettings):
     pool_bytes: int = Field(
         default=8 << 30, ge=1 << 20, description="Bytes of bases and variants the engine may keep resident."
     )
+    warm: list[str] = Field(
+        default=[],
+        max_length=256,
+        description="Models and expressions that are loaded at the start and stay.",
+    )
     merge_memory_bytes: int = Field(default=2 << 30, ge=1 << 24, description="Bytes of memory one merge may use.")
     regular_max_bytes: int = Field(
         default=1 << 20, ge=1024, description="Largest file that a commit may carry inside its own body."

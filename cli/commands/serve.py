@@ -13,6 +13,7 @@ from adapterhub.cli.options import examples, settings
 EXAMPLES = examples(
     "serve",
     "serve --port 8080 --data /srv/adapterhub",
+    'serve --warm team/base --warm "team/base + 0.7*team/math"',
     "serve --storage-url s3://bucket/prefix --database-url postgresql+psycopg://hub@db/hub",
 )
 
@@ -52,9 +53,10 @@ def serve(
     workers: Annotated[int | None, typer.Option(show_default=False)] = None,
     engine: Annotated[str | None, typer.Option(show_default=False)] = None,
     log_level: Annotated[str | None, typer.Option(show_default=False)] = None,
+    warm: Annotated[list[str] | None, typer.Option(show_default=False)] = None,
 ) -> None:
     """Start the hub: Hugging Face protocol, REST, OpenAI API and web pages on one port."""
-    given = {name: value for name, value in locals().items() if value is not None}
+    given = {name: value for name, value in locals().items() if value not in (None, [])}
     from adapterhub.hub.start import serve as start
 
     start(settings(given))

@@ -59,6 +59,7 @@ class EngineClient:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._ids = itertools.count(1)
+        self._pinned: dict[str, Json] = {}
         self._connection: asyncio.Future[_Connection] | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -92,8 +93,12 @@ class EngineClient:
             supervisor.cancel()
             await asyncio.wait([supervisor])
 
-    async def load(self, spec: VariantSpec) -> Json:
-        return await self._ask("load", {"spec": spec.to_json()})
+    async def load(self, spec: VariantSpec, *, pinned: bool = False) -> Json:
+        message = {"spec": spec.to_json(), "pinned": pinned}
+        answer = await self._ask("load", message)
+        if pinned:
+            self._pinned[spec.vid] = message
+        return answer
 
     async def generate(self, spec: VariantSpec, request: Generate) -> AsyncGenerator[Event, None]:
         message = {"spec": spec.to_json(), "request": asdict(request)}
@@ -170,6 +175,8 @@ class EngineClient:
         assert self._connection is not None
         connection = _Connection(writer)
         self._connection.set_result(connection)
+        for message in self._pinned.values():  # into the memory of a child that follows one that was lost
+            connection.send({"id": next(self._ids), "op": "load", **message})
         return connection
 
     def _close(self, connection: _Connection | None) -> None:

@@ -200,8 +200,11 @@ class Engine(Protocol):
     """Whatever computes answers. Every method raises EngineUnavailable when the engine is lost meanwhile,
     Overloaded when its queues or its memory are full, UnfitPatch and InvalidRequest for what it refuses."""
 
-    async def load(self, spec: VariantSpec) -> Json:
-        """Make the variant resident, once however often it is asked; answers what it takes: see `state`."""
+    async def load(self, spec: VariantSpec, *, pinned: bool = False) -> Json:
+        """Make the variant resident, once however often it is asked; answers what it takes: see `state`.
+
+        pinned: keep it for good, also when the engine starts again.
+        """
 
     def generate(self, spec: VariantSpec, request: Generate) -> AsyncIterator[Event]:
         """Started once, then Delta and Finished of each answer. Closing the iterator cancels the generation."""

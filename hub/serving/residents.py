@@ -40,6 +40,7 @@ class Residents:
 
     def __init__(self, device: torch.device, limit_bytes: int) -> None:
         self.device = device
+        self._pinned: dict[str, Lease] = {}
         self._pool = Pool(limit_bytes, lasting=(InvalidRequest, TooLarge, UnfitPatch))
 
     def lease(self, spec: VariantSpec) -> Lease:
@@ -61,6 +62,12 @@ class Residents:
             self._pool.release(_base_key(spec))
 
         return Lease(base, variant, execution_id(spec.vid, base, variant), release)
+
+    def pin(self, spec: VariantSpec) -> None:
+        """Keep what `spec` describes in memory for good, however often it is asked. Raises as `lease`."""
+        lease = self.lease(spec)
+        if self._pinned.setdefault(spec.vid, lease) is not lease:
+            lease.release()
 
     def state(self) -> Json:
         """Device, bytes, what is in memory, and what the pool did so far."""

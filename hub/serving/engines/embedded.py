@@ -153,8 +153,11 @@ class EmbeddedEngine:
         """Make the weights resident, read the inputs, and hand the rest to the scheduler."""
         with request.refusing() as refusing:
             if not request.is_cancelled:
-                lease = self._residents.lease(VariantSpec.from_json(message["spec"]))
+                spec = VariantSpec.from_json(message["spec"])
+                lease = self._residents.lease(spec)
                 request.hold(lease)
+                if message.get("pinned"):
+                    self._residents.pin(spec)
                 request.compute(_OPERATIONS[message["op"]](request, lease, message, attachment))
                 self._scheduler.submit(lease.base, lease.variant, request)
                 return
