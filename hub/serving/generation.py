@@ -138,7 +138,7 @@ class Generation:
         text = self._decode(tokens)
         if not wants_logprobs:
             return (logits[-1], cache), (text, ())
-        first = TokenLogprob(self._decode(tokens[:1]), None)
+        first = TokenLogprob(self._decode(tokens[:1]), None, id=tokens[0])
         rest = (self._logprob(logits[at], token) for at, token in enumerate(tokens[1:]))
         return (logits[-1], cache), (text, (first, *rest))
 
@@ -146,7 +146,7 @@ class Generation:
         sampling = self._request.sampling
         seed = secrets.randbits(63) if sampling.seed is None else (sampling.seed + index) % (1 << 63)
         logits, cache = first
-        sampler = Sampler(sampling, seed, logits.device, logits.shape[-1])
+        sampler = Sampler(sampling, seed, logits.device, logits.shape[-1], self._prompt.tokens)
         answer = _Answer(index, sampler, Detokeniser(self._decode), StopTexts(self._request.stop))
         answer.logits = logits
         answer.cache = copy.deepcopy(cache) if index + 1 < self._request.n else cache
@@ -214,7 +214,7 @@ class Generation:
         count = min(self._request.logprobs or 0, logprobs.shape[-1])
         values, tokens = logprobs.topk(count)
         top = [(self._decode([int(one)]), float(value)) for one, value in zip(tokens, values, strict=True)]
-        return TokenLogprob(self._decode([token]), float(logprobs[token]), top)
+        return TokenLogprob(self._decode([token]), float(logprobs[token]), top, token)
 
     def _decode(self, tokens: Sequence[int]) -> str:
         text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

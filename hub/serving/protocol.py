@@ -90,14 +90,18 @@ class VariantSpec:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. temperature 0 takes the likeliest; top_p in (0, 1] keeps the likeliest that sum to it.
+    """How tokens are chosen. temperature 0 takes the likeliest; top_p in (0, 1] keeps the likeliest that sum to it, and
+    top_k so many before.
 
+    repetition_penalty: what logits of tokens of the prompt and the answer are divided by, or multiplied with below 0.
     presence_penalty and frequency_penalty are subtracted from the logits of tokens generated before, once and by their
     count. logit_bias: added to the logit of a token id. seed: None draws one.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int | None = None
+    repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
@@ -134,12 +138,13 @@ class Generate:
 class TokenLogprob:
     """One token, its log probability under the model (None for a prompt's first), and the likeliest in its place.
 
-    text: of this token alone. top: (text, log probability) pairs.
+    text: of this token alone. top: (text, log probability) pairs. id: in the model's vocabulary.
     """
 
     text: str
     logprob: float | None
     top: Sequence[tuple[str, float]] = ()
+    id: int = -1
 
 
 @dataclass(frozen=True)
@@ -233,7 +238,7 @@ def event_from_json(value: Mapping[str, Any]) -> Event | None:
     fields = {key: item for key, item in value.items() if key not in ("event", "id")}
     if kind is Delta:
         logprobs = fields["logprobs"]
-        fields["logprobs"] = tuple(TokenLogprob(one["text"], one["logprob"], one["top"]) for one in logprobs)
+        fields["logprobs"] = tuple(TokenLogprob(one["text"], one["logprob"], one["top"], one["id"]) for one in logprobs)
     return kind(**fields)
 
 
