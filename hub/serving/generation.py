@@ -165,7 +165,7 @@ class Generation:
         logprobs = () if self._request.logprobs is None else (self._logprob(logits, token),)
         events: list[Event] = [Delta(answer.index, text, logprobs)] if text or logprobs else []
         if answer.stops.is_found:
-            events.append(Finished(answer.index, "stop", len(answer.tokens)))
+            events.append(Finished(answer.index, "stop", len(answer.tokens), by_text=True))
         elif len(answer.tokens) == self._prompt.max_tokens:
             events += self._finish(answer, "length")
         return events
@@ -176,7 +176,7 @@ class Generation:
         reason = "stop" if answer.stops.is_found else reason
         text += answer.stops.flush()
         rest: list[Event] = [Delta(answer.index, text)] if text else []
-        return [*rest, Finished(answer.index, reason, len(answer.tokens))]
+        return [*rest, Finished(answer.index, reason, len(answer.tokens), by_text=answer.stops.is_found)]
 
     def _next_logits(self, answer: _Answer) -> Tensor:
         if answer.logits is None:

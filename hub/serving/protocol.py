@@ -167,11 +167,13 @@ class Delta:
 
 @dataclass(frozen=True)
 class Finished:
-    """Answer `index` is complete. reason: "stop" or "length". completion_tokens: generated for it."""
+    """Answer `index` is complete. reason: "stop" or "length". completion_tokens: generated for it. by_text: whether a
+    stop text ended it."""
 
     index: int
     reason: str
     completion_tokens: int
+    by_text: bool = False
 
 
 Event = Started | Delta | Finished

@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter
 
-from adapterhub.hub.api.openai import chat, completions, embeddings, models, tasks
+from adapterhub.hub.api.openai import chat, completions, embeddings, lorax, models, tasks
 
 router = APIRouter()
 # a model's name may hold slashes, so tasks, which end in a name, come last
-for part in (models, chat, completions, embeddings, tasks):
+for part in (models, chat, completions, embeddings, lorax, tasks):
     router.include_router(part.router)
