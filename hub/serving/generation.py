@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adapterhub.hub.errors import InvalidRequest, TooLarge
 from adapterhub.hub.serving import contracts
+from adapterhub.hub.serving.grammar import Follower, Schema
 from adapterhub.hub.serving.loading import Loaded
 from adapterhub.hub.serving.protocol import Delta, Event, Finished, Generate, TokenLogprob
 from adapterhub.hub.serving.sampling import Sampler
@@ -86,8 +87,16 @@ def _chat_tokens(tokenizer: Any, messages: Sequence[Any]) -> list[int]:
 class _Answer:
     """One of the n answers: its cache, sampler and text so far."""
 
-    def __init__(self, index: int, sampler: Sampler, detokeniser: Detokeniser, stops: StopTexts) -> None:
+    def __init__(
+        self,
+        index: int,
+        sampler: Sampler,
+        detokeniser: Detokeniser,
+        stops: StopTexts,
+        follower: Follower | None = None,
+    ) -> None:
         self.index = index
+        self.follower = follower
         self.sampler = sampler
         self.detokeniser = detokeniser
         self.stops = stops
@@ -109,6 +118,11 @@ class Generation:
         self._ends = _end_tokens(loaded)
         self._is_pair = bool(self._model.config.is_encoder_decoder)
         self._encoded: Any = None
+        self._schema: Schema | None = None
+        if request.json_schema is not None:
+            embeddings = self._model.get_output_embeddings() or self._model.get_input_embeddings()
+            size = embeddings.weight.shape[0]
+            self._schema = Schema(request.json_schema, self._tokenizer, size, self._ends)
         self._has_logits_to_keep = "logits_to_keep" in inspect.signature(self._model.forward).parameters
 
     def steps(self) -> Iterator[Sequence[Event]]:
@@ -147,7 +161,8 @@ class Generation:
         seed = secrets.randbits(63) if sampling.seed is None else (sampling.seed + index) % (1 << 63)
         logits, cache = first
         sampler = Sampler(sampling, seed, logits.device, logits.shape[-1], self._prompt.tokens)
-        answer = _Answer(index, sampler, Detokeniser(self._decode), StopTexts(self._request.stop))
+        follower = None if self._schema is None else self._schema.follower()
+        answer = _Answer(index, sampler, Detokeniser(self._decode), StopTexts(self._request.stop), follower)
         answer.logits = logits
         answer.cache = copy.deepcopy(cache) if index + 1 < self._request.n else cache
         return answer
@@ -157,15 +172,20 @@ class Generation:
         if len(answer.tokens) >= self._prompt.max_tokens:
             return self._finish(answer, "length")
         logits = self._next_logits(answer)
-        token = answer.sampler.choose(logits)
+        follower = answer.follower
+        token = answer.sampler.choose(logits if follower is None else follower.allowed(logits))
         answer.tokens.append(token)
         if token in self._ends:
             return self._finish(answer, "stop")
+        if follower is not None:
+            follower.take(token)
         text = answer.stops.push(answer.detokeniser.push(token))
         logprobs = () if self._request.logprobs is None else (self._logprob(logits, token),)
         events: list[Event] = [Delta(answer.index, text, logprobs)] if text or logprobs else []
         if answer.stops.is_found:
             events.append(Finished(answer.index, "stop", len(answer.tokens), by_text=True))
+        elif follower is not None and follower.is_complete:
+            events += self._finish(answer, "stop")
         elif len(answer.tokens) == self._prompt.max_tokens:
             events += self._finish(answer, "length")
         return events

@@ -114,7 +114,8 @@ class Generate:
 
     max_tokens: None generates to the end of the model's context. n: answers to the same prompt. stop: texts that end an
     answer and are not part of it. logprobs: None, or how many alternatives to tell at each token. echo: repeat the
-    prompt before the answer.
+    prompt before the answer. json_schema: what the
+    answer must follow.
     """
 
     prompt: str | Sequence[int] | None = None
@@ -125,6 +126,7 @@ class Generate:
     sampling: Sampling = Sampling()
     logprobs: int | None = None
     echo: bool = False
+    json_schema: Mapping[str, Any] | None = None
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Generate":

@@ -144,10 +144,35 @@ class Message(BaseModel):
         return {"role": self.role, "content": content, **(self.model_extra or {})}
 
 
-class TextFormat(BaseModel):
-    """The only format of answers that is made here."""
+class JsonSchema(BaseModel):
+    """A schema under a name. strict says nothing here: answers always follow it."""
 
-    type: Literal["text"]
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: str = Field(max_length=200)
+    description: str | None = None
+    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """What an answer looks like: any text, a JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _need_schema(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema goes with the type json_schema, which needs it")
+        return self
+
+    @property
+    def schema_of_answers(self) -> dict[str, Any] | None:
+        """The schema that answers follow, None for any text."""
+        if self.json_schema is not None:
+            return self.json_schema.schema_
+        return {"type": "object"} if self.type == "json_object" else None
 
 
 class ChatRequest(_Request):
@@ -158,7 +183,7 @@ class ChatRequest(_Request):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_ALTERNATIVES)
-    response_format: TextFormat | None = None
+    response_format: ResponseFormat | None = None
 
     def asked(self) -> Generate:
         """The request as an engine takes it."""
@@ -170,6 +195,7 @@ class ChatRequest(_Request):
             stop=self.stops,
             sampling=self.sampling(),
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            json_schema=None if self.response_format is None else self.response_format.schema_of_answers,
         )
 
 
