@@ -120,8 +120,8 @@ class Generation:
         self._encoded: Any = None
         self._schema: Schema | None = None
         if request.json_schema is not None:
-            embeddings = self._model.get_output_embeddings() or self._model.get_input_embeddings()
-            size = embeddings.weight.shape[0]
+            embeddings: Any = loaded.model.get_input_embeddings()
+            size = embeddings.num_embeddings
             self._schema = Schema(request.json_schema, self._tokenizer, size, self._ends)
         self._has_logits_to_keep = "logits_to_keep" in inspect.signature(self._model.forward).parameters
 
