@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from tests.clients.server import Server
+from tests.hub.serving.models import END
 
 EXPRESSION = "admin/base + 0.7*admin/one + 0.5*admin/two"
 
@@ -173,7 +174,8 @@ def test_variants_asked_at_once_answer_as_alone(serving: Server, client: openai.
 
 
 def test_killing_the_engine_is_a_clear_503_and_the_next_request_works(serving: Server, client: openai.OpenAI) -> None:
-    stream = client.completions.create(model="admin/base", prompt="a", max_tokens=240, stream=True)
+    asked = {"n": 8, "max_tokens": 240, "logit_bias": {str(END): -100}}  # so much that it cannot be over before
+    stream = client.completions.create(model="admin/base", prompt="a", stream=True, **asked)  # type: ignore[call-overload]
     next(iter(stream))
     os.kill(engine_pid(serving), signal.SIGKILL)
     with pytest.raises(openai.APIError, match="engine stopped"):
