@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from adapterhub.merging.errors import InvalidParameter
 from adapterhub.merging.methods import methods
 from adapterhub.merging.recipes.nodes import Call, Recipe, Ref, total, weighted
-from adapterhub.merging.registry import find_method, parameters_of
+from adapterhub.merging.registry import find_method, make_parameters, parameters_of
 
 
 def expression(
@@ -21,8 +22,8 @@ def expression(
 
     base: None leaves it to the patches. Names are "ns/name", "ns/name@revision" or "ns/name/folder@revision".
     parameters: by name, each checked here; those that are the method's defaults anyway are left out. Raises
-    InvalidParameter for no input at all, a weight that is no number, a base that a method needs and a parameter that it
-    has not or that is outside of its range; UnknownMethod; ExpressionError for what is no name.
+    InvalidParameter for no input at all, a weight that is no number, and a parameter that the method has not or that is
+    outside of its range; UnknownMethod; ExpressionError for what is no name.
     """
     for name, weight in inputs:
         if not math.isfinite(weight):
@@ -35,12 +36,7 @@ def expression(
             raise InvalidParameter(f"{', '.join(sorted(parameters))}: parameters belong to a method, and none is named")
         return str(Recipe(total(parts if base is None else (Ref.of(base), *parts))))
     spec = find_method(method, methods())
-    known = {one.name: one for one in parameters_of(spec.parameters)}
-    chosen = []
-    for name, value in sorted((parameters or {}).items()):
-        if name not in known:
-            raise InvalidParameter(f"{spec.name} has no parameter {name!r}; it has {', '.join(known) or 'none'}")
-        checked = known[name].check(value, spec.name)
-        if checked != known[name].default:
-            chosen.append((name, checked))
-    return str(Recipe(Call(spec.name, None if base is None else Ref.of(base), parts, tuple(chosen))))
+    values = asdict(make_parameters(spec.parameters, parameters or {}, spec.name))
+    defaults = {one.name: one.default for one in parameters_of(spec.parameters)}
+    chosen = tuple((name, value) for name, value in sorted(values.items()) if value != defaults[name])
+    return str(Recipe(Call(spec.name, None if base is None else Ref.of(base), parts, chosen)))

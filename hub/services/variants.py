@@ -87,7 +87,7 @@ class Listed:
     kind: str
     created_at: str
     base: str | None
-    held_as: tuple[str, ...]
+    held_as: str
 
 
 def models(hub: Hub, caller: Caller) -> list[Listed]:
@@ -115,8 +115,8 @@ def _listed(line: Mapping[str, Any], commits: Mapping[str, str]) -> Listed:
     base = None if line["kind"] == MODEL else base
     pinned = f"{name}@{line['commit']}"
     held_as = pinned if base is None else f"{base}@{commits.get(base)} + {pinned}"
-    return Listed(name, name.partition("/")[0], line["kind"], line["created_at"], base, (held_as,))
+    return Listed(name, name.partition("/")[0], line["kind"], line["created_at"], base, held_as)
 
 
 def _listed_recipe(one: Mapping[str, Any]) -> Listed:
-    return Listed(one["name"], one["id"].partition("/")[0], "recipe", one["created_at"], None, (one["digest"],))
+    return Listed(one["name"], one["id"].partition("/")[0], "recipe", one["created_at"], None, one["digest"])

@@ -110,11 +110,11 @@ class LoraxRequest(BaseModel):
             raise InvalidRequest("say at most one of adapter_id and merged_adapters")
         if merged is not None:
             return merged.expression(told.model_id)
-        named = told.adapter_id or told.model_id
-        if not named:
+        asked = told.adapter_id or told.model_id
+        if not asked:
             raise InvalidRequest("say what answers: adapter_id, merged_adapters, or model_id")
         is_one = told.model_id and told.adapter_id
-        return composing.expression(told.model_id, [(named, 1.0)]) if is_one else named
+        return composing.expression(told.model_id, [(asked, 1.0)]) if is_one else asked
 
     def asked(self) -> Generate:
         """The request as an engine takes it: greedy, unless something is said of sampling."""

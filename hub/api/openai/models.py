@@ -42,7 +42,7 @@ async def _resident(engine: EngineClient) -> Mapping[str, int]:
 
 
 def _model(one: Listed, resident: Mapping[str, int]) -> dict[str, Any]:
-    size_bytes = next((resident[name] for name in one.held_as if name in resident), None)
+    size_bytes = resident.get(one.held_as)
     state = {"state": "cold"} if size_bytes is None else {"state": "resident", "bytes": size_bytes}
     return {
         "id": one.name,
