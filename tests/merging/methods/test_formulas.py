@@ -14,7 +14,7 @@ from adapterhub.merging.ops.draws import chosen
 from adapterhub.merging.recipes.canonical import input_digest
 from tests.merging.exactness.compare import DTYPES, record, roundings
 from tests.merging.methods.formulas import FORMULAS, Array, Where
-from tests.merging.methods.tuned import NAMES, OTHERS, QUICK, given, merged, state
+from tests.merging.methods.tuned import NAMES, given, merged, on_every_architecture, state
 
 ORACLE = "the paper's formula, float64"
 RANDOM = {"dare_linear", "dare_ties", "della", "della_linear"}
@@ -32,7 +32,7 @@ def where(name: str, base: torch.Tensor, digests: list[str]) -> Where:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in OTHERS)])
+@on_every_architecture
 @pytest.mark.parametrize("method", FORMULAS)
 def test_whole_models_merge_as_the_paper_says(
     method: str, name: str, dtype: str, models: Callable[[str, str], Mapping[str, Path]], tmp_path: Path

@@ -9,7 +9,7 @@ from mergekit import merge_methods as mergekit
 
 from tests.merging.exactness.compare import DTYPES, record, roundings
 from tests.merging.methods.test_mergekit import CASES, Case
-from tests.merging.methods.tuned import NAMES, OTHERS, QUICK, merged, state
+from tests.merging.methods.tuned import NAMES, merged, on_every_architecture, state
 
 
 def text_of(case: Case) -> str:
@@ -21,7 +21,7 @@ def text_of(case: Case) -> str:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in OTHERS)])
+@on_every_architecture
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.usefixtures("stable")
 def test_whole_models_merge_as_in_mergekit(

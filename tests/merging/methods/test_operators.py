@@ -20,8 +20,8 @@ from adapterhub.merging.recipes.expression import parse
 from adapterhub.merging.registry import MergeSite
 from tests.merging import tiny
 from tests.merging.exactness.compare import DTYPES, record, roundings
-from tests.merging.methods.tuned import OTHERS, QUICK, state
 from tests.merging.methods.tuned import merged as tuned_merge
+from tests.merging.methods.tuned import on_every_architecture, state
 
 State = dict[str, torch.Tensor]
 LORA = ("q_proj", "v_proj", "o_proj", "down_proj", "up_proj")
@@ -79,7 +79,7 @@ def test_half_goes_back_bit_for_bit_and_both_halves_are_the_patch(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in OTHERS)])
+@on_every_architecture
 def test_every_tensor_of_a_model_is_the_patch_s_or_the_base_s(
     name: str, dtype: str, models: Callable[[str, str], Mapping[str, Path]], tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from adapterhub.merging.recipes.canonical import Input
 from adapterhub.merging.recipes.expression import parse
 from tests.merging import tiny
 from tests.merging.exactness.compare import DTYPES, record, roundings
-from tests.merging.methods.tuned import OTHERS, QUICK, make
+from tests.merging.methods.tuned import make, on_every_architecture
 
 WEIGHTS = {"one": 0.6, "two": -0.3, "six": 1.1}
 ALPHAS = {"one": 8, "two": 2, "six": 4}
@@ -45,7 +45,6 @@ TARGETS = {
     "qwen": ["v_proj", "embed_tokens", "up_proj"],
     "bert": ["query", "value"],
 }
-on_every = pytest.mark.parametrize("name", [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in OTHERS)])
 ORACLE = "peft 0.21.2 add_weighted_adapter, float64"
 
 
@@ -127,7 +126,7 @@ def module_order(name: str, base: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@on_every
+@on_every_architecture
 @pytest.mark.parametrize("combination", TYPES)
 def test_whole_models_merge_as_in_peft(
     combination: str, name: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -144,7 +143,7 @@ def test_whole_models_merge_as_in_peft(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@on_every
+@on_every_architecture
 def test_robustmerge_on_whole_models_is_the_published_code(name: str, dtype: str, tmp_path: Path) -> None:
     adapted: Any
     adapted, made = adapters(name, dtype, tmp_path)

@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
@@ -20,6 +21,9 @@ from tests.merging.exactness.compare import DTYPES
 QUICK = ("llama", "gpt2")
 OTHERS = ("mistral", "qwen", "bert")
 NAMES = "abc"
+on_every_architecture = pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in OTHERS)]
+)
 
 
 def make(name: str, seed: int, dtype: torch.dtype) -> Any:
