@@ -9,12 +9,12 @@ RESERVED = frozenset(
     """
     about accessibility accounts activity alias aliases analysis api archive assets auth billing blog bases buckets
     campaigns catalogue chat collections compare contact datasets docs download downloads evaluations explore
-    favicon.ico feed files front-end health healthz help home huggingface info jobs join kernels legal licences
-    login logout manual merge merges metrics model models new notifications oauth openapi.json org organisations
-    organizations orgs patch patches ping port ports pricing privacy profile public ready recipe recipes redoc
-    refs register resolve robots.txt root search security serving settings signup sitemap.xml spaces static
-    status storage studio support system terms token tokens tree upload uploads user users v1 v2 web well-known
-    .well-known whoami xet null undefined none
+    favicon.ico feed files front-end generate generate_stream health healthz help home huggingface info jobs join
+    kernels legal licences login logout manual merge merges metrics model models new notifications oauth
+    openapi.json org organisations organizations orgs patch patches ping port ports pricing privacy profile public
+    ready recipe recipes redoc refs register resolve robots.txt root search security serving settings signup
+    sitemap.xml spaces static status storage studio support system terms token tokens tree upload uploads user users
+    v1 v2 web well-known .well-known whoami xet null undefined none
     """.split()  # noqa: SIM905  a list of words reads best as words
 )
 """First path segments that are pages or routes, or may become so; no account may have such a name."""
