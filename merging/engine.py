@@ -29,6 +29,7 @@ from adapterhub.merging.gguf import gguf_layout
 from adapterhub.merging.lowrank_reduction import reduced
 from adapterhub.merging.manifest import MANIFEST
 from adapterhub.merging.native import WEIGHTS, StoredTerm, write_patch
+from adapterhub.merging.ops import passes
 from adapterhub.merging.ops.lowrank import Factors, concatenate
 from adapterhub.merging.ops.tensors import dtype_name, is_finite, to_bytes, torch_dtype
 from adapterhub.merging.results import ResultFile, ResultFolder
@@ -131,6 +132,7 @@ def variant(
 
     with one_thread_each():
         touched = [output for output in with_limits(plan.outputs) if output.name in plan.touched]
+    passes.expect(sum(prod(output.shape) for output in touched))
     return dict(each(touched, work, threads if device == "cpu" else 1))
 
 
@@ -230,6 +232,7 @@ def _write_model(plan: Plan, job: _Job) -> Mapping[str, Any]:
     with one_thread_each():
         shards = _shards(with_limits(plan.outputs, job.check), stem)
     total = sum(map(_size_bytes, plan.outputs))
+    passes.expect(sum(prod(output.shape) for output in plan.outputs if not output.is_copy))
     done, report = 0, _Report()
     for name, outputs in shards.items():
         note = job.folder.reuse(name)

@@ -17,6 +17,7 @@ from adapterhub.merging.errors import NonFinite, NotFoldable
 from adapterhub.merging.methods import methods
 from adapterhub.merging.ops.grams import symmetric
 from adapterhub.merging.ops.lowrank import Factors, Trained, concatenate
+from adapterhub.merging.ops.passes import passes
 from adapterhub.merging.ops.quantise import quantisation_error
 from adapterhub.merging.ops.tensors import accumulator, as_matrix, dtype_name, is_finite, is_floating, torch_dtype
 from adapterhub.merging.ops.tiles import RELEASE_TILES, TILE_ELEMENTS, tiles
@@ -93,11 +94,10 @@ class Folding:
         self._output = output
         self._check = check
         self._dtype = torch_dtype(output.dtype)
-        self._squares = _Squares(is_rounded=False)
+        self._squares = _Squares()
         self._told: dict[str, float] = {}
 
     def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:
-        import torch
 
         source = as_matrix(self.W)
         if not self._output.addends:
@@ -106,13 +106,12 @@ class Folding:
             return
         wide = _working_dtype(self._output, self.W)
         whole = _effects(self._output.name, self._output.addends, self.W, wide, self._tiles, self._told)
-        self._squares = _Squares(is_rounded=self._dtype != wide)
+        self._squares = _Squares()
         for start, stop in self._tiles():
-            before = source[start:stop].to(wide, copy=True, memory_format=torch.contiguous_format)
-            tile = before.clone()
+            before, tile = passes().widened(source[start:stop], wide)
             whole.act(tile, start, stop)
-            rounded = tile.to(self._dtype)  # the one rounding, to nearest even
-            is_sound = self._squares.add(before, tile, rounded)
+            rounded, *squares = passes().rounded(before, tile, self._dtype)  # the one rounding, to nearest even
+            is_sound = self._squares.add(*squares)
             yield start, rounded if is_sound else self._checked(rounded)
 
     def norms(self) -> Norms:
@@ -206,10 +205,8 @@ def _differences(weighted: Sequence[tuple[float, ModelDelta]], device: str) -> A
     there = [(weight, as_matrix(read(delta.tuned, device))) for weight, delta in weighted]
 
     def apply(tile: torch.Tensor, start: int, stop: int) -> None:
-        before = here[start:stop].to(tile.dtype)
-        for weight, tuned in there:
-            change = tuned[start:stop].to(tile.dtype, copy=True)
-            tile.add_(change.sub_(before), alpha=weight)
+        rows = [(weight, tuned[start:stop]) for weight, tuned in there]
+        passes().add_differences(tile, rows, here[start:stop])
 
     return apply
 
@@ -365,24 +362,17 @@ def _addition(whole: torch.Tensor, weight: float) -> Apply:
 
 
 class _Squares:
-    """Sums of squares over tiles; where nothing is rounded, nothing is summed for it."""
+    """Sums of squares over tiles: of the delta, and of what rounding took."""
 
-    def __init__(self, *, is_rounded: bool) -> None:
-        self._is_rounded = is_rounded
+    def __init__(self) -> None:
         self._delta = 0.0
         self._rounding = 0.0
 
-    def add(self, before: torch.Tensor, tile: torch.Tensor, rounded: torch.Tensor) -> bool:
-        """Count one tile; `before` is used up. Whether all entries are finite; False too where squares overflow."""
-        self._delta += _square(before.sub_(tile))
-        if self._is_rounded:
-            self._rounding += _square(before.copy_(rounded).sub_(tile))
+    def add(self, delta: float, rounding: float) -> bool:
+        """Count one tile. Whether all its entries are finite; False too where squares overflow."""
+        self._delta += delta
+        self._rounding += rounding
         return math.isfinite(self._delta) and math.isfinite(self._rounding)
 
     def norms(self) -> Norms:
         return Norms(math.sqrt(self._delta), math.sqrt(self._rounding))
-
-
-def _square(tile: torch.Tensor) -> float:
-    flat = tile.reshape(-1)
-    return float(flat.dot(flat))
