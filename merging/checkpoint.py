@@ -87,11 +87,6 @@ class TensorHandle:
         """
         return self._read()
 
-    def will_need(self) -> None:
-        """Have the system read the bytes ahead, where they lie in a mapped file."""
-        if self._advise is not None:
-            self._advise(mmap.MADV_WILLNEED)
-
     def release(self) -> None:
         """Give back the memory that read bytes take here, where they lie in a mapped file; views stay good."""
         if self._advise is not None:
