@@ -274,22 +274,6 @@ def masks(
     return {"folder": str(out), "method": method, "tasks": [one.as_json() for one in found]}
 
 
-def experts(base: Path, named: Sequence[str], out: Path, *, route: str) -> dict[str, Any]:
-    """What the LoRAs "DOMAIN=FOLDER" became as one routed patch. Raises Misused, and as `merging.experts`."""
-    from adapterhub.merging.experts import write_experts
-
-    if route != "declared":
-        raise Misused(
-            f"--route {route}: a router is trained in your own program, as LoRAMoE or X-LoRA, which are served as they "
-            "are; here the domain that a call declares chooses: --route declared"
-        )
-    if out.exists():
-        raise FileExistsError(f"{out}: already there; name a folder that does not exist")
-    here = Checkpoint.open(LocalFolder(base), name=base.resolve().name)
-    read = {domain: patches.read(LocalFolder(folder), base=here) for domain, folder in named_folders(named).items()}
-    return {"folder": str(out), "route": route, **write_experts(read, here, out)}
-
-
 def _task_name(term: Node, taken: Collection[str]) -> str:
     """The last part of what a term names first; numbered where that is taken."""
     first = next(iter(Recipe(term).references()))

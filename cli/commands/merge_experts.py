@@ -16,20 +16,40 @@ def join(app: typer.Typer) -> None:
     """The command belongs to `merge`, which is joined already."""
 
 
-@merge.command(epilog=examples("merge moe ./base ./experts --expert python=./code --expert law=./law"))
+@merge.command(
+    epilog=examples(
+        "merge moe ./base ./experts --expert python=./code --expert law=./law",
+        "merge moe ./base ./experts --expert python=./code --expert law=./law --route trained --text python=code.jsonl "
+        "--text law=law.jsonl",
+    )
+)
 def moe(
     base: Annotated[Path, typer.Argument(help="Folder of the model that all were trained on.")],
     out: Annotated[Path, typer.Argument(help="Folder of the routed patch; must not exist.")],
     experts: Annotated[list[str], typer.Option("--expert", help="DOMAIN=FOLDER of a LoRA; two or more.")],
-    route: Annotated[str, typer.Option(help="declared: each row of a call says its domain.")] = "declared",
+    route: Annotated[
+        str,
+        typer.Option(
+            help="declared: each row of a call says its domain. trained: a router mixes the experts at each token."
+        ),
+    ] = "declared",
+    texts: Annotated[
+        list[str] | None,
+        typer.Option("--text", help='DOMAIN=FILE of JSON lines {"text"} to train the router on; one for each domain.'),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make one patch of several LoRAs, of which the declared domain of a call chooses one."""
-    from adapterhub.cli import local
+    """Make one patch of several LoRAs, among which the declared domain of a call or a trained router chooses."""
+    from adapterhub.cli.experts import experts as joined
 
-    result = local.experts(base, experts, out, route=route)
+    result = joined(base, experts, out, route=route, texts=texts or ())
     if as_json:
         show_json(result)
         return
     domains = ", ".join(f"{number}: {domain}" for domain, number in result["domains"].items())
-    show_fields([("folder", out), ("domains", domains), ("modules", result["modules"]), ("rank", result["rank"])])
+    fields = [("folder", out), ("domains", domains), ("modules", result["modules"]), ("rank", result["rank"])]
+    if "accuracy" in result:
+        worst = result["least_accurate"]
+        fields.append(("held-out tokens routed right", f"{result['accuracy']:.1%} on average"))
+        fields.append(("least", f"{worst['accuracy']:.1%} at {worst['module']}"))
+    show_fields(fields)

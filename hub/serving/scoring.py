@@ -67,9 +67,9 @@ def measure(loaded: Loaded, heldout: HeldOut) -> float:
     if heldout.measure == "accuracy":
         return _accuracy(loaded, heldout.lines)
     if heldout.measure == "loss":
-        pairs = [_from(_tokens(loaded, text), 1) for text in texts(heldout.lines)]
+        pairs = [_from(tokens(loaded, text), 1) for text in texts(heldout.lines)]
     elif heldout.measure == ENTROPY:
-        pairs = [(_tokens(loaded, text), 1) for text in texts(heldout.lines)]
+        pairs = [(tokens(loaded, text), 1) for text in texts(heldout.lines)]
     else:
         pairs = [_joined(loaded, line["prompt"], line["completion"]) for line in heldout.lines]
     found = _of_tokens(loaded, pairs, is_entropy=heldout.measure == ENTROPY)
@@ -124,7 +124,7 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _joined(loaded: Loaded, prompt: Text, completion: Text) -> _Pair:
-    before, after = _tokens(loaded, prompt), _ids(loaded, completion, is_begun=True)
+    before, after = tokens(loaded, prompt), _ids(loaded, completion, is_begun=True)
     if not after:
         raise InvalidRequest(f"{str(completion)[:80]!r}: a completion has one token or more")
     return _from(_checked(loaded, before + after), len(before))
@@ -136,7 +136,9 @@ def _from(tokens: list[int], start: int) -> _Pair:
     return tokens, start
 
 
-def _tokens(loaded: Loaded, text: Text) -> list[int]:
+def tokens(loaded: Loaded, text: Text) -> list[int]:
+    """A text's token ids, special ones at its beginning. Raises InvalidRequest without a tokenizer, TooLarge beyond the
+    context."""
     return _checked(loaded, _ids(loaded, text, is_begun=False))
 
 
@@ -176,8 +178,8 @@ def _class_entropy(loaded: Loaded, lines: Sequence[Mapping[str, Any]]) -> float:
 
 def _class_logprobs(loaded: Loaded, several: Sequence[Text]) -> Iterator[Tensor]:
     for text in several:
-        tokens = torch.tensor([_tokens(loaded, text)], device=loaded.model.device)
-        output = loaded.model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        ids = torch.tensor([tokens(loaded, text)], device=loaded.model.device)
+        output = loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids))
         yield output.logits[0].double().log_softmax(-1)  # (classes)
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from adapterhub.merging import patches, runtime
 from adapterhub.merging.checkpoint import Checkpoint
 from adapterhub.merging.errors import InvalidParameter, NotRepresentable
-from adapterhub.merging.experts import write_experts
+from adapterhub.merging.experts import Experts, write_declared
 from adapterhub.merging.folders import LocalFolder
 from tests.merging import tiny
 from tests.merging.exactness.compare import record
@@ -25,7 +25,7 @@ def made(tmp_path: Path) -> Path:
     tiny.saved(tiny.llama(), tmp_path / "base")
     tiny.adapter(tiny.llama(), tmp_path / "code", seed=1, target_modules=["q_proj", "v_proj"])
     tiny.adapter(tiny.llama(), tmp_path / "law", seed=2, target_modules=["q_proj", "down_proj"], r=2, lora_alpha=5)
-    write_experts(read(tmp_path, "code", "law"), base(tmp_path), tmp_path / "experts")
+    write_declared(Experts.of(read(tmp_path, "code", "law"), base(tmp_path)), tmp_path / "experts")
     return tmp_path
 
 
@@ -76,9 +76,9 @@ def test_peft_loads_the_patch_and_computes_the_same(made: Path) -> None:
 
 def test_what_is_no_lora_is_no_expert(made: Path) -> None:
     with pytest.raises(InvalidParameter, match="1 experts"):
-        write_experts(read(made, "code"), base(made), made / "one")
+        write_declared(Experts.of(read(made, "code"), base(made)), made / "one")
     saved: dict[str, Any] = {"target_modules": ["q_proj"], "modules_to_save": ["norm"]}
     tiny.adapter(tiny.llama(), made / "norm", **saved)
     with pytest.raises(NotRepresentable, match=r"norm: model.layers.0.input_layernorm.weight has a replace term"):
-        write_experts(read(made, "code", "norm"), base(made), made / "one")
+        write_declared(Experts.of(read(made, "code", "norm"), base(made)), made / "one")
     assert not (made / "one").exists()
