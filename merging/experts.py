@@ -113,7 +113,7 @@ def _write(
 ) -> dict[str, Any]:
     from safetensors.torch import save_file
 
-    common = {
+    common: dict[str, Any] = {
         "task_type": _task_type(experts.base),
         "base_model_name_or_path": experts.base.name.partition("@")[0],
         "target_modules": experts.modules,
@@ -122,7 +122,7 @@ def _write(
     }
     out.mkdir(parents=True)
     save_file(dict(tensors), out / "adapter_model.safetensors", {"format": "pt"})
-    _write_json(out / "adapter_config.json", common | config)
+    _write_json(out / "adapter_config.json", {**common, **config})
     _write_json(out / DOMAINS, experts.numbers)
     return {"domains": experts.numbers, "modules": len(experts.modules), "rank": experts.rank}
 
