@@ -16,8 +16,10 @@ from torch import Tensor
 
 from adapterhub.hub.errors import InvalidRequest, TooLarge
 from adapterhub.hub.serving import contracts
+from adapterhub.hub.serving.batching import cache_name, is_joinable, takes_rows
 from adapterhub.hub.serving.grammar import Follower, Schema
 from adapterhub.hub.serving.loading import Loaded
+from adapterhub.hub.serving.mixture import Adapter
 from adapterhub.hub.serving.protocol import Delta, Event, Finished, Generate, TokenLogprob
 from adapterhub.hub.serving.sampling import Sampler
 from adapterhub.hub.serving.text import Detokeniser, StopTexts
@@ -103,6 +105,9 @@ class _Answer:
         self.logits: Tensor | None = None
         self.cache: Any = None
         self.tokens: list[int] = []
+        self.length = 0
+        self.is_joined = False
+        self.adapter: Adapter | None = None
 
 
 class Generation:
@@ -123,25 +128,44 @@ class Generation:
             embeddings: Any = loaded.model.get_input_embeddings()
             size = embeddings.num_embeddings
             self._schema = Schema(request.json_schema, self._tokenizer, size, self._ends)
+        self._cache_name = cache_name(loaded.model)
+        self._before_pass = loaded.before_pass
+        self._adapter = loaded.adapter
+        self._takes_rows = takes_rows(loaded.model) and not loaded.is_patched
+        self._answers: list[_Answer] = []
         self._has_logits_to_keep = "logits_to_keep" in inspect.signature(self._model.forward).parameters
 
     def steps(self) -> Iterator[Sequence[Event]]:
         """The events that each step brings, possibly none. Raises what torch raises."""
         first, echoed = self._read_prompt()
-        answers = [self._answer(index, first) for index in range(self._request.n)]
+        answers = self._answers = [self._answer(index, first) for index in range(self._request.n)]
         if echoed:
             yield [Delta(answer.index, *echoed) for answer in answers]
         while answers:
+            # all in one step: those that decode together come to their next logits together
+            found: list[Event] = []
             for answer in list(answers):
                 events = self._advance(answer)
                 if events and isinstance(events[-1], Finished):
                     answers.remove(answer)
-                yield events
+                found += events
+            yield found
+
+    def rows(self) -> list[_Answer]:
+        """The answers whose next logits somebody else may compute, see `batching.Row`."""
+        if not self._takes_rows:
+            return []
+        return [
+            answer
+            for answer in self._answers
+            if answer.logits is None and answer.tokens and (answer.is_joined or is_joinable(answer.cache))
+        ]
 
     def _read_prompt(self) -> tuple[tuple[Tensor, Any], tuple[str, tuple[TokenLogprob, ...]] | None]:
         tokens = self._prompt.tokens
         if self._is_pair:
             ids = torch.tensor([tokens], device=self._model.device)  # (1, T)
+            self._before_pass()
             self._encoded = self._model.get_encoder()(input_ids=ids)
             logits, cache = self._forward(self._start, None, keep=1)
             return (logits[-1], cache), (self._decode(tokens), ()) if self._request.echo else None
@@ -165,6 +189,8 @@ class Generation:
         answer = _Answer(index, sampler, Detokeniser(self._decode), StopTexts(self._request.stop), follower)
         answer.logits = logits
         answer.cache = copy.deepcopy(cache) if index + 1 < self._request.n else cache
+        answer.length = len(self._prompt.tokens)
+        answer.adapter = self._adapter
         return answer
 
     def _advance(self, answer: _Answer) -> list[Event]:
@@ -203,6 +229,7 @@ class Generation:
             # a model without a cache reads everything again
             unread = answer.tokens[-1:] if answer.cache is not None else self._start + answer.tokens
             logits, answer.cache = self._forward(unread, answer.cache, keep=1)
+            answer.length += 1
             return logits[-1]
         logits, answer.logits = answer.logits, None
         return logits
@@ -225,9 +252,10 @@ class Generation:
             given: dict[str, Any] = {"decoder_input_ids": ids, "encoder_outputs": self._encoded}
         else:
             given = {"input_ids": ids, **options}
-        output = self._model(**given, past_key_values=cache, use_cache=True)
+        self._before_pass()
+        output = self._model(**given, **{self._cache_name: cache}, use_cache=True)
         # virtual tokens come before the text's own
-        return output.logits[0, -len(tokens) :], getattr(output, "past_key_values", None)
+        return output.logits[0, -len(tokens) :], getattr(output, self._cache_name, None)
 
     def _logprob(self, logits: Tensor, token: int) -> TokenLogprob:
         logprobs = torch.log_softmax(logits.float(), dim=-1)

@@ -8,7 +8,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import llguidance.hf
-import llguidance.torch
+import llguidance.numpy
+import numpy as np
+import torch
 from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
@@ -53,7 +55,7 @@ class Follower:
 
     def __init__(self, matcher: LLMatcher, vocabulary_size: int) -> None:
         self._matcher = matcher
-        self._mask = llguidance.torch.allocate_token_bitmask(1, vocabulary_size)
+        self._mask = llguidance.numpy.allocate_token_bitmask(1, vocabulary_size)
 
     @property
     def is_complete(self) -> bool:
@@ -62,10 +64,11 @@ class Follower:
 
     def allowed(self, logits: Tensor) -> Tensor:
         """`logits` (vocabulary,), with those of tokens that may not come at -inf; not modified."""
-        llguidance.torch.fill_next_token_bitmask(self._matcher, self._mask, 0)
-        found = logits.float().clone()[None]
-        llguidance.torch.apply_token_bitmask_inplace(found, self._mask.to(found.device))
-        return found[0]
+        # llguidance.torch compiles its kernel at first use, for which the machine needs a C++ compiler
+        llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask, 0)
+        bits = np.unpackbits(self._mask[0].view(np.uint8), bitorder="little")[: logits.shape[-1]]
+        allowed = torch.from_numpy(bits).to(device=logits.device, dtype=torch.bool)
+        return logits.float().masked_fill(~allowed, -torch.inf)
 
     def take(self, token: int) -> None:
         """Go on by a token that was allowed."""

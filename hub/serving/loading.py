@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import transformers
@@ -22,6 +22,9 @@ from adapterhub.hub.errors import InvalidRequest
 from adapterhub.merging.checkpoint import Checkpoint
 from adapterhub.merging.errors import MergingError
 from adapterhub.merging.folders import Folder, join, read_json
+
+if TYPE_CHECKING:
+    from adapterhub.hub.serving.mixture import Adapter
 
 _LINKED_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 _REWRITTEN = frozenset(
@@ -82,7 +85,8 @@ class Loaded:
 
     pooling: "mean" or "cls" for a sentence encoder, None for any other; is_normalized: its vectors have length 1.
     is_patched: run-time patches are on the whole model while it computes. virtual_tokens: those that they put before a
-    text's own. contract: how the patches want the model used, by the keys of patch.json's contract.
+    text's own. contract: how the patches want the model used, by the keys of patch.json's contract. before_pass: called
+    before each pass of the model with one row. adapter: what that row goes through beside the weights.
     """
 
     model: transformers.PreTrainedModel
@@ -94,6 +98,8 @@ class Loaded:
     is_patched: bool = False
     virtual_tokens: int = 0
     contract: Mapping[str, Any] = field(default_factory=dict)
+    before_pass: Callable[[], None] = lambda: None
+    adapter: "Adapter | None" = None
 
 
 def load(source: Stored, device: torch.device) -> Loaded:

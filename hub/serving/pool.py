@@ -119,6 +119,18 @@ class Pool:
             self._fill(key, entry, measure, make)
         return entry.made.result()
 
+    def holds(self, key: Key) -> bool:
+        """Whether the entry is there, complete."""
+        with self._lock:
+            return key in self._entries and self._entries[key].made.done()
+
+    def peek(self, key: Key) -> object | None:
+        """The entry as it is, not pinned; None where it is not there, or not complete."""
+        with self._lock:
+            entry = self._entries.get(key)
+            is_complete = entry is not None and entry.made.done() and entry.made.exception() is None
+            return entry.made.result() if entry is not None and is_complete else None
+
     def release(self, key: Key) -> None:
         """Give back one pin of `acquire`."""
         with self._lock:

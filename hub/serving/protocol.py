@@ -16,6 +16,9 @@ from adapterhub.merging.checkpoint import MappedFolder
 
 Json = dict[str, Any]
 
+MERGED, RUN_TIME = "merged", "run-time"
+"""The ways of execution: the patches are in the weights, or beside them."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -114,8 +117,8 @@ class Generate:
 
     max_tokens: None generates to the end of the model's context. n: answers to the same prompt. stop: texts that end an
     answer and are not part of it. logprobs: None, or how many alternatives to tell at each token. echo: repeat the
-    prompt before the answer. json_schema: what the
-    answer must follow.
+    prompt before the answer. json_schema: what the answer must follow. execution: MERGED or RUN_TIME, None for what is
+    cheaper now.
     """
 
     prompt: str | Sequence[int] | None = None
@@ -127,6 +130,7 @@ class Generate:
     logprobs: int | None = None
     echo: bool = False
     json_schema: Mapping[str, Any] | None = None
+    execution: str | None = None
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Generate":

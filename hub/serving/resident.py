@@ -19,6 +19,7 @@ from adapterhub.hub.errors import UnfitPatch
 from adapterhub.hub.serving import contracts
 from adapterhub.hub.serving.attaching import Attached
 from adapterhub.hub.serving.loading import Loaded
+from adapterhub.hub.serving.mixture import Adapter, Mixture, oriented
 from adapterhub.merging.attachments import Attachment
 from adapterhub.merging.sites import live_name
 
@@ -57,7 +58,8 @@ class Base:
             for name, shape in shapes.items()
             if (own := self._own_name(name)) and tuple(self._pristine[own].shape) == tuple(shape)
         }
-        self._applied: Variant | None = None
+        self._applied: Variant | Mixture | None = None
+        self.mixture = Mixture(loaded.model)
 
     @property
     def size_bytes(self) -> int:
@@ -103,8 +105,34 @@ class Base:
             loaded = replace(loaded, is_patched=True, virtual_tokens=attached.virtual_tokens)
         return Variant(vid, named, loaded, attached)
 
-    def apply(self, variant: Variant | None) -> None:
-        """Make the model compute as `variant`, or as the base itself for None.
+    def adapter(
+        self,
+        vid: str,
+        factors: Mapping[str, tuple[Tensor, Tensor]],
+        contract: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Adapter | None:
+        """A variant that stays beside the weights: left (out, r) and right (r, in) by names in the weight files.
+
+        None where one of them is no weight of a linear layer, or is tied to another.
+        """
+        found = {}
+        for name, (left, right) in factors.items():
+            own = self._own_name(name) or ""
+            path, _, leaf = own.rpartition(".")
+            if leaf != "weight" or len(self._ties[own]) > 1:
+                return None
+            device = self._pristine[own].device
+            pair = oriented(self.loaded.model.get_submodule(path), left.to(device), right.to(device), self.dtype)
+            if pair is None:
+                return None
+            found[path] = pair
+        loaded = contracts.under(self.loaded, contract) if contract else self.loaded
+        made = Adapter(vid, found, loaded)
+        made.loaded = replace(loaded, before_pass=lambda: self.mixture.use([made]), adapter=made)
+        return made
+
+    def apply(self, variant: Variant | Mixture | None) -> None:
+        """Make the model compute as `variant`, as the mixture's rows say, or as the base itself for None.
 
         Raises MergingError for a run-time patch that does not fit; the model is then the base itself.
         """
@@ -114,6 +142,8 @@ class Base:
         if variant is None:
             return
         self._applied = variant
+        if isinstance(variant, Mixture):
+            return  # it goes on the model with its first rows
         for own, tensor in variant.tensors.items():
             self._slots[own].data = tensor
         if variant.attached is not None:
@@ -125,6 +155,10 @@ class Base:
 
     def _leave(self) -> None:
         if self._applied is None:
+            return
+        if isinstance(self._applied, Mixture):
+            self._applied.take_off()
+            self._applied = None
             return
         if self._applied.attached is not None:
             self._applied.attached.take_off()

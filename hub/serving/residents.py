@@ -1,9 +1,16 @@
 """What an engine holds in memory, by digest: bases, and the variants that were made of them.
 
+A variant of low rank is held merged, or beside the weights, where it shares passes with others and is there as soon as
+its files are read. Which, the measured cost decides: alone on its base it stays beside the weights until the time that
+this cost it would have paid for the merge, as with skis that one rents before one buys them; while others of the base
+are asked for too, it stays there, for merged ones take turns. Each request keeps the way in which it began.
 Imports torch: only an engine's process loads this.
 """
 
 import hashlib
+import threading
+import time
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -14,10 +21,19 @@ from adapterhub import __version__
 from adapterhub.hub.errors import InvalidRequest, TooLarge, UnfitPatch
 from adapterhub.hub.serving import loading, variants
 from adapterhub.hub.serving.loading import Loaded
+from adapterhub.hub.serving.mixture import Adapter
 from adapterhub.hub.serving.pool import Pool
-from adapterhub.hub.serving.protocol import Json, VariantSpec
+from adapterhub.hub.serving.protocol import MERGED, RUN_TIME, Json, VariantSpec
 from adapterhub.hub.serving.resident import Base, Variant
 from adapterhub.merging.plan import Plan
+
+MERGE_S_PER_BYTE = 1e-9
+"""What a merge costs before any was measured."""
+MOST_REMEMBERED = 4096
+
+
+class _NotBeside(Exception):
+    """The model has no linear layer where a product is to be added, or one that shares its weight."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +41,7 @@ class Lease:
     """A base and perhaps a variant of it, both in memory until `release`, which is called once."""
 
     base: Base
-    variant: Variant | None
+    variant: Variant | Adapter | None
     execution_id: str
     release: Callable[[], None]
 
@@ -42,29 +58,58 @@ class Residents:
         self.device = device
         self._pinned: dict[str, Lease] = {}
         self._pool = Pool(limit_bytes, lasting=(InvalidRequest, TooLarge, UnfitPatch))
+        self._lock = threading.Lock()
+        self._live: Counter[tuple[str, str]] = Counter()
+        self._merged_bytes: OrderedDict[str, int | None] = OrderedDict()
+        self._merge_s_per_byte = MERGE_S_PER_BYTE
 
-    def lease(self, spec: VariantSpec) -> Lease:
+    def lease(self, spec: VariantSpec, how: str | None = MERGED) -> Lease:
         """What `spec` describes, made where it is not there yet: once, however many ask at the same time.
 
-        Raises InvalidRequest for a model that cannot be loaded, UnfitPatch for a patch that does not fit it, TooLarge
-        and Overloaded as the pool.
+        how: MERGED, RUN_TIME, or None for what is cheaper now. Raises InvalidRequest for a model that cannot be loaded
+        and a variant that cannot be had in that way, UnfitPatch for a patch that does not fit it, TooLarge and
+        Overloaded as the pool.
         """
         base = self._base(spec)
+        live = (spec.base_digest, spec.vid)
+        keys = [_base_key(spec)]
         try:
-            variant = None if spec.is_base_alone else self._variant(spec, base)
+            variant: Variant | Adapter | None = None
+            if not spec.is_base_alone:
+                variant = self._adapter(spec, base, how) if self._is_beside(spec, how) else None
+                keys.append(_adapter_key(spec) if variant is not None else _variant_key(spec))
+                variant = self._variant(spec, base) if variant is None else variant
         except BaseException:
             self._pool.release(_base_key(spec))
             raise
+        with self._lock:
+            self._live[live] += 1
 
         def release() -> None:
-            if variant is not None:
-                self._pool.release(_variant_key(spec))
-            self._pool.release(_base_key(spec))
+            with self._lock:
+                self._live[live] -= 1
+                if not self._live[live]:
+                    del self._live[live]
+            for key in reversed(keys):
+                self._pool.release(key)
 
         return Lease(base, variant, execution_id(spec.vid, base, variant), release)
 
+    def _is_beside(self, spec: VariantSpec, how: str | None) -> bool:
+        """Whether to try the variant beside the weights."""
+        if how is not None:
+            return how == RUN_TIME
+        with self._lock:
+            if any(digest == spec.base_digest and vid != spec.vid for digest, vid in self._live):
+                return True
+            size_bytes = self._merged_bytes.get(spec.vid, 0)
+        if size_bytes is None or self._pool.holds(_variant_key(spec)):
+            return False
+        adapter = self._pool.peek(_adapter_key(spec))
+        return not isinstance(adapter, Adapter) or adapter.paid_s < size_bytes * self._merge_s_per_byte
+
     def pin(self, spec: VariantSpec) -> None:
-        """Keep what `spec` describes in memory for good, however often it is asked. Raises as `lease`."""
+        """Keep what `spec` describes in memory for good, merged, however often it is asked. Raises as `lease`."""
         lease = self.lease(spec)
         if self._pinned.setdefault(spec.vid, lease) is not lease:
             lease.release()
@@ -112,7 +157,10 @@ class Residents:
 
         def make() -> Variant:
             made = plan()
+            began = time.monotonic()
             variant = base.variant(spec.vid, variants.tensors(made, base), made.attachments, made.contract)
+            if variant.tensors:
+                self._merge_s_per_byte = (time.monotonic() - began) / variant.size_bytes
             self._base(spec)
             return variant
 
@@ -124,6 +172,53 @@ class Residents:
             label=spec.label,
         )
 
+    def _adapter(self, spec: VariantSpec, base: Base, how: str | None) -> Adapter | None:
+        """Pinned; None where the variant is more than products of factors, InvalidRequest where it was asked for."""
+
+        @cache
+        def plan() -> Plan:
+            return variants.planned(spec, self._pool.limit_bytes)
+
+        if spec.vid not in self._merged_bytes:
+            beside_bytes = variants.lowrank_bytes(plan())
+            self._remember(spec.vid, None if beside_bytes is None else variants.size_bytes(plan()))
+        if self._merged_bytes[spec.vid] is None:
+            return _refused(spec, how)
+
+        def make() -> Adapter:
+            made = base.adapter(spec.vid, variants.factors(plan()), plan().contract)
+            if made is None:
+                raise _NotBeside
+            self._base(spec)
+            return made
+
+        try:
+            return self._pool.acquire(
+                _adapter_key(spec),
+                measure=lambda: variants.lowrank_bytes(plan()) or 0,
+                make=make,
+                on_evict=lambda: self._pool.release(_base_key(spec)),
+                label=spec.label,
+            )
+        except _NotBeside:
+            self._remember(spec.vid, None)
+            return _refused(spec, how)
+
+    def _remember(self, vid: str, merged_bytes: int | None) -> None:
+        with self._lock:
+            self._merged_bytes[vid] = merged_bytes
+            while len(self._merged_bytes) > MOST_REMEMBERED:
+                self._merged_bytes.popitem(last=False)
+
+
+def _refused(spec: VariantSpec, how: str | None) -> Adapter | None:
+    if how == RUN_TIME:
+        raise InvalidRequest(
+            f"{spec.label}: cannot run beside the weights of its base, since it is more than products of low rank "
+            "added to linear layers; leave execution out, or ask for it merged"
+        )
+    return None
+
 
 def _base_key(spec: VariantSpec) -> tuple[str, str]:
     return "base", spec.base_digest
@@ -133,8 +228,13 @@ def _variant_key(spec: VariantSpec) -> tuple[str, str]:
     return "variant", spec.vid
 
 
-def execution_id(vid: str, base: Base, variant: Variant | None) -> str:
+def _adapter_key(spec: VariantSpec) -> tuple[str, str]:
+    return "adapter", spec.vid
+
+
+def execution_id(vid: str, base: Base, variant: Variant | Adapter | None) -> str:
     """Names what computed what: equal ones answer alike. Shown as OpenAI's `system_fingerprint`."""
-    how = "merged" if variant is None or variant.attached is None else "run-time"
+    is_beside = isinstance(variant, Adapter) or (variant is not None and variant.attached is not None)
+    how = RUN_TIME if is_beside else MERGED
     parts = (vid, __version__, torch.__version__, str(base.device), str(base.dtype), how)
     return "ah-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,18 +1,21 @@
 """Shares one model between requests of many variants: one variant at a time, for a short while each.
 
-Between two turns the weights change hands by pointer, so a turn costs next to nothing. Requests of one variant advance
-together. Nothing computed under one variant's weights is ever continued under another's: caches belong to requests.
+Between two turns the weights change hands by pointer, so a turn costs next to nothing. Requests of one variant decode
+in one pass, and so do those of all variants that lie beside the weights. Nothing computed under one variant's weights
+is ever continued under another's: caches belong to requests, and joint ones to the requests of one turn's weights.
 """
 
 import threading
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Protocol
 
 import torch
 
+from adapterhub.hub.serving.batching import MOST_ROWS, Batch, Row
+from adapterhub.hub.serving.mixture import Adapter, Mixture
 from adapterhub.hub.serving.resident import Base, Variant
 
 TURN_S = 0.25
@@ -26,6 +29,9 @@ class Work(Protocol):
     def is_cancelled(self) -> bool:
         """Whether nobody waits for it any more."""
 
+    def rows(self) -> Sequence[Row]:
+        """Its answers whose next logits can be computed together with those of other requests."""
+
     def steps(self) -> Iterator[None]:
         """Computes a piece at each step, under the weights of its variant. Must not raise."""
 
@@ -38,10 +44,11 @@ class Work(Protocol):
 
 @dataclass
 class _Group:
-    """The requests of one variant: `waiting` have not begun."""
+    """The requests of one variant, or of all beside the weights: `waiting` have not begun."""
 
     base: Base
-    variant: Variant | None
+    variant: Variant | Mixture | None
+    batch: Batch
     waiting: deque[Work] = field(default_factory=deque)
 
 
@@ -57,11 +64,16 @@ class Scheduler:
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, base: Base, variant: Variant | None, work: Work) -> None:
+    def submit(self, base: Base, variant: Variant | Adapter | None, work: Work) -> None:
         """Compute `work` when its variant's turn comes. base and variant stay pinned until its `close`."""
-        key = (base.digest, variant.vid if variant else None)
+        key: Hashable = (base.digest, variant.vid if variant else None)
+        mixture = base.mixture if isinstance(variant, Adapter) else None
+        if isinstance(variant, Adapter):
+            key, variant = (base.digest, Mixture), None
         with self._changed:
-            self._groups.setdefault(key, _Group(base, variant)).waiting.append(work)
+            if key not in self._groups:
+                self._groups[key] = _Group(base, mixture or variant, Batch(base.loaded.model, mixture))
+            self._groups[key].waiting.append(work)
             self._changed.notify()
 
     def _run(self) -> None:
@@ -103,6 +115,7 @@ class Scheduler:
                     begun.append((work, work.steps()))
                 if not begun:
                     return
+                _decode(group.batch, begun)
                 for one in list(begun):
                     if not _step(*one):
                         begun.remove(one)
@@ -117,6 +130,22 @@ def _applied(group: _Group) -> Exception | None:
     except Exception as error:  # noqa: BLE001 the edge of the computing thread: all who wait are told
         return error
     return None
+
+
+def _decode(batch: Batch, begun: list[tuple[Work, Iterator[None]]]) -> None:
+    """Compute the next logits of all answers that wait for them, in one pass; one alone does it by itself."""
+    waiting = [(one, row) for one in begun if not one[0].is_cancelled for row in one[0].rows()]
+    waiting.sort(key=lambda pair: not pair[1].is_joined)  # nobody who is in the batch is left out of it
+    rows = [row for _, row in waiting[:MOST_ROWS]]
+    if len(rows) < 2 and not any(row.is_joined for row in rows):
+        return
+    try:
+        batch.advance(rows)
+    except Exception as error:  # noqa: BLE001 the edge of the computing thread: all who were in the pass are told
+        for one in {id(one): one for one, _ in waiting[:MOST_ROWS]}.values():
+            begun.remove(one)
+            one[0].refuse(error)
+            one[0].close()
 
 
 def _step(work: Work, steps: Iterator[None]) -> bool:

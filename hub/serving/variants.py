@@ -14,9 +14,14 @@ from adapterhub.hub.serving.protocol import VariantSpec
 from adapterhub.hub.serving.resident import Base
 from adapterhub.merging import engine, errors
 from adapterhub.merging.checkpoint import DTYPE_BITS
+from adapterhub.merging.effects import part
+from adapterhub.merging.ops.lowrank import Factors, concatenate
+from adapterhub.merging.ops.tensors import is_finite
 from adapterhub.merging.plan import Plan, plan
 from adapterhub.merging.recipes.canonical import Input
 from adapterhub.merging.recipes.expression import parse
+from adapterhub.merging.steps import Addend, TermDelta
+from adapterhub.merging.terms import terms
 
 _REFUSALS: dict[type[errors.MergingError], type[HubError]] = {
     errors.ExpressionError: InvalidRequest,
@@ -61,6 +66,61 @@ def tensors(plan: Plan, base: Base) -> dict[str, Tensor]:
         return {}
     with refusals():
         return engine.variant(plan, device=str(base.device), base=base.tensors())
+
+
+def lowrank_bytes(plan: Plan) -> int | None:
+    """Bytes of what `factors` gives, in a dtype of two bytes; None for a plan that does more than add such products.
+
+    None too where they would be more than half of the merged tensors: then nothing speaks for them.
+    """
+    if plan.attachments or not plan.touched:
+        return None
+    total = merged = 0
+    for output in plan.outputs:
+        if output.name in plan.touched:
+            if not output.addends:
+                return None
+            merged += prod(output.shape)
+            for addend in output.addends:
+                sizes = _factor_sizes(addend)
+                if sizes is None:
+                    return None
+                rows, rank, columns = sizes
+                total += rank * (rows + columns)
+    return 2 * total if 2 * total <= merged else None
+
+
+def _factor_sizes(addend: Addend) -> tuple[int, int, int] | None:
+    if not isinstance(addend.delta, TermDelta):
+        return None
+    term = addend.delta.term
+    spec = terms()[term.term]
+    if spec.factor_sizes is None or spec.effect != "additive":
+        return None
+    return spec.factor_sizes({name: handle.shape for name, handle in term.fields.items()}, term.options)
+
+
+def factors(plan: Plan) -> dict[str, tuple[Tensor, Tensor]]:
+    """What is added to each weight as left (out, r) @ right (r, in), weights and scales in it, by names in the files.
+
+    For a plan of which `lowrank_bytes` knows the size. Raises UnfitPatch.
+    """
+    found = {}
+    with refusals():
+        for output in plan.outputs:
+            if output.name not in plan.touched:
+                continue
+            pieces = []
+            for addend in output.addends:
+                assert isinstance(addend.delta, TermDelta)
+                make = terms()[addend.delta.term.term].factors
+                assert make is not None
+                pieces.append(Factors(*make(part(addend.delta.term, addend.weight), output.shape)))
+            left, right = concatenate(pieces)
+            if not (is_finite(left) and is_finite(right)):
+                raise errors.NonFinite(output.name, "the patches")
+            found[output.name] = (left, right)
+    return found
 
 
 @contextmanager

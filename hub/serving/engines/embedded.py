@@ -20,8 +20,10 @@ import torch
 from adapterhub.errors import AdapterHubError
 from adapterhub.hub.errors import EngineUnavailable, Overloaded
 from adapterhub.hub.serving import frames, tasks
+from adapterhub.hub.serving.batching import Row
 from adapterhub.hub.serving.generation import Generation, Prompt
 from adapterhub.hub.serving.protocol import (
+    MERGED,
     Generate,
     Json,
     Started,
@@ -52,6 +54,7 @@ class _Request:
         self._number = number
         self._done = done
         self._pieces: Pieces = iter(())
+        self._rows: Callable[[], Sequence[Row]] = tuple
         self._lease: Lease | None = None
         self.is_cancelled = False
         self.began = time.monotonic()
@@ -60,9 +63,12 @@ class _Request:
         """Keep the lease until the request is closed."""
         self._lease = lease
 
-    def compute(self, pieces: Pieces) -> None:
-        """Take the answers, each computed when it is asked for."""
-        self._pieces = pieces
+    def compute(self, pieces: Pieces, rows: Callable[[], Sequence[Row]] = tuple) -> None:
+        """Take the answers, each computed when it is asked for. rows: as `Work.rows`."""
+        self._pieces, self._rows = pieces, rows
+
+    def rows(self) -> Sequence[Row]:
+        return self._rows()
 
     def answer(self, message: Json) -> None:
         self._send({"id": self._number, **message})
@@ -154,11 +160,12 @@ class EmbeddedEngine:
         with request.refusing() as refusing:
             if not request.is_cancelled:
                 spec = VariantSpec.from_json(message["spec"])
-                lease = self._residents.lease(spec)
+                is_text = message["op"] == "generate"
+                lease = self._residents.lease(spec, message["request"].get("execution") if is_text else MERGED)
                 request.hold(lease)
                 if message.get("pinned"):
                     self._residents.pin(spec)
-                request.compute(_OPERATIONS[message["op"]](request, lease, message, attachment))
+                _OPERATIONS[message["op"]](request, lease, message, attachment)
                 self._scheduler.submit(lease.base, lease.variant, request)
                 return
         if refusing.has_refused or request.is_cancelled:
@@ -181,12 +188,12 @@ class EmbeddedEngine:
             _log.debug("nobody reads the answers any more")
 
 
-def _load(request: _Request, lease: Lease, message: Json, attachment: bytes) -> Pieces:
+def _load(request: _Request, lease: Lease, message: Json, attachment: bytes) -> None:
     size_bytes = lease.base.size_bytes if lease.variant is None else lease.variant.size_bytes
-    return iter([[{"event": "loaded", "execution_id": lease.execution_id, "size_bytes": size_bytes}]])
+    request.compute(iter([[{"event": "loaded", "execution_id": lease.execution_id, "size_bytes": size_bytes}]]))
 
 
-def _generate(request: _Request, lease: Lease, message: Json, attachment: bytes) -> Pieces:
+def _generate(request: _Request, lease: Lease, message: Json, attachment: bytes) -> None:
     asked = Generate.from_json(message["request"])
     prompt = Prompt(lease.loaded, asked)
     started = Started(len(prompt.tokens), lease.execution_id, 1000 * (time.monotonic() - request.began))
@@ -197,20 +204,20 @@ def _generate(request: _Request, lease: Lease, message: Json, attachment: bytes)
         for events in generation.steps():
             yield [event_to_json(event) for event in events]
 
-    return pieces()
+    request.compute(pieces(), generation.rows)
 
 
-def _task(request: _Request, lease: Lease, message: Json, attachment: bytes) -> Pieces:
+def _task(request: _Request, lease: Lease, message: Json, attachment: bytes) -> None:
     asked = replace(Task(**message["request"]), media=attachment or None)
 
     def pieces() -> Pieces:
         output = tasks.run(lease.loaded, asked)
         yield [{"event": "answer", "output": output, "execution_id": lease.execution_id}]
 
-    return pieces()
+    request.compute(pieces())
 
 
-_OPERATIONS: dict[str, Callable[[_Request, Lease, Json, bytes], Pieces]] = {
+_OPERATIONS: dict[str, Callable[[_Request, Lease, Json, bytes], None]] = {
     "generate": _generate,
     "load": _load,
     "task": _task,

@@ -4,6 +4,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import peft
@@ -139,6 +140,9 @@ class Watching:
         self.seen: list[float] = []
         self._base = base
         self._done = done
+
+    def rows(self) -> list[Any]:
+        return []
 
     def steps(self) -> Iterator[None]:
         for _ in range(50):

@@ -1,0 +1,153 @@
+"""Decodes several answers in one pass of the model: the weights are read once for all of them.
+
+Answers come and go between two steps. Their keys and values lie in one cache, each right-aligned in its row, the places
+before it masked; positions are each answer's own. What a prompt needs is computed by itself before it joins.
+Imports torch: only an engine's process loads this.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from adapterhub.hub.serving.mixture import Adapter, Mixture
+
+GROWTH = 64
+"""Tokens by which the room of a joint cache grows at a time."""
+MOST_ROWS = 64
+"""Answers in one pass; more take turns."""
+
+
+class Row(Protocol):
+    """An answer that waits for its next logits.
+
+    tokens: generated so far, of which the last is unread. length: tokens read. cache: its own, of one row, until it
+    has joined a batch. logits: where the next ones are put, (vocabulary,).
+    """
+
+    tokens: list[int]
+    length: int
+    cache: Any
+    is_joined: bool
+    logits: Tensor | None
+    adapter: Adapter | None
+
+
+class Batch:
+    """The answers that decode together under one set of weights. For the one thread that computes."""
+
+    def __init__(self, model: Any, mixture: Mixture | None = None) -> None:
+        """mixture: where the rows go through adapters of their own."""
+        self._model = model
+        self._mixture = mixture
+        self._cache_name = cache_name(model)
+        self._rows: list[Row] = []
+        self._cache: Any = None
+
+    def advance(self, rows: Sequence[Row]) -> None:
+        """Compute the next logits of every row."""
+        if len(self._rows) != len(rows) or any(a is not b for a, b in zip(self._rows, rows, strict=True)):
+            self._join(rows)
+        device = self._model.device
+        lengths = torch.tensor([row.length for row in rows], device=device)
+        size = int(lengths.max())
+        places = torch.arange(size + 1, device=device)
+        mask = (places >= (size - lengths)[:, None]).long()  # (rows, size + 1): the new token is everybody's last
+        if self._mixture is not None:
+            self._mixture.use([row.adapter for row in rows])
+        output = self._model(
+            input_ids=torch.tensor([row.tokens[-1:] for row in rows], device=device),
+            attention_mask=mask,
+            position_ids=lengths[:, None],
+            use_cache=True,
+            **{self._cache_name: self._cache},
+        )
+        for number, row in enumerate(rows):
+            row.logits = output.logits[number, -1]
+            row.length += 1
+
+    def _join(self, rows: Sequence[Row]) -> None:
+        """Let the cache hold these rows, in this order."""
+        before, old = self._cache, {id(row): number for number, row in enumerate(self._rows)}
+        layers = before.layers if before is not None else rows[0].cache.layers
+        size = max(row.length for row in rows)
+        joint = DynamicCache()
+        joint.layers = []
+        for number in range(len(layers)):
+            parts = []
+            for row in rows:
+                if row.is_joined:
+                    at = old[id(row)]
+                    parts.append((before.layers[number].keys[at], before.layers[number].values[at]))
+                else:
+                    own = row.cache.layers[number]
+                    parts.append((own.keys[0], own.values[0]))
+            joint.layers.append(_Layer(parts, [row.length for row in rows], size))
+            if before is not None:
+                before.layers[number] = None  # its memory goes layer by layer
+        for row in rows:
+            row.cache, row.is_joined = None, True
+        self._cache, self._rows = joint, list(rows)
+
+
+class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """One layer's keys and values of several rows, with room to grow: (rows, heads, tokens, width) each."""
+
+    def __init__(self, parts: Sequence[tuple[Tensor, Tensor]], lengths: Sequence[int], size: int) -> None:
+        """parts: of each row (heads, tokens, width), of which the last `length` tokens are its own."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.is_initialized = True
+        self.dtype, self.device = parts[0][0].dtype, parts[0][0].device
+        self._size = size
+        self._room = [_roomy([part[which] for part in parts], lengths, size) for which in (0, 1)]
+        self._show()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        new = key_states.shape[-2]
+        if self._size + new > self._room[0].shape[-2]:
+            self._room = [_longer(one) for one in self._room]
+        for room, states in zip(self._room, (key_states, value_states), strict=True):
+            room[:, :, self._size : self._size + new] = states
+        self._size += new
+        return self._show()
+
+    def _show(self) -> tuple[Tensor, Tensor]:
+        keys, values = (room[:, :, : self._size] for room in self._room)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+def _roomy(parts: Sequence[Tensor], lengths: Sequence[int], size: int) -> Tensor:
+    heads, _, width = parts[0].shape
+    room = parts[0].new_zeros(len(parts), heads, size + GROWTH, width)
+    for number, (part, length) in enumerate(zip(parts, lengths, strict=True)):
+        room[number, :, size - length : size] = part[:, part.shape[1] - length :]
+    return room
+
+
+def _longer(room: Tensor) -> Tensor:
+    rows, heads, tokens, width = room.shape
+    longer = room.new_zeros(rows, heads, tokens + GROWTH, width)
+    longer[:, :, :tokens] = room
+    return longer
+
+
+def cache_name(model: Any) -> str:
+    """What a model's forward, and its output, call the cache: transformers renamed it."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def takes_rows(model: Any) -> bool:
+    """Whether a model can decode rows of different lengths together: it is told positions and what to leave out."""
+    parameters = inspect.signature(model.forward).parameters
+    needed = ("input_ids", "attention_mask", "position_ids", cache_name(model))
+    return all(name in parameters for name in needed) and not model.config.is_encoder_decoder
+
+
+def is_joinable(cache: Any) -> bool:
+    """Whether a cache keeps every token of every layer, and nothing else: no window, no state."""
+    return type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
