@@ -46,15 +46,23 @@ class Part(BaseModel):
 class Composition(BaseModel):
     """The model in parts, for those who do not like to write an expression: `extra_body={"adapterhub": ...}`.
 
-    base: the request's `model` where it is not said. params: of the method, by name.
+    base: the request's `model` where it is not said. params: of the method, by name. execution: how the patches of the
+    model are to be computed with; what is cheaper at the moment where it is not said.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     base: str | None = Field(default=None, max_length=400)
-    patches: list[Part] = Field(min_length=1, max_length=256)
+    patches: list[Part] | None = Field(default=None, min_length=1, max_length=256)
     method: str | None = Field(default=None, max_length=100)
     params: dict[str, float | bool | str] = Field(default_factory=dict)
+    execution: Literal["merged", "run-time"] | None = None
+
+    @model_validator(mode="after")
+    def _need_patches(self) -> Self:
+        if not self.patches and (self.base or self.method or self.params):
+            raise ValueError("patches: base, method and params say how to put patches together, and none is given")
+        return self
 
 
 class _Served(BaseModel):
@@ -67,7 +75,7 @@ class _Served(BaseModel):
     def served(self) -> str:
         """The expression that is meant. Raises as `composing.expression`."""
         parts = self.adapterhub
-        if parts is None:
+        if parts is None or not parts.patches:
             return self.model
         inputs = [(one.name, one.weight) for one in parts.patches]
         return composing.expression(parts.base or self.model, inputs, parts.method, parts.params)
@@ -100,6 +108,10 @@ class _Request(_Served):
         if len(self.stops) > MAX_STOPS:
             raise ValueError(f"stop: at most {MAX_STOPS} texts, {len(self.stops)} were sent")
         return self
+
+    @property
+    def execution(self) -> str | None:
+        return None if self.adapterhub is None else self.adapterhub.execution
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -196,6 +208,7 @@ class ChatRequest(_Request):
             sampling=self.sampling(),
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             json_schema=None if self.response_format is None else self.response_format.schema_of_answers,
+            execution=self.execution,
         )
 
 
@@ -221,6 +234,7 @@ class CompletionRequest(_Request):
                 sampling=self.sampling(),
                 logprobs=self.logprobs,
                 echo=self.echo,
+                execution=self.execution,
             )
             for prompt in self._prompts()
         ]

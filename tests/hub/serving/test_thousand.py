@@ -3,8 +3,8 @@
 Eight LoRAs and their sums share one base in a pool that has room for few of them merged. At each step the model is
 compared with one that transformers loads from files that the merge engine wrote. Where the variant is merged its
 weights are the same bit for bit, and its logits to 5e-6, by which a product of matrices varies with the place of its
-operands in memory; where it lies beside the weights logits are the same to rounding. Prompts of 200 tokens come again and again
-under other weights, where a cache kept by mistake would answer for another variant.
+operands in memory; where it lies beside the weights logits are the same to rounding. Prompts of 200 tokens come again
+and again under other weights, where a cache kept by mistake would answer for another variant.
 """
 
 import hashlib
@@ -136,7 +136,8 @@ def test_a_thousand_random_steps_leave_the_base_and_every_variant_exact(tmp_path
 
 
 def test_the_walk_notices_variants_that_are_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    apply, other = Base.apply, []
+    apply = Base.apply
+    other: list[Any] = []
 
     def exchanged(self: Base, variant: Any) -> None:
         if variant is not None and not other:
