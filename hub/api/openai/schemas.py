@@ -216,15 +216,21 @@ class JsonSchema(BaseModel):
 
 
 class ResponseFormat(BaseModel):
-    """What an answer looks like: any text, a JSON object, or JSON of a schema."""
+    """What an answer looks like: any text, a JSON object, or JSON of a schema.
+
+    value: the schema of an object, as huggingface_hub's InferenceClient words it for TGI.
+    """
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    value: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _need_schema(self) -> Self:
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise ValueError("json_schema goes with the type json_schema, which needs it")
+        if self.value is not None and self.type != "json_object":
+            raise ValueError("value goes with the type json_object")
         return self
 
     @property
@@ -232,7 +238,7 @@ class ResponseFormat(BaseModel):
         """The schema that answers follow, None for any text."""
         if self.json_schema is not None:
             return self.json_schema.schema_
-        return {"type": "object"} if self.type == "json_object" else None
+        return (self.value or {"type": "object"}) if self.type == "json_object" else None
 
 
 class ChatRequest(_Request):
