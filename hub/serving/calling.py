@@ -66,17 +66,17 @@ class Calling:
 def rendered(tokenizer: Any, messages: Messages, tools: Sequence[Any] = (), *, is_open: bool = True) -> str:
     """The messages by the model's chat template. is_open: with the beginning of the answer.
 
-    Templates take the arguments of calls as objects; those that do not, as the text that OpenAI's clients send.
-    Raises InvalidRequest for messages that the template refuses, and for arguments that are no JSON.
+    Templates take the arguments of calls as objects; those that do not, as the text that OpenAI's clients send; and
+    some want ids of their own form. Raises InvalidRequest for messages that the template refuses.
     """
     options = {"tools": list(tools) or None, "add_generation_prompt": is_open, "tokenize": False}
-    try:
-        return str(tokenizer.apply_chat_template(_with_objects(messages), **options))
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
+    refusals = []
+    for put in (_with_objects, _with_texts, _with_short_ids):
         try:
-            return str(tokenizer.apply_chat_template(_with_texts(messages), **options))
-        except (jinja2.TemplateError, TypeError, ValueError):
-            raise InvalidRequest(f"the model's chat template refuses these messages: {error}") from error
+            return str(tokenizer.apply_chat_template(put(messages), **options))
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            refusals.append(error)
+    raise InvalidRequest(f"the model's chat template refuses these messages: {refusals[0]}") from refusals[0]
 
 
 def _tells_of_tools(tokenizer: Any, messages: Messages, prompt: str) -> bool:
@@ -103,6 +103,21 @@ def _with_objects(messages: Messages) -> list[Mapping[str, Any]]:
 
 def _with_texts(messages: Messages) -> list[Mapping[str, Any]]:
     return _with_arguments(messages, lambda value: value if isinstance(value, str) else json.dumps(value))
+
+
+def _with_short_ids(messages: Messages) -> list[Mapping[str, Any]]:
+    """With objects as arguments, and ids of nine digits, as Mistral's templates demand."""
+    said = _with_objects(messages)
+    ids = {call.get("id"): f"{number:09}" for number, call in enumerate(_calls(said))}
+    for call in _calls(said):
+        call["id"] = ids[call.get("id")]
+    return [
+        {**one, "tool_call_id": ids.get(one["tool_call_id"], "0" * 9)} if "tool_call_id" in one else one for one in said
+    ]
+
+
+def _calls(messages: Messages) -> list[dict[str, Any]]:
+    return [call for message in messages for call in message.get("tool_calls") or ()]
 
 
 def _with_arguments(messages: Messages, said: Any) -> list[Mapping[str, Any]]:

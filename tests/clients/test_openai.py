@@ -32,8 +32,9 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.mark.parametrize("library", ["langchain", "litellm", "llm", "inference_client"])
 def test_the_library_chats_streams_embeds_and_calls_tools(
-    serving: Server, environment_of: Callable[[str], Path], tmp_path: Path, library: str
+    request: pytest.FixtureRequest, environment_of: Callable[[str], Path], tmp_path: Path, library: str
 ) -> None:
     python = environment_of("openai")
-    run: Any = scenario_runner(serving, tmp_path / "hf", python)
+    server = request.getfixturevalue("serving")  # not before it is known that there is such an environment
+    run: Any = scenario_runner(server, tmp_path / "hf", python)
     run(library, module="tests.clients.scenarios_openai", LITELLM_LOCAL_MODEL_COST_MAP="True")

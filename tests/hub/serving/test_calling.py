@@ -63,6 +63,41 @@ def test_calls_and_answers_of_tools_are_read_by_templates_of_both_kinds(name: st
     assert '\\"city\\"' not in text
 
 
+MISTRAL = """{%- set users = messages | selectattr("role", "equalto", "user") | list %}
+{%- for message in messages %}
+    {%- if message.role == "user" %}
+        {%- if tools is not none and message == users[-1] %}[AVAILABLE_TOOLS] {{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif -%}
+        [INST] {{ message.content }}[/INST]
+    {%- elif message.tool_calls is defined %}[TOOL_CALLS] [
+        {%- for call in message.tool_calls %}
+            {%- if call.id | length != 9 %}{{ raise_exception("ids have nine characters") }}{% endif %}
+            {{- (call.function | tojson)[:-1] + ', "id": "' + call.id + '"}' + (", " if not loop.last else "]") }}
+        {%- endfor %}
+    {%- elif message.role == "tool" %}
+        {%- if message.tool_call_id | length != 9 %}{{ raise_exception("ids have nine characters") }}{% endif %}
+        {{- "[TOOL_RESULTS] " + message.content + message.tool_call_id }}
+    {%- endif %}
+{%- endfor %}"""
+"""What is particular to the templates of Mistral's models of 2024."""
+
+
+def test_mistrals_templates_get_ids_of_nine_digits_and_write_lists() -> None:
+    known: Any = models.tokenizer()
+    known.chat_template = MISTRAL
+    ids = [f"call_{number:032x}" for number in range(2)]
+    call = {"type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    calls = {"role": "assistant", "content": "", "tool_calls": [{**call, "id": one} for one in ids]}
+    answers = [{"role": "tool", "tool_call_id": one, "content": "rain"} for one in reversed(ids)]
+    text = rendered(known, [USER, calls, *answers])
+    assert text.endswith("[TOOL_RESULTS] rain000000001[TOOL_RESULTS] rain000000000")
+    forced = Calling(known, Generate(messages=[USER], tools=TOOLS, must_call=("weather",)))
+    assert forced.prompt.endswith('[/INST][TOOL_CALLS] [{"name": "weather", "arguments": ')
+    free = Calling(known, Generate(messages=[USER], tools=TOOLS))
+    assert free.seen == ("[TOOL_CALLS]",)
+    assert list(free.reader().push("words")) == ["words"]
+    assert calls["tool_calls"][0]["id"] == ids[0]  # type: ignore[index]
+
+
 @pytest.mark.parametrize("name", ["phi3", None])
 def test_a_model_whose_template_knows_no_tools_says_so(name: str | None) -> None:
     known = models.tokenizer() if name is None else tokenizer(name)
