@@ -66,7 +66,9 @@ def test_calls_and_answers_of_tools_are_read_by_templates_of_both_kinds(name: st
 MISTRAL = """{%- set users = messages | selectattr("role", "equalto", "user") | list %}
 {%- for message in messages %}
     {%- if message.role == "user" %}
-        {%- if tools is not none and message == users[-1] %}[AVAILABLE_TOOLS] {{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif -%}
+        {%- if tools is not none and message == users[-1] %}
+            {{- "[AVAILABLE_TOOLS] " + (tools | tojson) + "[/AVAILABLE_TOOLS]" }}
+        {%- endif -%}
         [INST] {{ message.content }}[/INST]
     {%- elif message.tool_calls is defined %}[TOOL_CALLS] [
         {%- for call in message.tool_calls %}
