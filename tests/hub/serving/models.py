@@ -63,29 +63,34 @@ def llama(
     return folder
 
 
-def scripted(folder: Path, text: str, *, at: int, template: str, response_template: object = None) -> Path:
+def scripted(
+    folder: Path, text: str, *, at: int, template: str, response_template: object = None, special: Sequence[str] = ()
+) -> Path:
     """A causal model that says `text` after a prompt of `at` tokens, whatever the prompt, when it is asked greedily.
+
+    special: texts that are one special token each.
 
     It is a GPT-2 whose layers add nothing: the embedding of each position is the token to come.
     """
+    made: Any = tokenizer()
+    made.add_special_tokens({"additional_special_tokens": list(special)})
     config = transformers.GPT2Config(
-        vocab_size=VOCABULARY,
-        n_embd=VOCABULARY,
+        vocab_size=len(made),
+        n_embd=len(made),
         n_layer=1,
-        n_head=2,
+        n_head=1,
         n_positions=at + 1000,
         tie_word_embeddings=False,
         bos_token_id=BEGIN,
         eos_token_id=END,
     )
     model = transformers.GPT2LMHeadModel(config)
-    made: Any = tokenizer()
     with torch.no_grad():
         for parameter in model.transformer.h.parameters():
             parameter.zero_()
         model.transformer.wte.weight.zero_()
         model.transformer.wpe.weight.zero_()
-        model.lm_head.weight.copy_(torch.eye(VOCABULARY))
+        model.lm_head.weight.copy_(torch.eye(len(made)))
         for step, token in enumerate([*made(text)["input_ids"], END], at - 1):
             model.transformer.wpe.weight[step, token] = 1
     model.save_pretrained(folder)

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi
 from tests.clients.server import Server
 from tests.hub.api.openai.conftest import push
 from tests.hub.serving import models
+from tests.hub.serving.test_calling import MISTRAL
 
 WEATHER = {
     "type": "object",
@@ -29,6 +30,10 @@ MESSAGES: Any = [{"role": "user", "content": "How is the weather in Paris?"}]
 SCRIPT = (
     'I will look.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Paris", "days": 2}}\n</tool_call>\n'
     '<tool_call>\n{"name": "stop_all", "arguments": {}}\n</tool_call>'
+)
+LIST = (
+    'I [UNSEEN]will look.\n[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Paris", "days": 2}}, '
+    '{"name": "stop_all", "arguments": {}}]'
 )
 CALLS = [("weather", {"city": "Paris", "days": 2}), ("stop_all", {})]
 WEATHER_ALONE: Any = {"type": "function", "function": {"name": "weather"}}
@@ -49,7 +54,7 @@ RESPONSES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def chatty(serving: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Models with Qwen's chat template: one of noise, two that say what is written down; and one without tools."""
+    """Models with Qwen's chat template: one of noise, three that say what is written down; and one without tools."""
     folder = tmp_path_factory.mktemp("tools")
     qwen = models.chat_template("qwen2_5")
     made: Any = models.tokenizer()
@@ -61,6 +66,10 @@ def chatty(serving: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
     models.scripted(folder / "hermes", SCRIPT, at=at, template=qwen)
     own = SCRIPT.replace("<tool_call>", "<<call ").replace("</tool_call>", ">>")
     models.scripted(folder / "described", own, at=at, template=qwen, response_template=RESPONSES)
+    mistral = made.apply_chat_template(MESSAGES, tools=TOOLS, chat_template=MISTRAL, tokenize=False)
+    models.scripted(
+        folder / "mistral", LIST, at=len(mistral.encode()), template=MISTRAL, special=["[TOOL_CALLS]", "[UNSEEN]"]
+    )
     models.llama(folder / "phi", context=4096, template=models.chat_template("phi3"))
     api = HfApi(endpoint=serving.url, token=serving.token)
     for path in folder.iterdir():
@@ -135,7 +144,7 @@ def test_a_call_that_is_cut_off_says_so(ask: Ask) -> None:
     assert found.message.tool_calls[0].function.arguments == '{"cit'
 
 
-@pytest.mark.parametrize("model", ["admin/hermes", "admin/described"])
+@pytest.mark.parametrize("model", ["admin/hermes", "admin/described", "admin/mistral"])
 def test_calls_that_a_model_makes_are_read(ask: Ask, model: str) -> None:
     found = ask(model).choices[0]
     assert (found.message.content, found.finish_reason) == ("I will look.", "tool_calls")
