@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
-.PHONY: setup demo test check lint types bench measure serve clean help client-adapters client-vllm clients compat kinds methods
+.PHONY: setup demo test check lint types bench measure serve clean help client-adapters client-vllm client-openai clients compat kinds methods
 
 setup: $(READY)  ## make .venv and install everything into it
 
@@ -31,15 +31,18 @@ test: $(READY)  ## all fast tests; no network, GPU or root needed
 # libraries that cannot live beside our pins, each in an environment of its own; tests that find none skip
 CLIENTS := .venv-clients
 OLDER := 1.33 0.36
+WITHOUT_TORCH := $(OLDER) openai
 $(CLIENTS)/%/.ready: tests/clients/environments/%.txt constraints.txt
 	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/pip install --quiet $(if $(filter $(OLDER),$(*)),,--requirement constraints.txt) --requirement $<
+	$(@D)/bin/pip install --quiet $(if $(filter $(WITHOUT_TORCH),$(*)),,--requirement constraints.txt) --requirement $<
 	$(if $(wildcard $(<:.txt=.alone.txt)),$(@D)/bin/pip install --quiet --no-deps --requirement $(<:.txt=.alone.txt))
 	touch $@
 
 client-adapters: $(CLIENTS)/adapters/.ready  ## AdapterHub's library, for its test (1 GB)
 
 client-vllm: $(CLIENTS)/vllm/.ready  ## vLLM's LoRA loader, for its test (3 GB)
+
+client-openai: $(CLIENTS)/openai/.ready  ## LangChain, LiteLLM and llm, for their test (450 MB)
 
 clients: $(OLDER:%=$(CLIENTS)/%/.ready)  ## older versions of huggingface_hub, for the matrix of client tests (100 MB)
 

@@ -7,17 +7,20 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import FastAPI
 
 from adapterhub import __version__
-from adapterhub.hub.api import docs, errors, health, hf, openai, rest
+from adapterhub.hub.api import docs, errors, health, hf, metrics, openai, rest
 from adapterhub.hub.api.hf import xet
+from adapterhub.hub.api.metrics import RequestMeter
 from adapterhub.hub.api.middleware import RequestContext, RequestGuard, allowed_hosts
 from adapterhub.hub.jobs.process import ProcessExecutor
 from adapterhub.hub.services import warming
 from adapterhub.hub.services.wiring import open_hub, worker_environment
 from adapterhub.hub.serving.client import EngineClient
+from adapterhub.hub.serving.meters import Meters
+from adapterhub.hub.serving.probing import Probing
 from adapterhub.hub.settings import Settings
 from adapterhub.hub.web import forms, merge_pages, pages, recipe_pages, talk
 
-ROUTERS = (xet.protocol, health.router, docs.router, rest.router, openai.router, hf.router)
+ROUTERS = (xet.protocol, health.router, metrics.router, docs.router, rest.router, openai.router, hf.router)
 """In the order they are asked: a name of a page or route is reserved, so none of them hides a repository."""
 
 
@@ -37,6 +40,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.openapi_version = "3.0.3"  # the newest that the vendored page can show
     app.state.hub = hub = open_hub(settings)
     app.state.engines = EngineClient(settings)
+    app.state.probing = Probing(app.state.engines.probe)
+    app.state.meters = Meters()
     app.state.workers = ProcessExecutor(hub.jobs, settings.workers, worker_environment(settings))
     errors.install(app, pages.error_page)
     for router in ROUTERS:
@@ -50,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(pages.router)  # last: its /{owner}/{name} would take the assets for a repository
     app.add_middleware(RequestGuard, hosts=allowed_hosts(settings))
     app.add_middleware(RequestContext)
+    app.add_middleware(RequestMeter, meters=app.state.meters)
     return app
 
 

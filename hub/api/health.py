@@ -8,6 +8,7 @@ from adapterhub.hub.api import threads
 from adapterhub.hub.api.deps import HubDep
 from adapterhub.hub.context import Hub
 from adapterhub.hub.errors import EngineUnavailable
+from adapterhub.hub.serving.probing import Probing
 
 router = APIRouter(tags=["health"])
 
@@ -26,12 +27,20 @@ async def live() -> dict[str, str]:
 
 
 @router.get("/health/ready")
-async def ready(request: Request, hub: HubDep) -> dict[str, str]:
-    """200 once models can be served too. Raises DatabaseBusy, and EngineUnavailable while the engine starts."""
+async def ready(request: Request, hub: HubDep) -> dict[str, str | int]:
+    """200 once models can be served too: each base in memory is as it was loaded, and has generated a token.
+
+    The bases are looked at every ten seconds at most. Raises DatabaseBusy, and EngineUnavailable while the engine
+    starts, where it does not answer, and where a base is not what it was.
+    """
     await threads.run(_look, hub)
-    if hub.settings.engine != "none" and not request.app.state.engines.is_ready:
+    answer: dict[str, str | int] = {"status": "ok", "version": __version__, "engine": hub.settings.engine}
+    if hub.settings.engine == "none":
+        return answer
+    if not request.app.state.engines.is_ready:
         raise EngineUnavailable("the engine is starting")
-    return {"status": "ok", "version": __version__, "engine": hub.settings.engine}
+    probing: Probing = request.app.state.probing
+    return {**answer, "bases": await probing.outcome()}
 
 
 def _look(hub: Hub) -> None:

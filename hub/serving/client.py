@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 
-from adapterhub.hub.errors import EngineUnavailable, Overloaded
+from adapterhub.hub.errors import EngineUnavailable, InvalidRequest, Overloaded
 from adapterhub.hub.serving import child, frames
 from adapterhub.hub.serving.frames import Json
 from adapterhub.hub.serving.protocol import (
@@ -31,6 +31,8 @@ FIRST_ANSWER_S = 300.0
 """Seconds until the first answer: waiting one's turn, reading the weights, merging."""
 NEXT_ANSWER_S = 60.0
 """Seconds between two answers of one request."""
+PROBE_S = 30.0
+"""Seconds within which all bases in memory are looked at, behind whoever computes."""
 QUEUE_LIMIT = 64
 """Requests in flight; one more is refused with Overloaded."""
 
@@ -120,6 +122,29 @@ class EngineClient:
 
     async def state(self) -> Json:
         return await self._ask("state", {})
+
+    async def probe(self) -> int:
+        """How many bases are in memory: each as it was loaded, and fit to generate a token if it is of that kind.
+
+        Raises EngineUnavailable where one is not, or no answer comes in time.
+        """
+        if not self.is_ready:
+            raise EngineUnavailable("the engine is starting")
+        try:
+            return await asyncio.wait_for(self._probed(), PROBE_S)
+        except TimeoutError:
+            raise EngineUnavailable(f"the engine did not answer a probe within {PROBE_S:.0f} s") from None
+
+    async def _probed(self) -> int:
+        bases = [one for one in (await self.state())["resident"] if one["kind"] == "base"]
+        for base in bases:
+            try:
+                found = await self._ask("probe", {"digest": base["digest"]})
+            except InvalidRequest:
+                continue  # it was evicted meanwhile
+            if not found["is_pristine"]:
+                raise EngineUnavailable(f"the weights of a base in memory, {base['digest']}, are not what was loaded")
+        return len(bases)
 
     async def _ask(self, op: str, message: Json, attachment: bytes = b"") -> Json:
         async with self._exchange(op, message, attachment) as answers:

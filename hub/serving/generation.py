@@ -10,19 +10,20 @@ import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jinja2
 import torch
 from torch import Tensor
 
 from adapterhub.hub.errors import InvalidRequest, TooLarge
-from adapterhub.hub.serving import contracts
+from adapterhub.hub.serving import contracts, grammar
 from adapterhub.hub.serving.batching import cache_name, is_joinable, takes_rows
-from adapterhub.hub.serving.grammar import Follower, Schema
+from adapterhub.hub.serving.calling import Calling, rendered
+from adapterhub.hub.serving.grammar import Follower, Grammar
 from adapterhub.hub.serving.loading import Loaded
 from adapterhub.hub.serving.mixture import Adapter
-from adapterhub.hub.serving.protocol import Delta, Event, Finished, Generate, TokenLogprob
+from adapterhub.hub.serving.protocol import Called, Delta, Event, Finished, Generate, TokenLogprob
 from adapterhub.hub.serving.sampling import Sampler
 from adapterhub.hub.serving.text import Detokeniser, StopTexts
+from adapterhub.hub.serving.tool_calls import Piece, Reader
 
 MAX_TOKENS = 8192
 """Longest answer of a model that does not say how long its context is."""
@@ -43,7 +44,8 @@ class Prompt:
             )
         if loaded.tokenizer is None:
             raise InvalidRequest("this model has no tokenizer files (tokenizer.json), so it cannot read text")
-        self.tokens = _tokens(loaded.tokenizer, request)
+        self.calling = Calling(loaded.tokenizer, request) if request.tools else None
+        self.tokens = _tokens(loaded.tokenizer, request, self.calling)
         contracts.check_prompt(loaded, self.tokens)
         embeddings: Any = loaded.model.get_input_embeddings()
         vocabulary = embeddings.num_embeddings
@@ -65,7 +67,9 @@ def _beside(loaded: Loaded) -> str:
     return f" beside {loaded.virtual_tokens} virtual ones of its patches" if loaded.virtual_tokens else ""
 
 
-def _tokens(tokenizer: Any, request: Generate) -> list[int]:
+def _tokens(tokenizer: Any, request: Generate, calling: Calling | None) -> list[int]:
+    if calling is not None:
+        return list(tokenizer(calling.prompt, add_special_tokens=False)["input_ids"])
     if request.messages is not None:
         return _chat_tokens(tokenizer, request.messages)
     if not isinstance(request.prompt, str):
@@ -79,11 +83,7 @@ def _chat_tokens(tokenizer: Any, messages: Sequence[Any]) -> list[int]:
     blank lines."""
     if not tokenizer.chat_template:
         return list(tokenizer("\n\n".join(str(message["content"]) for message in messages))["input_ids"])
-    try:
-        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise InvalidRequest(f"the model's chat template refuses these messages: {error}") from error
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(tokenizer(rendered(tokenizer, messages), add_special_tokens=False)["input_ids"])
 
 
 class _Answer:
@@ -96,9 +96,11 @@ class _Answer:
         detokeniser: Detokeniser,
         stops: StopTexts,
         follower: Follower | None = None,
+        reader: Reader | None = None,
     ) -> None:
         self.index = index
         self.follower = follower
+        self.reader = reader
         self.sampler = sampler
         self.detokeniser = detokeniser
         self.stops = stops
@@ -123,16 +125,14 @@ class Generation:
         self._ends = _end_tokens(loaded)
         self._is_pair = bool(self._model.config.is_encoder_decoder)
         self._encoded: Any = None
-        self._schema: Schema | None = None
-        if request.json_schema is not None:
-            embeddings: Any = loaded.model.get_input_embeddings()
-            size = embeddings.num_embeddings
-            self._schema = Schema(request.json_schema, self._tokenizer, size, self._ends)
         self._cache_name = cache_name(loaded.model)
         self._before_pass = loaded.before_pass
         self._adapter = loaded.adapter
         self._takes_rows = takes_rows(loaded.model) and not loaded.is_patched
         self._answers: list[_Answer] = []
+        self._calling = prompt.calling
+        self._hidden = _hidden(self._tokenizer, self._calling)
+        self._grammar = self._compiled()
         self._has_logits_to_keep = "logits_to_keep" in inspect.signature(self._model.forward).parameters
 
     def steps(self) -> Iterator[Sequence[Event]]:
@@ -161,6 +161,16 @@ class Generation:
             if answer.logits is None and answer.tokens and (answer.is_joined or is_joinable(answer.cache))
         ]
 
+    def _compiled(self) -> Grammar | None:
+        """What every answer must follow."""
+        if self._calling is not None and self._calling.choices:
+            text = grammar.of_calls(self._calling.choices, self._calling.between)
+        elif self._request.json_schema is not None:
+            text = grammar.of_schema(self._request.json_schema)
+        else:
+            return None
+        return Grammar(text, self._tokenizer, self._model.get_input_embeddings().num_embeddings, self._ends)
+
     def _read_prompt(self) -> tuple[tuple[Tensor, Any], tuple[str, tuple[TokenLogprob, ...]] | None]:
         tokens = self._prompt.tokens
         if self._is_pair:
@@ -185,8 +195,9 @@ class Generation:
         seed = secrets.randbits(63) if sampling.seed is None else (sampling.seed + index) % (1 << 63)
         logits, cache = first
         sampler = Sampler(sampling, seed, logits.device, logits.shape[-1], self._prompt.tokens)
-        follower = None if self._schema is None else self._schema.follower()
-        answer = _Answer(index, sampler, Detokeniser(self._decode), StopTexts(self._request.stop), follower)
+        follower = None if self._grammar is None else self._grammar.follower()
+        reader = None if self._calling is None else self._calling.reader()
+        answer = _Answer(index, sampler, Detokeniser(self._decode), StopTexts(self._request.stop), follower, reader)
         answer.logits = logits
         answer.cache = copy.deepcopy(cache) if index + 1 < self._request.n else cache
         answer.length = len(self._prompt.tokens)
@@ -207,10 +218,8 @@ class Generation:
             follower.take(token)
         text = answer.stops.push(answer.detokeniser.push(token))
         logprobs = () if self._request.logprobs is None else (self._logprob(logits, token),)
-        events: list[Event] = [Delta(answer.index, text, logprobs)] if text or logprobs else []
-        if answer.stops.is_found:
-            events.append(Finished(answer.index, "stop", len(answer.tokens), by_text=True))
-        elif follower is not None and follower.is_complete:
+        events = _told(answer, [text] if answer.reader is None else answer.reader.push(text), logprobs)
+        if answer.stops.is_found or (follower is not None and follower.is_complete):
             events += self._finish(answer, "stop")
         elif len(answer.tokens) == self._prompt.max_tokens:
             events += self._finish(answer, "length")
@@ -218,11 +227,11 @@ class Generation:
 
     def _finish(self, answer: _Answer, reason: str) -> list[Event]:
         """The rest of the text, which may still hold a stop text, and the end."""
-        text = answer.stops.push(answer.detokeniser.flush())
+        text = "" if answer.stops.is_found else answer.stops.push(answer.detokeniser.flush())
         reason = "stop" if answer.stops.is_found else reason
         text += answer.stops.flush()
-        rest: list[Event] = [Delta(answer.index, text)] if text else []
-        return [*rest, Finished(answer.index, reason, len(answer.tokens), by_text=answer.stops.is_found)]
+        rest = [text] if answer.reader is None else [*answer.reader.push(text), *answer.reader.flush()]
+        return [*_told(answer, rest), Finished(answer.index, reason, len(answer.tokens), by_text=answer.stops.is_found)]
 
     def _next_logits(self, answer: _Answer) -> Tensor:
         if answer.logits is None:
@@ -265,9 +274,34 @@ class Generation:
         return TokenLogprob(self._decode([token]), float(logprobs[token]), top, token)
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if self._hidden is not None:
+            tokens = [token for token in tokens if token not in self._hidden]
+        text = self._tokenizer.decode(
+            tokens, skip_special_tokens=self._hidden is None, clean_up_tokenization_spaces=False
+        )
         assert isinstance(text, str)
         return text
+
+
+def _told(answer: _Answer, pieces: Sequence[Piece], logprobs: tuple[TokenLogprob, ...] = ()) -> list[Event]:
+    """Pieces of an answer as events; the log probabilities go with its text, and where there is none, alone."""
+    events: list[Event] = []
+    for piece in pieces:
+        if not isinstance(piece, str):
+            events.append(Called(answer.index, piece.number, piece.name, piece.arguments))
+        elif piece or logprobs:
+            events.append(Delta(answer.index, piece, logprobs))
+            logprobs = ()
+    return [*events, Delta(answer.index, "", logprobs)] if logprobs else events
+
+
+def _hidden(tokenizer: Any, calling: Calling | None) -> frozenset[int] | None:
+    """The special tokens that are no text, where some are; None where none is."""
+    if calling is None:
+        return None
+    special = {token: added.content for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    seen = special.values() if calling.seen is None else calling.seen
+    return frozenset(token for token, text in special.items() if text not in seen)
 
 
 def _end_tokens(loaded: Loaded) -> frozenset[int]:

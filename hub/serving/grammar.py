@@ -1,4 +1,7 @@
-"""Answers that follow a JSON schema: which tokens may come next. Imports torch: only an engine's process loads this."""
+"""Answers that follow a JSON schema, or call a tool: which tokens may come next.
+
+Imports torch: only an engine's process loads this.
+"""
 
 from __future__ import annotations
 
@@ -24,24 +27,55 @@ _COMPACT: Any = {"whitespace_flexible": False, "item_separator": ",", "key_separ
 _tokenizers: WeakKeyDictionary[Any, LLTokenizer] = WeakKeyDictionary()
 
 
-class Schema:
-    """A schema compiled for one model's tokenizer; each answer follows a `Follower` of its own."""
+def of_schema(schema: Mapping[str, Any]) -> str:
+    """The grammar of JSON by a schema. Raises InvalidRequest for a schema that is none or is not known whole."""
+    try:
+        return _sound(LLMatcher.grammar_from_json_schema(_written(schema), overrides=_COMPACT))
+    except ValueError as error:
+        raise InvalidRequest(f"the JSON schema is refused: {error}") from error
 
-    def __init__(self, schema: Mapping[str, Any], tokenizer: Any, vocabulary_size: int, ends: Iterable[int]) -> None:
-        """ends: tokens that end an answer. Raises InvalidRequest for a schema that is none or is not known whole, and
-        for a tokenizer whose tokens are not known one by one."""
-        text = json.dumps(schema)
-        if len(text) > MAX_SCHEMA_CHARACTERS:
-            raise InvalidRequest(
-                f"the JSON schema has {len(text)} characters; at most {MAX_SCHEMA_CHARACTERS} are read"
-            )
+
+def of_calls(choices: Mapping[str, Mapping[str, Any]], between: str) -> str:
+    """The grammar of `name between JSON`, the JSON by the name's schema, or of the JSON alone where one name is left.
+
+    Raises as `of_schema`, naming the tool.
+    """
+    for name, schema in choices.items():
         try:
-            self._grammar = LLMatcher.grammar_from_json_schema(text, overrides=_COMPACT)
-        except ValueError as error:
-            raise InvalidRequest(f"the JSON schema is refused: {error}") from error
-        problem = LLMatcher.validate_grammar(self._grammar)
-        if problem:
-            raise InvalidRequest(f"the JSON schema is refused: {problem}")
+            alone = of_schema(schema)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"tools: {name}: {error}") from error
+        if len(choices) == 1:
+            return alone
+    rules = [
+        f"call_{at}: {json.dumps(name + between)} %json {_written({**schema, 'x-guidance': _COMPACT})}"
+        for at, (name, schema) in enumerate(choices.items())
+    ]
+    start = " | ".join(f"call_{at}" for at in range(len(choices)))
+    return _sound(LLMatcher.grammar_from_lark("\n".join(["%llguidance {}", f"start: {start}", *rules])))
+
+
+def _written(schema: Mapping[str, Any]) -> str:
+    text = json.dumps(schema)
+    if len(text) > MAX_SCHEMA_CHARACTERS:
+        raise InvalidRequest(f"the JSON schema has {len(text)} characters; at most {MAX_SCHEMA_CHARACTERS} are read")
+    return text
+
+
+def _sound(grammar: str) -> str:
+    problem = LLMatcher.validate_grammar(grammar)
+    if problem:
+        raise InvalidRequest(f"the JSON schema is refused: {problem}")
+    return grammar
+
+
+class Grammar:
+    """A grammar for one model's tokenizer; each answer follows a `Follower` of its own."""
+
+    def __init__(self, grammar: str, tokenizer: Any, vocabulary_size: int, ends: Iterable[int]) -> None:
+        """ends: tokens that end an answer. Raises InvalidRequest for a tokenizer whose tokens are not known one by
+        one."""
+        self._grammar = grammar
         self._size = vocabulary_size
         self._tokenizer = _known(tokenizer, vocabulary_size, list(ends))
 

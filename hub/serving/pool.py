@@ -47,12 +47,13 @@ class Held:
 
 @dataclass
 class Counts:
-    """What the pool did so far."""
+    """What the pool did so far; load_s: seconds spent on what it made."""
 
     hits: int = 0
     loads: int = 0
     evictions: int = 0
     refused: int = 0
+    load_s: float = 0.0
 
 
 class Pool:
@@ -82,6 +83,12 @@ class Pool:
     def used_bytes(self) -> int:
         with self._lock:
             return self._used_bytes()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for an entry that another of them is making."""
+        with self._lock:
+            return sum(entry.pins - 1 for entry in self._entries.values() if not entry.made.done())
 
     def held(self) -> list[Held]:
         """The entries that are complete."""
@@ -131,12 +138,22 @@ class Pool:
             is_complete = entry is not None and entry.made.done() and entry.made.exception() is None
             return entry.made.result() if entry is not None and is_complete else None
 
-    def release(self, key: Key) -> None:
-        """Give back one pin of `acquire`."""
+    def again(self, key: Key) -> Any | None:
+        """The entry of `key`, pinned until `release`; None where it is not complete."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None or not entry.made.done():
+                return None
+            entry.pins += 1
+        return entry.made.result()
+
+    def release(self, key: Key, *, was_used: bool = True) -> None:
+        """Give back one pin. was_used: count as a use, for eviction."""
         with self._lock:
             entry = self._entries[key]
             entry.pins -= 1
-            entry.priority = self._age + entry.cost_s / max(entry.size_bytes, 1)
+            if was_used:
+                entry.priority = self._age + entry.cost_s / max(entry.size_bytes, 1)
 
     def _fill(self, key: Key, entry: _Entry[T], measure: Callable[[], int], make: Callable[[], T]) -> None:
         began = time.monotonic()
@@ -152,6 +169,8 @@ class Pool:
             entry.made.set_exception(error)
             raise
         entry.cost_s = time.monotonic() - began
+        with self._lock:
+            self.counts.load_s += entry.cost_s
         entry.made.set_result(made)
 
     def _raise_remembered(self, key: Key) -> None:

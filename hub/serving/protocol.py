@@ -117,8 +117,9 @@ class Generate:
 
     max_tokens: None generates to the end of the model's context. n: answers to the same prompt. stop: texts that end an
     answer and are not part of it. logprobs: None, or how many alternatives to tell at each token. echo: repeat the
-    prompt before the answer. json_schema: what the answer must follow. execution: MERGED or RUN_TIME, None for what is
-    cheaper now.
+    prompt before the answer. json_schema: what the answer must follow. tools: what a chat's answer may call, as OpenAI
+    describes them. must_call: the names of those of which it calls one, and says nothing else; empty leaves it free.
+    execution: MERGED or RUN_TIME, None for what is cheaper now.
     """
 
     prompt: str | Sequence[int] | None = None
@@ -131,13 +132,16 @@ class Generate:
     echo: bool = False
     json_schema: Mapping[str, Any] | None = None
     execution: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    must_call: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Generate":
         sampling = dict(value["sampling"])
         # JSON has no integer keys
         sampling["logit_bias"] = {int(token): bias for token, bias in sampling["logit_bias"].items()}
-        return cls(**{**value, "stop": tuple(value["stop"]), "sampling": Sampling(**sampling)})
+        tuples = {name: tuple(value[name]) for name in ("stop", "tools", "must_call")}
+        return cls(**{**value, **tuples, "sampling": Sampling(**sampling)})
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,19 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class Called:
+    """A further piece of call `number`, counted from 0, that answer `index` makes of a tool.
+
+    name: of the tool, in the first piece alone. arguments: JSON text, which the pieces make together.
+    """
+
+    index: int
+    number: int
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True)
 class Finished:
     """Answer `index` is complete. reason: "stop" or "length". completion_tokens: generated for it. by_text: whether a
     stop text ended it."""
@@ -182,7 +199,7 @@ class Finished:
     by_text: bool = False
 
 
-Event = Started | Delta | Finished
+Event = Started | Delta | Called | Finished
 
 
 @dataclass(frozen=True)
@@ -220,7 +237,7 @@ class Engine(Protocol):
         """
 
     def generate(self, spec: VariantSpec, request: Generate) -> AsyncIterator[Event]:
-        """Started once, then Delta and Finished of each answer. Closing the iterator cancels the generation."""
+        """Started once, then Delta, Called and Finished of each answer. Closing the iterator cancels the generation."""
 
     async def task(self, spec: VariantSpec, request: Task) -> Answer:
         """The answer to a task; cancelling the call cancels the work."""
@@ -229,7 +246,7 @@ class Engine(Protocol):
         """Process, device, resident bases and variants with their bytes, counts of hits, loads and evictions."""
 
 
-_EVENTS: Mapping[str, type[Event]] = {"started": Started, "delta": Delta, "finished": Finished}
+_EVENTS: Mapping[str, type[Event]] = {"started": Started, "delta": Delta, "called": Called, "finished": Finished}
 _EVENT_NAMES = {kind: name for name, kind in _EVENTS.items()}
 
 

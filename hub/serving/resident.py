@@ -6,6 +6,7 @@ run-time patches are on the model for the same time.
 Imports torch: only an engine's process loads this.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,9 @@ from adapterhub.hub.serving.loading import Loaded
 from adapterhub.hub.serving.mixture import Adapter, Mixture, oriented
 from adapterhub.merging.attachments import Attachment
 from adapterhub.merging.sites import live_name
+
+SAMPLED = 64
+"""Elements of each tensor by which `Base.is_pristine` knows it."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,12 @@ class Base:
         }
         self._applied: Variant | Mixture | None = None
         self.mixture = Mixture(loaded.model)
+        self._sampled = _sampled(self._pristine.values())
+
+    @property
+    def is_pristine(self) -> bool:
+        """Whether samples of all weights are what was loaded, bit for bit."""
+        return _sampled(self._pristine.values()) == self._sampled
 
     @property
     def size_bytes(self) -> int:
@@ -200,6 +210,13 @@ def _untie(model: nn.Module) -> None:
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 module._parameters[name] = nn.Parameter(parameter.detach(), requires_grad=False)
+
+
+def _sampled(tensors: Iterable[Tensor]) -> str:
+    """sha256 over elements of each tensor, evenly spaced."""
+    flat = (tensor.detach().reshape(-1) for tensor in tensors if tensor.numel())
+    samples = [one[:: max(1, one.numel() // SAMPLED)].contiguous().view(torch.uint8) for one in flat]
+    return hashlib.sha256(torch.cat(samples).cpu().numpy().tobytes() if samples else b"").hexdigest()
 
 
 def _size_bytes(tensors: Iterable[Tensor]) -> int:

@@ -108,6 +108,17 @@ class Residents:
         adapter = self._pool.peek(_adapter_key(spec))
         return not isinstance(adapter, Adapter) or adapter.paid_s < size_bytes * self._merge_s_per_byte
 
+    def again(self, digest: str) -> Lease:
+        """The base of that digest, to be looked at; for eviction this is no use of it.
+
+        Raises InvalidRequest where it is not in memory.
+        """
+        key = "base", digest
+        base: Base | None = self._pool.again(key)
+        if base is None:
+            raise InvalidRequest(f"{digest} is not in memory")
+        return Lease(base, None, execution_id(digest, base, None), lambda: self._pool.release(key, was_used=False))
+
     def pin(self, spec: VariantSpec) -> None:
         """Keep what `spec` describes in memory for good, merged, however often it is asked. Raises as `lease`."""
         lease = self.lease(spec)
@@ -131,6 +142,7 @@ class Residents:
             "limit_bytes": self._pool.limit_bytes,
             "used_bytes": self._pool.used_bytes,
             "resident": entries,
+            "waiting": self._pool.waiting,
             **vars(self._pool.counts),
         }
 

@@ -53,9 +53,13 @@ class _Group:
 
 
 class Scheduler:
-    """One thread that computes, the only one that may change which weights a model points at."""
+    """One thread that computes, the only one that may change which weights a model points at.
+
+    switches: how often a turn was of another variant than the one before.
+    """
 
     def __init__(self, turn_s: float = TURN_S) -> None:
+        self.switches = 0
         self._turn_s = turn_s
         self._groups: dict[Hashable, _Group] = {}
         self._changed = threading.Condition()
@@ -78,11 +82,14 @@ class Scheduler:
 
     def _run(self) -> None:
         running: dict[Hashable, list[tuple[Work, Iterator[None]]]] = {}
+        last: Hashable = None
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._groups))
                 key = next(iter(self._groups))
                 group = self._groups[key]
+            self.switches += last not in (None, key)
+            last = key
             begun = running.setdefault(key, [])
             failure = _applied(group)
             if failure is None:

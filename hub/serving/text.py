@@ -59,7 +59,7 @@ class StopTexts:
             self.is_found = True
             given, self._held = self._held[: min(found)], ""
             return given
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        keep = max((overlap(self._held, stop) for stop in self._stops), default=0)
         given, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return given
 
@@ -69,7 +69,7 @@ class StopTexts:
         return given
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a proper beginning of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

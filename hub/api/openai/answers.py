@@ -13,11 +13,33 @@ from starlette.responses import StreamingResponse
 from adapterhub.errors import AdapterHubError
 from adapterhub.hub.api.errors import openai_error
 from adapterhub.hub.db.tables import new_id
-from adapterhub.hub.serving.protocol import Delta, Engine, Event, Finished, Generate, Started, TokenLogprob, VariantSpec
+from adapterhub.hub.serving.protocol import (
+    Called,
+    Delta,
+    Engine,
+    Event,
+    Finished,
+    Generate,
+    Started,
+    TokenLogprob,
+    VariantSpec,
+)
 
 _log = structlog.get_logger()
 
 Json = dict[str, Any]
+
+
+@dataclass
+class ToolCall:
+    """A call of a tool, under an id of its own."""
+
+    name: str
+    arguments: str = ""
+    id: str = field(default_factory=lambda: f"call_{new_id()}")
+
+    def as_json(self) -> Json:
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 
 @dataclass
@@ -27,6 +49,19 @@ class Gathered:
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     reason: str = "stop"
+    calls: list[ToolCall] = field(default_factory=list)
+
+    def take(self, piece: Called) -> None:
+        if piece.number == len(self.calls):
+            self.calls.append(ToolCall(piece.name))
+        self.calls[piece.number].arguments += piece.arguments
+
+    def message(self) -> Json:
+        """As a chat's answer shows it: beside calls, white space alone is no content."""
+        if not self.calls:
+            return {"role": "assistant", "content": self.text, "refusal": None}
+        calls = [call.as_json() for call in self.calls]
+        return {"role": "assistant", "content": self.text.strip() or None, "refusal": None, "tool_calls": calls}
 
 
 @dataclass
@@ -80,9 +115,24 @@ async def gathered(events: AsyncIterator[Event], count: int) -> tuple[list[Gathe
             case Delta():
                 answers[event.index].text += event.text
                 answers[event.index].logprobs += event.logprobs
+            case Called():
+                answers[event.index].take(event)
             case Finished():
-                answers[event.index].reason = event.reason
+                answers[event.index].reason = reason_of(event, has_called=bool(answers[event.index].calls))
     return answers, usage, execution_id
+
+
+async def one_call_each(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+    """The events without any call but the first of each answer."""
+    async with aclosing(events):
+        async for event in events:
+            if not isinstance(event, Called) or not event.number:
+                yield event
+
+
+def reason_of(event: Finished, *, has_called: bool) -> str:
+    """Why an answer ended, in OpenAI's words."""
+    return "tool_calls" if has_called and event.reason == "stop" else event.reason
 
 
 class EventStream(StreamingResponse):

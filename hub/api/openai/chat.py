@@ -11,7 +11,7 @@ from adapterhub.hub.api.deps import CallerDep, HubDep
 from adapterhub.hub.api.openai import answers
 from adapterhub.hub.api.openai.requests import EngineDep, begun, named, unless_gone, variant
 from adapterhub.hub.api.openai.schemas import ChatRequest
-from adapterhub.hub.serving.protocol import Delta, Event, Finished, Started
+from adapterhub.hub.serving.protocol import Called, Delta, Event, Finished, Started
 
 router = APIRouter(tags=["openai"])
 
@@ -22,10 +22,13 @@ async def create_chat_completion(
 ) -> Response:
     """Answer a conversation, in one piece or, with `stream`, as server-sent events.
 
-    A model without a chat template continues the text of the messages, joined by blank lines.
+    A model without a chat template continues the text of the messages, joined by blank lines. `tools` need one that
+    tells of them; with `tool_choice` "required" or a tool's name the answer is a call, its arguments by the schema.
     """
     spec = await variant(hub, caller, body.served)
     events = answers.events_of(engine, spec, [body.asked()])
+    if body.parallel_tool_calls is False:
+        events = answers.one_call_each(events)
     if not body.stream:
         return JSONResponse(await unless_gone(request, _whole(body, events)), headers=named(spec))
     chunks = _chunks(body, await unless_gone(request, begun(events)), events)
@@ -49,7 +52,7 @@ async def _whole(body: ChatRequest, events: AsyncGenerator[Event, None]) -> dict
         "choices": [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": one.text, "refusal": None},
+                "message": one.message(),
                 "logprobs": answers.chat_logprobs(one.logprobs) if body.logprobs else None,
                 "finish_reason": one.reason,
             }
@@ -67,6 +70,7 @@ async def _chunks(
     head |= {"system_fingerprint": started.execution_id} | ({"usage": None} if body.includes_usage else {})
     usage = answers.Usage()
     usage.count(started)
+    callers: set[int] = set()
     async with aclosing(events):
         for index in range(body.n):
             yield head | {"choices": [_choice(index, {"role": "assistant", "content": ""})]}
@@ -75,10 +79,21 @@ async def _chunks(
             if isinstance(event, Delta):
                 logprobs = answers.chat_logprobs(event.logprobs) if event.logprobs else None
                 yield head | {"choices": [_choice(event.index, {"content": event.text}, logprobs)]}
+            elif isinstance(event, Called):
+                callers.add(event.index)
+                yield head | {"choices": [_choice(event.index, {"tool_calls": [_piece(event)]})]}
             elif isinstance(event, Finished):
-                yield head | {"choices": [_choice(event.index, {}, reason=event.reason)]}
+                reason = answers.reason_of(event, has_called=event.index in callers)
+                yield head | {"choices": [_choice(event.index, {}, reason=reason)]}
     if body.includes_usage:
         yield head | {"choices": [], "usage": usage.as_json()}
+
+
+def _piece(event: Called) -> dict[str, Any]:
+    """A piece of a call: who is called under which id, in its first alone, and more of the arguments."""
+    if not event.name:
+        return {"index": event.number, "function": {"arguments": event.arguments}}
+    return {"index": event.number, **answers.ToolCall(event.name, event.arguments).as_json()}
 
 
 def _choice(

@@ -9,6 +9,7 @@ that agree, where LoRAX divides by their number.
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -32,6 +33,7 @@ UNSUPPORTED: Mapping[str, Any] = {
     "watermark": False,
     "response_format": None,
     "return_k_alternatives": None,
+    "top_n_tokens": None,
 }
 """Parameters that would change an answer and are not computed here, with the values that do not."""
 _TIES: Mapping[str, bool | str] = {"elect": "unweighted", "normalize": "count"}
@@ -66,8 +68,15 @@ class MergedAdapters(BaseModel):
         return composing.expression(base, inputs, strategy, {"density": self.density, **more})
 
 
+class JsonGrammar(BaseModel):
+    """A JSON schema that the answer follows, as TGI's clients send it."""
+
+    type: Literal["json"]
+    value: dict[str, Any]
+
+
 class Parameters(BaseModel):
-    """How to answer; names and defaults are LoRAX's."""
+    """How to answer; names and defaults are LoRAX's, and TGI's, of which it came."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -76,17 +85,19 @@ class Parameters(BaseModel):
     adapter_source: str | None = None
     merged_adapters: MergedAdapters | None = None
     adapters: MergedAdapters | None = None
-    do_sample: bool = False
+    do_sample: bool | None = None
     max_new_tokens: int | None = Field(default=None, ge=0, le=1 << 20)
     repetition_penalty: float | None = Field(default=None, gt=0, le=10)
-    return_full_text: bool = False
-    stop: list[str] = Field(default_factory=list, max_length=16)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    grammar: JsonGrammar | None = None
+    return_full_text: bool | None = None
+    stop: list[str] | None = Field(default=None, max_length=16)
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
     temperature: float | None = Field(default=None, ge=0, le=100)
     top_k: int | None = Field(default=None, ge=1)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    details: bool = False
-    decoder_input_details: bool = False
+    details: bool | None = None
+    decoder_input_details: bool | None = None
 
 
 class LoraxRequest(BaseModel):
@@ -94,7 +105,7 @@ class LoraxRequest(BaseModel):
 
     inputs: str = Field(min_length=1)
     parameters: Parameters = Field(default_factory=Parameters)
-    stream: bool = False
+    stream: bool | None = None
 
     def model(self) -> str:
         """The expression that is asked for. Raises InvalidRequest for none, for two, and for what is not computed."""
@@ -119,18 +130,20 @@ class LoraxRequest(BaseModel):
     def asked(self) -> Generate:
         """The request as an engine takes it: greedy, unless something is said of sampling."""
         told = self.parameters
-        draws = told.do_sample or any(one is not None for one in (told.temperature, told.top_k, told.top_p))
+        draws = bool(told.do_sample) or any(one is not None for one in (told.temperature, told.top_k, told.top_p))
         return Generate(
             prompt=self.inputs,
             max_tokens=told.max_new_tokens,
-            stop=tuple(told.stop),
-            echo=told.decoder_input_details,
+            stop=tuple(told.stop or ()),
+            echo=bool(told.decoder_input_details),
+            json_schema=None if told.grammar is None else told.grammar.value,
             logprobs=0,
             sampling=Sampling(
                 temperature=(1.0 if told.temperature is None else told.temperature) if draws else 0.0,
                 top_k=told.top_k,
                 top_p=1.0 if told.top_p is None else told.top_p,
                 repetition_penalty=1.0 if told.repetition_penalty is None else told.repetition_penalty,
+                frequency_penalty=told.frequency_penalty or 0.0,
                 seed=told.seed,
             ),
         )
@@ -159,7 +172,8 @@ async def generate_stream(
 
 
 class _Told:
-    """What was generated so far."""
+    """What was generated so far. tokens: with the text that each added, which together are the whole; a token may be
+    less than a character."""
 
     def __init__(self, body: LoraxRequest) -> None:
         self._body = body
@@ -178,7 +192,9 @@ class _Told:
                 self.prefill, self._left_out = list(event.logprobs), 0
             case Delta():
                 self.text += event.text
-                self.tokens += event.logprobs
+                self.tokens += [replace(one, text="") for one in event.logprobs]
+                if self.tokens:
+                    self.tokens[-1] = replace(self.tokens[-1], text=self.tokens[-1].text + event.text)
             case Finished():
                 by = "stop_sequence" if event.by_text else "eos_token"
                 self.reason = "length" if event.reason == "length" else by
@@ -211,18 +227,16 @@ async def _whole(body: LoraxRequest, events: AsyncIterator[Event]) -> dict[str, 
 async def _tokens(
     body: LoraxRequest, started: Started, events: AsyncGenerator[Event, None]
 ) -> AsyncIterator[dict[str, Any]]:
-    told, waiting = _Told(body), None
+    told, count = _Told(body), 0
     told.take(started)
     async with aclosing(events):
         async for event in events:
-            before = len(told.tokens)
             told.take(event)
-            for one in told.tokens[before:]:
-                if waiting is not None:
-                    yield {"token": _token(waiting), "generated_text": None, "details": None}
-                waiting = one
-    if waiting is not None:
-        yield {"token": _token(waiting), "generated_text": told.whole, "details": told.details()}
+            for one in told.tokens[count:-1]:
+                yield {"token": _token(one), "generated_text": None, "details": None}
+                count += 1
+    if told.tokens:
+        yield {"token": _token(told.tokens[-1]), "generated_text": told.whole, "details": told.details()}
 
 
 async def _told(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:

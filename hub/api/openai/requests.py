@@ -11,20 +11,18 @@ from adapterhub.hub.api import threads
 from adapterhub.hub.context import Hub
 from adapterhub.hub.services import variants
 from adapterhub.hub.services.access import Caller
-from adapterhub.hub.serving.client import EngineClient
+from adapterhub.hub.serving.meters import Measured
 from adapterhub.hub.serving.protocol import Event, Started, VariantSpec
 
 T = TypeVar("T")
 
 
-def engine(request: Request) -> EngineClient:
-    """The engine of this process."""
-    found = request.app.state.engines
-    assert isinstance(found, EngineClient)
-    return found
+def engine(request: Request) -> Measured:
+    """The engine of this process, measured."""
+    return Measured(request.app.state.engines, request.app.state.meters)
 
 
-EngineDep = Annotated[EngineClient, Depends(engine)]
+EngineDep = Annotated[Measured, Depends(engine)]
 
 
 def named(spec: VariantSpec) -> dict[str, str]:

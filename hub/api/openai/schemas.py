@@ -1,9 +1,10 @@
 """What the OpenAI dialect takes. A field that would change the answer and is not known here is refused, not ignored."""
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from adapterhub.hub.services import composing
 from adapterhub.hub.serving.protocol import Generate, Sampling, Task
@@ -11,10 +12,12 @@ from adapterhub.hub.serving.protocol import Generate, Sampling, Task
 MAX_ANSWERS = 8
 MAX_STOPS = 4
 MAX_ALTERNATIVES = 20
+MAX_TOOLS = 128
+MAX_NAME = 64
 
 _WITHOUT_EFFECT = frozenset(
     {"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
-    | {"parallel_tool_calls", "tool_prompt", "adapter_id"}
+    | {"tool_prompt", "adapter_id"}
 )
 """Fields that clients send and that do not change an answer."""
 
@@ -142,18 +145,75 @@ class TextPart(BaseModel):
     text: str
 
 
+class CalledFunction(BaseModel):
+    """The tool of a call and its arguments, as JSON text of an object."""
+
+    name: str = Field(max_length=MAX_NAME)
+    arguments: str = ""
+
+    @model_validator(mode="after")
+    def _read(self) -> Self:
+        try:
+            found = json.loads(self.arguments or "{}")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"arguments: not JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise ValueError("arguments: the JSON of an object is expected")
+        self.arguments = self.arguments or "{}"
+        return self
+
+
+class ToolCall(BaseModel):
+    """A call that an assistant's message made."""
+
+    id: str = Field(default="", max_length=200)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class Message(BaseModel):
-    """One message; its other fields are handed to the model's chat template."""
+    """One message; its other fields are handed to the model's chat template, as far as they say something."""
 
     model_config = ConfigDict(extra="allow")
 
     role: str = Field(max_length=64)
     content: str | list[TextPart] | None = None
+    tool_calls: list[ToolCall] | None = Field(default=None, max_length=MAX_TOOLS)
 
     def plain(self) -> Mapping[str, Any]:
         """The message with its content as one text."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
-        return {"role": self.role, "content": content, **(self.model_extra or {})}
+        calls = {"tool_calls": [one.model_dump() for one in self.tool_calls]} if self.tool_calls else {}
+        more = {name: value for name, value in (self.model_extra or {}).items() if value is not None}
+        return {"role": self.role, "content": content, **calls, **more}
+
+
+class Function(BaseModel):
+    """A function that may be called. parameters: a JSON schema of its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]+$", max_length=MAX_NAME)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(BaseModel):
+    """What an answer may call; functions alone."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class _Named(BaseModel):
+    name: str
+
+
+class NamedTool(BaseModel):
+    """The one tool that an answer must call."""
+
+    type: Literal["function"]
+    function: _Named
 
 
 class JsonSchema(BaseModel):
@@ -168,15 +228,21 @@ class JsonSchema(BaseModel):
 
 
 class ResponseFormat(BaseModel):
-    """What an answer looks like: any text, a JSON object, or JSON of a schema."""
+    """What an answer looks like: any text, a JSON object, or JSON of a schema.
+
+    value: the schema of an object, as huggingface_hub's InferenceClient words it for TGI.
+    """
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    value: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _need_schema(self) -> Self:
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise ValueError("json_schema goes with the type json_schema, which needs it")
+        if self.value is not None and self.type != "json_object":
+            raise ValueError("value goes with the type json_object")
         return self
 
     @property
@@ -184,7 +250,7 @@ class ResponseFormat(BaseModel):
         """The schema that answers follow, None for any text."""
         if self.json_schema is not None:
             return self.json_schema.schema_
-        return {"type": "object"} if self.type == "json_object" else None
+        return (self.value or {"type": "object"}) if self.type == "json_object" else None
 
 
 class ChatRequest(_Request):
@@ -196,12 +262,51 @@ class ChatRequest(_Request):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_ALTERNATIVES)
     response_format: ResponseFormat | None = None
+    tools: list[Tool] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+
+    @field_validator("tools", mode="before")
+    @classmethod
+    def _none_is_none(cls, value: Any) -> Any:
+        return [] if value is None else value
+
+    @model_validator(mode="after")
+    def _check_tools(self) -> Self:
+        names = [tool.function.name for tool in self.tools]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"tools: {twice} is described twice")
+        if not names and self.tool_choice not in (None, "none", "auto"):
+            raise ValueError("tool_choice: there are no tools")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError(f"tool_choice: {self.tool_choice.function.name} is not among the tools")
+        form = self.response_format
+        if names and self.tool_choice in (None, "auto") and form is not None and form.type != "text":
+            raise ValueError("response_format: an answer that may call tools follows no schema; set tool_choice")
+        return self
+
+    @property
+    def _must_call(self) -> tuple[str, ...]:
+        """The tools of which one is to be called; none where the model decides."""
+        if isinstance(self.tool_choice, NamedTool):
+            return (self.tool_choice.function.name,)
+        return tuple(tool.function.name for tool in self.tools) if self.tool_choice == "required" else ()
+
+    def _messages(self) -> list[Mapping[str, Any]]:
+        """The messages; a tool's answer says whose it is, as some templates show."""
+        names = {call.id: call.function.name for message in self.messages for call in message.tool_calls or ()}
+        plain = [dict(message.plain()) for message in self.messages]
+        for message in plain:
+            if message["role"] == "tool" and message.get("tool_call_id") in names:
+                message.setdefault("name", names[message["tool_call_id"]])
+        return list(plain)
 
     def asked(self) -> Generate:
-        """The request as an engine takes it."""
+        """The request as an engine takes it. With tool_choice "none" the model is told of no tools."""
         most = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
         return Generate(
-            messages=[message.plain() for message in self.messages],
+            messages=self._messages(),
             max_tokens=most,
             n=self.n,
             stop=self.stops,
@@ -209,6 +314,8 @@ class ChatRequest(_Request):
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             json_schema=None if self.response_format is None else self.response_format.schema_of_answers,
             execution=self.execution,
+            tools=tuple(tool.model_dump(exclude_none=True) for tool in self.tools if self.tool_choice != "none"),
+            must_call=self._must_call,
         )
 
 

@@ -11,10 +11,13 @@ import json
 from typing import Any, cast
 
 from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
 from adapterhub.hub.api import threads
 from adapterhub.hub.api.deps import CallerDep, HubDep
+from adapterhub.hub.api.openai import lorax
 from adapterhub.hub.api.openai.requests import EngineDep, named, unless_gone, variant
 from adapterhub.hub.errors import InvalidRequest
 from adapterhub.hub.serving.protocol import Task, VariantSpec
@@ -22,6 +25,7 @@ from adapterhub.merging.folders import join, read_json
 
 router = APIRouter(tags=["tasks"])
 
+GENERATION = "text-generation"
 IMAGE = "image-classification"
 TEXT_CLASSES = "text-classification"
 VECTORS = "feature-extraction"
@@ -34,6 +38,9 @@ _HEADS = {
     "ForCTC": SPEECH,
     "ForSpeechSeq2Seq": SPEECH,
     "WhisperForConditionalGeneration": SPEECH,
+    "ForCausalLM": GENERATION,
+    "ForConditionalGeneration": GENERATION,
+    "LMHeadModel": GENERATION,
 }
 _MEDIA = {IMAGE: "an image", SOUND_CLASSES: "a sound", SPEECH: "a sound"}
 """Tasks on files, and what those are."""
@@ -45,7 +52,10 @@ _HEARS = ("wav2vec2", "wav2vec2-bert", "hubert", "wavlm", "unispeech", "sew", "d
 async def run_named_task(
     model: str, task: str, request: Request, hub: HubDep, caller: CallerDep, engine: EngineDep
 ) -> Response:
-    """Run a task: feature-extraction, automatic-speech-recognition, text-, image- or audio-classification."""
+    """Run a task: text-generation, feature-extraction, automatic-speech-recognition, text-, image- or
+    audio-classification."""
+    if task == GENERATION:
+        return await lorax.generate(_generation(model, await _json(request)), request, hub, caller, engine)
     spec = await variant(hub, caller, model)
     asked = await _asked(request, task)
     return JSONResponse((await unless_gone(request, engine.task(spec, asked))).output, headers=named(spec))
@@ -53,14 +63,24 @@ async def run_named_task(
 
 @router.post("/models/{model:path}")
 async def run_task(model: str, request: Request, hub: HubDep, caller: CallerDep, engine: EngineDep) -> Response:
-    """Run the task that the model's head is for: classes of texts, images or sounds, speech, else vectors of texts."""
+    """Run the task that the model's head is for: classes of texts, images or sounds, speech, text, else vectors.
+
+    A model that generates text gives vectors where the body has neither `parameters` nor `stream`, as
+    InferenceClient.feature_extraction sends it.
+    """
     spec = await variant(hub, caller, model)
-    asked = await _asked(request, await threads.run(_task_of, spec))
+    task = await threads.run(_task_of, spec)
+    if task == GENERATION:
+        sent = await _json(request)
+        if not sent.keys().isdisjoint({"parameters", "stream"}):
+            return await lorax.generate(_generation(model, sent), request, hub, caller, engine)
+        task = VECTORS
+    asked = await _asked(request, task)
     return JSONResponse((await unless_gone(request, engine.task(spec, asked))).output, headers=named(spec))
 
 
 def _task_of(spec: VariantSpec) -> str:
-    """The task that the head of the base is for; vectors where there is no classifier."""
+    """The task that the head of the base is for; vectors where there is no head."""
     file = join(spec.base.path, "config.json")
     config = read_json(spec.base.folder, file) if file in spec.base.folder.names() else {}
     architecture = str((config.get("architectures") or [""])[0])
@@ -69,15 +89,9 @@ def _task_of(spec: VariantSpec) -> str:
 
 
 async def _asked(request: Request, task: str) -> Task:
-    body = await request.body()
     if "json" not in request.headers.get("content-type", "") and task in _MEDIA:
-        return Task(task, media=body)
-    try:
-        sent: Any = json.loads(body)
-    except ValueError as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from None
-    if not isinstance(sent, dict) or "inputs" not in sent:
-        raise InvalidRequest("inputs: missing from the body")
+        return Task(task, media=await request.body())
+    sent = await _json(request)
     rest = {name: value for name, value in sent.items() if name not in ("inputs", "parameters", "options")}
     parameters = rest | cast("dict[str, Any]", sent.get("parameters") or {})
     if task in _MEDIA:
@@ -87,6 +101,26 @@ async def _asked(request: Request, task: str) -> Task:
     if not isinstance(inputs, str) and not is_texts:
         raise InvalidRequest("inputs: a text or a list of texts is expected")
     return Task(task, inputs, parameters=parameters)
+
+
+async def _json(request: Request) -> dict[str, Any]:
+    try:
+        sent: Any = json.loads(await request.body())
+    except ValueError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from None
+    if not isinstance(sent, dict) or "inputs" not in sent:
+        raise InvalidRequest("inputs: missing from the body")
+    return sent
+
+
+def _generation(model: str, sent: dict[str, Any]) -> lorax.LoraxRequest:
+    """The request for text, by the model of the URL."""
+    try:
+        asked = lorax.LoraxRequest.model_validate({**sent, "parameters": sent.get("parameters") or {}})
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+    asked.parameters.model_id = model
+    return asked
 
 
 def _file(inputs: Any, what: str) -> bytes:

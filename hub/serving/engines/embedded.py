@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,7 +19,7 @@ from dataclasses import replace
 import torch
 
 from adapterhub.errors import AdapterHubError
-from adapterhub.hub.errors import EngineUnavailable, Overloaded
+from adapterhub.hub.errors import EngineUnavailable, InvalidRequest, Overloaded
 from adapterhub.hub.serving import frames, tasks
 from adapterhub.hub.serving.batching import Row
 from adapterhub.hub.serving.generation import Generation, Prompt
@@ -26,6 +27,7 @@ from adapterhub.hub.serving.protocol import (
     MERGED,
     Generate,
     Json,
+    Sampling,
     Started,
     Task,
     VariantSpec,
@@ -159,23 +161,28 @@ class EmbeddedEngine:
         """Make the weights resident, read the inputs, and hand the rest to the scheduler."""
         with request.refusing() as refusing:
             if not request.is_cancelled:
-                spec = VariantSpec.from_json(message["spec"])
-                is_text = message["op"] == "generate"
-                lease = self._residents.lease(spec, message["request"].get("execution") if is_text else MERGED)
+                lease = self._lease(message)
                 request.hold(lease)
-                if message.get("pinned"):
-                    self._residents.pin(spec)
                 _OPERATIONS[message["op"]](request, lease, message, attachment)
                 self._scheduler.submit(lease.base, lease.variant, request)
                 return
         if refusing.has_refused or request.is_cancelled:
             request.close()
 
+    def _lease(self, message: Json) -> Lease:
+        if message["op"] == "probe":
+            return self._residents.again(message["digest"])
+        spec = VariantSpec.from_json(message["spec"])
+        if message.get("pinned"):
+            self._residents.pin(spec)
+        return self._residents.lease(spec, message["request"]["execution"] if message["op"] == "generate" else MERGED)
+
     def _state(self) -> Json:
         return {
             "pid": os.getpid(),
             "threads": torch.get_num_threads(),
             "in_flight": len(self._requests) - 1,
+            "switches": self._scheduler.switches,
             **self._residents.state(),
         }
 
@@ -217,9 +224,27 @@ def _task(request: _Request, lease: Lease, message: Json, attachment: bytes) -> 
     request.compute(pieces())
 
 
+def _probe(request: _Request, lease: Lease, message: Json, attachment: bytes) -> None:
+    """Whether the base's weights are what was loaded, told once it has generated a token, if it is of that kind."""
+    # 0 is a token of every vocabulary
+    asked = Generate(prompt=[0], max_tokens=1, sampling=Sampling(temperature=0))
+    try:
+        steps = Generation(lease.loaded, asked, Prompt(lease.loaded, asked)).steps()
+    except InvalidRequest:
+        steps = iter(())
+
+    def pieces() -> Pieces:
+        is_pristine = lease.base.is_pristine
+        deque(steps, maxlen=0)
+        yield [{"event": "probed", "is_pristine": is_pristine}]
+
+    request.compute(pieces())
+
+
 _OPERATIONS: dict[str, Callable[[_Request, Lease, Json, bytes], None]] = {
     "generate": _generate,
     "load": _load,
+    "probe": _probe,
     "task": _task,
 }
 

@@ -1,5 +1,6 @@
 """Tiny models and patches as their libraries save them, with a byte-level tokenizer."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,16 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
     return wrapped
 
 
-def llama(folder: Path, *, seed: int = 0, tied: bool = False, with_tokenizer: bool = True, width: int = 32) -> Path:
+def llama(
+    folder: Path,
+    *,
+    seed: int = 0,
+    tied: bool = False,
+    with_tokenizer: bool = True,
+    width: int = 32,
+    context: int = 256,
+    template: str | None = None,
+) -> Path:
     """A causal model of two layers. Its weights are large enough for answers to depend on them."""
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
@@ -39,7 +49,7 @@ def llama(folder: Path, *, seed: int = 0, tied: bool = False, with_tokenizer: bo
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=256,
+        max_position_embeddings=context,
         tie_word_embeddings=tied,
         bos_token_id=BEGIN,
         eos_token_id=END,
@@ -47,7 +57,47 @@ def llama(folder: Path, *, seed: int = 0, tied: bool = False, with_tokenizer: bo
     )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     if with_tokenizer:
-        tokenizer().save_pretrained(folder)
+        made: Any = tokenizer()
+        made.chat_template = template
+        made.save_pretrained(folder)
+    return folder
+
+
+def scripted(
+    folder: Path, text: str, *, at: int, template: str, response_template: object = None, special: Sequence[str] = ()
+) -> Path:
+    """A causal model that says `text` after a prompt of `at` tokens, whatever the prompt, when it is asked greedily.
+
+    special: texts that are one special token each.
+
+    It is a GPT-2 whose layers add nothing: the embedding of each position is the token to come.
+    """
+    made: Any = tokenizer()
+    made.add_special_tokens({"additional_special_tokens": list(special)})
+    config = transformers.GPT2Config(
+        vocab_size=len(made),
+        n_embd=len(made),
+        n_layer=1,
+        n_head=1,
+        n_positions=at + 1000,
+        tie_word_embeddings=False,
+        bos_token_id=BEGIN,
+        eos_token_id=END,
+    )
+    model = transformers.GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for parameter in model.transformer.h.parameters():
+            parameter.zero_()
+        model.transformer.wte.weight.zero_()
+        model.transformer.wpe.weight.zero_()
+        model.lm_head.weight.copy_(torch.eye(len(made)))
+        for step, token in enumerate([*made(text)["input_ids"], END], at - 1):
+            model.transformer.wpe.weight[step, token] = 1
+    model.save_pretrained(folder)
+    made.chat_template = template
+    if response_template is not None:
+        made.response_template = response_template
+    made.save_pretrained(folder)
     return folder
 
 
@@ -97,6 +147,14 @@ def vit_classifier(folder: Path) -> Path:
         folder
     )
     return folder
+
+
+def chat_template(name: str) -> str:
+    """The chat template of a real model, as trl carries it."""
+    found = importlib.util.find_spec("trl")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).with_name("chat_templates").joinpath(f"{name}.jinja").read_text()
 
 
 def lora(base: Path, folder: Path, *, seed: int, targets: Sequence[str] = ("q_proj", "v_proj")) -> Path:

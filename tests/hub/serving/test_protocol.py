@@ -5,6 +5,7 @@ from pathlib import Path
 from adapterhub.errors import AdapterHubError
 from adapterhub.hub.errors import EngineUnavailable, RepoNotFound, UnfitPatch
 from adapterhub.hub.serving.protocol import (
+    Called,
     Delta,
     Event,
     Finished,
@@ -33,13 +34,16 @@ def test_specs_events_and_requests_survive_json() -> None:
     events: list[Event] = [
         Started(3, "ah-1", 2.5),
         Delta(0, "é", (TokenLogprob("é", -0.5, (("é", -0.5),)),)),
+        Called(0, 1, "weather", "{}"),
         Finished(0, "stop", 1),
     ]
     for event in events:
         read = event_from_json(json.loads(json.dumps(event_to_json(event))))
         assert read is not None
         assert json.dumps(event_to_json(read)) == json.dumps(event_to_json(event))
-    asked = Generate(prompt="a", stop=("b",), sampling=Sampling(logit_bias={7: 1.0}))
+    tools = ({"type": "function", "function": {"name": "weather"}},)
+    sampling = Sampling(logit_bias={7: 1.0})
+    asked = Generate(prompt="a", stop=("b",), sampling=sampling, tools=tools, must_call=("weather",))
     assert Generate.from_json(json.loads(json.dumps(asdict(asked)))) == asked
 
 
