@@ -179,7 +179,7 @@ class _OfEngine(Collector):
             "Requests that wait for a model that another of them makes.",
             value=state["waiting"],
         )
-        sizes = GaugeMetricFamily(f"{PREFIX}_variant_bytes", "Bytes in memory: bases, merged variants, those beside.", labels=["tier"])
+        sizes = GaugeMetricFamily(f"{PREFIX}_variant_bytes", "Bytes in memory, by what holds them.", labels=["tier"])
         for tier in ("base", "variant", "adapter"):
             held = (one["size_bytes"] for one in state["resident"] if one["kind"] == tier)
             sizes.add_metric([tier], sum(held))

@@ -90,10 +90,13 @@ def test_requests_tokens_and_times_are_counted(measured: Server) -> None:
     assert (value(after, "serve_inflight"), value(after, "serve_queued")) == (0, 0)
 
 
+MERGED = {"execution": "merged"}
+
+
 def test_the_engine_tells_of_its_models(measured: Server) -> None:
     with measured.http() as http:
         for weight in ("0.1", "0.2", "0.1"):
-            asked = {"model": f"admin/base + {weight}*admin/one", "prompt": "x", "max_tokens": 1}
+            asked = {"model": f"admin/base + {weight}*admin/one", "prompt": "x", "max_tokens": 1, "adapterhub": MERGED}
             assert http.post(TEXT, json=asked).status_code == 200
         before = read(measured)
         http.post(TEXT, json=asked)
@@ -107,7 +110,7 @@ def test_the_engine_tells_of_its_models(measured: Server) -> None:
     assert more(again, after, "variant_materialize_seconds_sum") > 0
     assert more(again, after, "variant_switch_total") == 1
     assert more(again, after, "variant_bytes", tier="variant") == 2 * (32 * 32 + 16 * 32) * 4
-    assert more(again, after, "variant_bytes", tier="base") == 0
+    assert more(again, after, "variant_bytes", tier="base") == more(again, after, "variant_bytes", tier="adapter") == 0
     assert value(after, "variant_bytes", tier="base") > 0
     assert value(after, "variant_singleflight_waiters") == 0
     assert value(after, "engine_up") == 1
