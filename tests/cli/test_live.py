@@ -4,12 +4,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from safetensors.numpy import load_file
 
-from tests.cli.conftest import Command
+from adapterhub.cli.side_by_side import _Column, _grid
+from tests.cli.conftest import Command, Ended
 from tests.cli.fake import Answer, serving
 from tests.clients.server import TOKEN, Server, running
 from tests.hub.serving import models
@@ -192,6 +195,37 @@ def test_chat_shows_the_answer_as_it_arrives(command: Command) -> None:
         assert command("--endpoint", fake.url, "chat", "a/b", "--message", "Go on").out == "Once upon\n"
         ended = command("--endpoint", fake.url, "chat", "a/b", "--message", "Go on")
     assert (ended.code, ended.err) == (1, "Error: the engine is restarting\n")
+
+
+@pytest.mark.slow
+def test_several_models_answer_side_by_side(command: Command, tmp_path: Path) -> None:
+    with running(tmp_path / "data", engine="embedded", device="cpu", threads="1") as speaking:
+
+        def here(*words: str) -> Ended:
+            return command("--endpoint", speaking.url, "--token", TOKEN, *words)
+
+        for name, seed in (("speaks", 1), ("talks", 2)):
+            models.llama(tmp_path / name, seed=seed)
+            assert here("patch", "push", str(tmp_path / name)).code == 0
+        asked = ("--message", "Once", "--max-tokens", "8", "--temperature", "0")
+        alone = [here("chat", f"admin/{name}", *asked).out for name in ("speaks", "talks")]
+        ended = here("chat", "admin/speaks", "admin/talks", *asked)
+        one_is_missing = here("chat", "admin/speaks", "admin/nobody", *asked)
+    assert ended.code == 0, ended.err
+    assert ended.out == f"== admin/speaks\n{alone[0]}== admin/talks\n{alone[1]}"
+    assert alone[0] != alone[1]
+    assert (one_is_missing.code, alone[0] in one_is_missing.out) == (1, True)
+    assert "admin/nobody: " in one_is_missing.err
+
+
+def test_columns_on_a_terminal_show_each_answer_under_its_name() -> None:
+    columns = [_Column("a/b", "Once upon", is_done=True), _Column("a + 0.5*c", "\x1b[31mIn the", error="lost")]
+    console = Console(width=60, file=StringIO(), force_terminal=False)
+    console.print(_grid(columns))
+    assert isinstance(console.file, StringIO)
+    shown = console.file.getvalue()
+    assert all(text in shown for text in ("a/b", "a + 0.5*c", "Once upon", "In the", "lost"))
+    assert "\x1b" not in shown
 
 
 def _on(base: str, folder: Path) -> str:
