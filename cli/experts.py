@@ -30,7 +30,7 @@ def experts(base: Path, named: Sequence[str], out: Path, *, route: str, texts: S
     """What the LoRAs "DOMAIN=FOLDER" became as one routed patch.
 
     texts: "DOMAIN=FILE" for each domain, to train a router on. Raises Misused, Missing, FileExistsError, and as
-    `merging.experts` and `training.routes`.
+    `merging.experts` and `serving.routing`.
     """
     if route not in (DECLARED, TRAINED):
         raise Misused(f"--route {route}: one of {DECLARED} and {TRAINED} is expected")
@@ -53,7 +53,7 @@ def _trained(together: Experts, base: Path, files: Mapping[str, Path], out: Path
     import torch
 
     from adapterhub.hub.serving import loading, scoring
-    from adapterhub.merging.training.routes import fit
+    from adapterhub.hub.serving.routing import fit
 
     loaded = loading.load(_Base(base.resolve().name, LocalFolder(base)), torch.device("cpu"))
     tokens = {}

@@ -93,7 +93,7 @@ def write_declared(experts: Experts, out: Path) -> dict[str, Any]:
 def write_routed(experts: Experts, routes: Mapping[str, torch.Tensor], out: Path) -> dict[str, Any]:
     """Write the patch whose router mixes the experts at each token into the folder `out`; as `write_declared`.
 
-    routes: (experts, in) of each module, as `training.routes.fit` gives them.
+    routes: (experts, in) of each module, as `hub.serving.routing.fit` gives them.
     """
     tensors: dict[str, torch.Tensor] = {}
     for module in experts.modules:

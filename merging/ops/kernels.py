@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba import float32, njit, types, uint16, uint32, void
 
-from adapterhub.merging.encodings import Array
+Array = np.ndarray[Any, np.dtype[Any]]
 
 _HALF = np.uint32(16)
 _OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy"}

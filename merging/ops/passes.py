@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from adapterhub.merging.encodings import Array
+    from adapterhub.merging.ops.kernels import Array
 
 Weighted: TypeAlias = "Sequence[tuple[float, torch.Tensor]]"
 

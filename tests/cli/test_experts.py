@@ -13,8 +13,8 @@ from adapterhub.merging.effects import part
 from adapterhub.merging.folders import LocalFolder
 from adapterhub.merging.terms import terms
 from tests.cli.conftest import Command
+from tests.hub.serving.test_routing import texts
 from tests.merging import tiny
-from tests.merging.training.test_routes import texts
 
 
 @torch.no_grad()

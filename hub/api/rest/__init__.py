@@ -16,6 +16,7 @@ from adapterhub.hub.api.rest import (
     storage,
     tokens,
     tunings,
+    variants,
     webhooks,
 )
 from adapterhub.hub.api.rest.schemas import Problem
@@ -39,6 +40,7 @@ for part in (
     storage,
     tokens,
     tunings,
+    variants,
     webhooks,
 ):
     router.include_router(part.router)

@@ -525,3 +525,19 @@ class DeliveryView(BaseModel):
 
 class DeliveryList(BaseModel):
     items: list[DeliveryView]
+
+
+class LoadRequest(Strict):
+    """A model to bring into memory, named as in a chat."""
+
+    model: str = Field(min_length=1, max_length=4096, examples=["demo/base + 0.7*demo/code"])
+    pinned: bool = Field(default=False, description="Keep it for good, until the server stops.")
+
+
+class LoadedVariant(BaseModel):
+    """What is in memory now. size_bytes: what it takes beyond its base, or the base's own for a base."""
+
+    model: str
+    vid: str = Field(description="The recipe's digest: `vid:sha256-...` names it as a model.")
+    size_bytes: int
+    pinned: bool

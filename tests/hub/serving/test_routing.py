@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from adapterhub.hub.serving.routing import HELD_OUT, RIDGE, fit
 from adapterhub.merging.errors import InvalidParameter, UnknownSite
-from adapterhub.merging.training.routes import HELD_OUT, RIDGE, fit
 from tests.merging import tiny
 
 MODULES = ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj", "model.layers.1.mlp.down_proj"]

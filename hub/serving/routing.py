@@ -6,6 +6,7 @@ there: the experts are mixed by softmax(R x), as LoRAMoE does. R solves a ridge 
 regression does not give, is the one of least cross-entropy on texts that the regression did not see.
 Source: arXiv:2312.09979 sec. 3 (the router's form); Bishop, Pattern Recognition and Machine Learning, sec. 4.1.3 (least
 squares for classification). Differs: LoRAMoE trains its router with the experts, on the loss of the language.
+Imports torch: only the command on this machine loads this.
 """
 
 import math
