@@ -117,7 +117,8 @@ class Looked:
     @property
     def kept(self) -> tuple[SiteTerm, ...]:
         """The terms that are written."""
-        return tuple(one for one in self.patch.terms if one.site not in self.idle) if self.patch else ()
+        found = self.patch.terms if self.patch else ()
+        return tuple(one for one in found if one.site not in self.idle or one.term != "replace")
 
 
 # ---- looking ---------------------------------------------------------------------------------------------------------
@@ -343,7 +344,7 @@ def _look_at_whole(found: Looked, adapter: Adapter, name: str, handle: TensorHan
         is_head = any(part in _HEADS for part in name.split("."))
         _look_at_value(found, name, handle, "head" if is_head else "saved")
     else:
-        _look_at_value(found, name, handle, "copy" if is_embedding(name) else "bias")
+        _look_at_value(found, name, handle, "whole_copy" if is_embedding(name) else "bias")
 
 
 def _look_at_value(found: Looked, name: str, handle: TensorHandle, feature: str) -> None:
@@ -535,7 +536,7 @@ def write(found: Looked, verdict: Verdict, out: Path) -> convert.Conversion:
             fitted = _fitted(patches.read(LocalFolder(plain), base=found.base), found)
             convert.to_kind(fitted, out, "lora", found.base, base_name)
     written = patches.kinds()[found.engine.form].read(LocalFolder(out), "", found.base)
-    return convert.Conversion(found.facts.kind, found.engine.form, _errors(patch, written, found.base))
+    return convert.Conversion(found.facts.kind, found.engine.form, _errors(found.patch, written, found.base))
 
 
 def _called(term: SiteTerm, called: Mapping[str, str]) -> SiteTerm:

@@ -26,6 +26,7 @@ _RULES = (
     Rule("saved", "ignores", "modules_to_save are not read, and the base's own are served"),
     Rule("head", "ignores", "modules_to_save are not read, and the base's own are served"),
     Rule("copy", "ignores", "the base's own embeddings are served"),
+    Rule("whole_copy", "ignores", "the base's own embeddings are served"),
     Rule("rows", "ignores", "the base's own rows are served"),
     Rule("rslora", "misapplies", "it scales by alpha / r: " + _UNREAD.format("use_rslora")),
     Rule("rank_pattern", "refuses", _UNREAD.format("rank_pattern") + ", and factors of another rank fit no buffer"),

@@ -19,19 +19,18 @@ def _listed(names: str) -> frozenset[str]:
     return frozenset(names.split())
 
 
-_WITHOUT = _listed(
+WITHOUT = _listed(
     """
     BailingMoeV2_5ForCausalLM BailingMoeV3ForCausalLM BloomForCausalLM Cohere2MoeForCausalLM DbrxForCausalLM
-    DeepseekV32ForCausalLM DeepseekV4ForCausalLM DeepseekVLV2ForCausalLM FalconForCausalLM FalconMambaForCausalLM
-    GPT2LMHeadModel GPTJForCausalLM Gemma3nForCausalLM GlmMoeDsaForCausalLM HCXVisionV2ForCausalLM
-    IQuestLoopCoderForCausalLM KimiLinearForCausalLM Mamba2ForCausalLM MambaForCausalLM MiMoV2FlashForCausalLM
-    MoonshotKimiaForCausalLM OrionForCausalLM Ovis2_6ForCausalLM Ovis2_6_MoeForCausalLM Phi3VForCausalLM
+    DeepseekV4ForCausalLM DeepseekVLV2ForCausalLM FalconForCausalLM FalconMambaForCausalLM GPT2LMHeadModel
+    GPTJForCausalLM Gemma3nForCausalLM IQuestLoopCoderForCausalLM Mamba2ForCausalLM MambaForCausalLM
+    MiMoV2FlashForCausalLM OrionForCausalLM Ovis2_6ForCausalLM Ovis2_6_MoeForCausalLM Phi3VForCausalLM
     StableLmForCausalLM Step1ForCausalLM Step3TextForCausalLM Step3p5ForCausalLM Zamba2ForCausalLM
     """
 )
 """Model classes of vLLM's own that do not declare SupportsLoRA."""
 
-_EMBEDDINGS = _listed(
+INPUTS = _listed(
     """
     ApertusForCausalLM ArceeForCausalLM Cohere2ForCausalLM CohereForCausalLM CwmForCausalLM DeciLMForCausalLM
     Ernie4_5ForCausalLM Exaone4ForCausalLM ExaoneForCausalLM ExaoneMoEForCausalLM ExaoneMoeForCausalLM
@@ -43,21 +42,34 @@ _EMBEDDINGS = _listed(
     LlamaForCausalLM MellumForCausalLM MiniCPM3ForCausalLM MiniCPMForCausalLM MixtralForCausalLM
     NanbeigeForCausalLM NemotronForCausalLM NemotronHForCausalLM NemotronHPuzzleForCausalLM Olmo2ForCausalLM
     Olmo3ForCausalLM OlmoForCausalLM Param2MoEForCausalLM Phi3ForCausalLM PhiForCausalLM PhiMoEForCausalLM
-    Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3_5ForCausalLM Qwen3_5MoeForCausalLM SeedOssForCausalLM
-    SmolLM3ForCausalLM SolarForCausalLM Starcoder2ForCausalLM TeleChat2ForCausalLM TeleChat3ForCausalLM
-    TeleFLMForCausalLM VaultGemmaForCausalLM
+    Qwen3ForCausalLM Qwen3MoeForCausalLM SeedOssForCausalLM SmolLM3ForCausalLM SolarForCausalLM
+    Starcoder2ForCausalLM TeleChat2ForCausalLM TeleChat3ForCausalLM TeleFLMForCausalLM VaultGemmaForCausalLM
     """
 )
-"""Model classes with embedding_modules: LoRA on embed_tokens and lm_head."""
+"""Those whose embedding_modules have the input embedding."""
 
-_STACKED = _listed(
+OUTPUTS = _listed(
     """
-    ClefOmniForJointSchema GptOssForCausalLM InternS1ProForConditionalGeneration
-    InternS2MobiusForConditionalGeneration InternS2PreviewForConditionalGeneration
-    Qwen3OmniMoeForConditionalGeneration Qwen3VLMoeForConditionalGeneration Qwen3_5MoeForConditionalGeneration
+    ApertusForCausalLM DeciLMForCausalLM Ernie4_5ForCausalLM Exaone4ForCausalLM ExaoneForCausalLM
+    ExaoneMoEForCausalLM ExaoneMoeForCausalLM FalconH1ForCausalLM GraniteForCausalLM GraniteMoeForCausalLM
+    GraniteMoeHybridForCausalLM GraniteMoeSWAForCausalLM GraniteMoeSharedForCausalLM GraniteSWAForCausalLM
+    HyperCLOVAXForCausalLM IQuestCoderForCausalLM InternLM3ForCausalLM JambaForCausalLM K2HorizonForCausalLM
+    LLaMAForCausalLM Lfm2ForCausalLM Lfm2MoeForCausalLM Llama4ForCausalLM LlamaForCausalLM MiniCPM3ForCausalLM
+    MiniCPMForCausalLM MixtralForCausalLM NemotronForCausalLM NemotronHForCausalLM NemotronHPuzzleForCausalLM
+    Param2MoEForCausalLM Phi3ForCausalLM PhiMoEForCausalLM Qwen3ForCausalLM Qwen3MoeForCausalLM SolarForCausalLM
+    TeleChat2ForCausalLM TeleChat3ForCausalLM TeleFLMForCausalLM
     """
 )
-"""Model classes with is_3d_moe_weight: one adapter of all experts of a layer."""
+"""Those whose embedding_modules have lm_head."""
+
+STACKED = _listed(
+    """
+    GptOssForCausalLM InternS1ProForConditionalGeneration InternS2MobiusForConditionalGeneration
+    InternS2PreviewForConditionalGeneration Qwen3OmniMoeForConditionalGeneration Qwen3VLMoeForConditionalGeneration
+    Qwen3_5MoeForConditionalGeneration
+    """
+)
+"""Those with is_3d_moe_weight: one adapter of all experts of a layer."""
 
 _UNREAD = "adapter_config.json's {} is not read"
 _UNNAMED = "the loader knows no tensor of that name, and refuses the file"
@@ -76,8 +88,10 @@ _RULES = (
     Rule("saved", "refuses", "modules_to_save may be nothing but a classifier's head"),
     Rule("head", "applies", "", since="0.32"),
     Rule("head", "refuses", "modules_to_save may not be set"),
-    Rule("copy", "refuses", _UNNAMED),
+    Rule("copy", "ignores", "a base_layer of an embedding is passed over"),
+    Rule("whole_copy", "refuses", _UNNAMED),
     Rule("rows", "refuses", _UNNAMED),
+    Rule("unused", "refuses", "it refuses the settings bias, modules_to_save and lora_bias, whatever the file holds"),
     Rule(
         "rank_pattern",
         "misapplies",
@@ -114,16 +128,17 @@ def _looks(modules: Modules, version: str) -> Iterator[Found]:
     config = modules.base.config if modules.base is not None else {}
     architecture = next(iter(config.get("architectures") or [""]), "")
     for name, (layer, _) in modules.names.items():
-        if architecture in _WITHOUT:
+        if architecture in WITHOUT:
             yield name, "architecture", ""
         elif layer == "embedding" or name.rpartition(".")[2] == "lm_head":
-            if architecture and architecture not in _EMBEDDINGS:
+            taking = OUTPUTS if name.rpartition(".")[2] == "lm_head" else INPUTS
+            if architecture and architecture not in taking:
                 yield name, "embedding", ""
         elif layer != "linear":
             yield name, "layer", ""
-        if ".experts" in name and _EXPERT.fullmatch(name) and architecture in _STACKED:
+        if ".experts" in name and _EXPERT.fullmatch(name) and architecture in STACKED:
             yield name, "single_experts", ""
-        elif name.endswith((".experts", ".experts.base_layer")) and architecture not in _STACKED:
+        elif name.endswith((".experts", ".experts.base_layer")) and architecture not in STACKED:
             yield name, "stacked_experts", "one adapter for each expert's own weights"
 
 

@@ -1,0 +1,272 @@
+"""What `patch serveable` says of engines, held against the engines' own loaders: adapter by adapter, tensor by tensor.
+
+The truth of a delta is peft's merge in float64. What an engine loads whole has to be that; what is said to be refused,
+ignored or served as something else has to be just so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from adapterhub.merging import serveability
+from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
+from adapterhub.merging.serveability import Verdict
+from adapterhub.merging.serveable import engines, vllm
+from tests.clients.server import ROOT
+from tests.merging import tiny
+
+pytestmark = pytest.mark.slow
+
+QKVO = ["q_proj", "k_proj", "v_proj", "o_proj"]
+CONFIGS: dict[str, dict[str, Any]] = {
+    "plain": {"target_modules": QKVO},
+    "everything": {"target_modules": [*QKVO, "gate_proj", "up_proj", "down_proj"]},
+    "regex": {"target_modules": r".*\.(q_proj|k_proj|v_proj)"},
+    "rslora": {"target_modules": QKVO, "use_rslora": True},
+    "dora": {"target_modules": QKVO, "use_dora": True},
+    "alpha_pattern": {"target_modules": QKVO, "alpha_pattern": {"q_proj": 3, "o_proj": 5}},
+    "rank_pattern": {"target_modules": QKVO, "rank_pattern": {"o_proj": 2}},
+    "both_patterns": {"target_modules": QKVO, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}},
+    "rslora_patterns": {"target_modules": QKVO, "use_rslora": True, "rank_pattern": {"k_proj": 6}},
+    "rank_24": {"target_modules": QKVO, "r": 24},
+    "rank_600": {"target_modules": QKVO, "r": 600},
+    "bias_said": {"target_modules": QKVO, "bias": "lora_only"},
+    "lone": {"target_modules": ["q_proj", "up_proj"]},
+    "keys": {"target_modules": ["k_proj", "o_proj"]},
+    "gate": {"target_modules": ["gate_proj", "down_proj"]},
+    "embedding": {"target_modules": ["embed_tokens", *QKVO]},
+    "output": {"target_modules": ["lm_head", *QKVO]},
+    "saved_head": {"target_modules": QKVO, "modules_to_save": ["lm_head"]},
+    "saved_norm": {"target_modules": QKVO, "modules_to_save": ["norm"]},
+    "rows": {"target_modules": QKVO, "trainable_token_indices": {"embed_tokens": [1, 5]}},
+    "pissa": {"target_modules": QKVO, "init_lora_weights": "pissa"},
+}
+CHANGED: dict[str, Callable[[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]], None]] = {}
+"""Adapters made of "plain" by a change of its configuration and tensors: `(config, tensors, the base's)`."""
+
+
+def changed(function: Callable[[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]], None]) -> None:
+    CHANGED[function.__name__] = function
+
+
+@changed
+def wrong_prefix(config: dict[str, Any], tensors: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> None:
+    """As trained on the bare model, without its head."""
+    for name in list(tensors):
+        tensors[name.replace("base_model.model.model.", "base_model.model.")] = tensors.pop(name)
+
+
+@changed
+def embedding_beside(config: dict[str, Any], tensors: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> None:
+    """As peft saves it where it thinks that the vocabulary was resized."""
+    tensors["base_model.model.model.embed_tokens.weight"] = base["model.embed_tokens.weight"].clone()
+
+
+@changed
+def saved_and_untouched(config: dict[str, Any], tensors: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> None:
+    config["modules_to_save"] = ["lm_head"]
+    tensors["base_model.model.lm_head.weight"] = base["lm_head.weight"].clone()
+
+
+@changed
+def activated(config: dict[str, Any], tensors: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> None:
+    config["alora_invocation_tokens"] = [3, 4]
+
+
+@changed
+def fused(config: dict[str, Any], tensors: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> None:
+    """One adapter of q, k and v, whose A is that of q: trained on a model that fuses them."""
+    for number in range(2):
+        stem = f"base_model.model.model.layers.{number}.self_attn."
+        As = [tensors.pop(f"{stem}{one}_proj.lora_A.weight") for one in "qkv"]
+        Bs = [tensors.pop(f"{stem}{one}_proj.lora_B.weight") for one in "qkv"]
+        tensors[f"{stem}qkv_proj.lora_A.weight"], tensors[f"{stem}qkv_proj.lora_B.weight"] = As[0], torch.cat(Bs)
+    config["target_modules"] = ["qkv_proj", "o_proj"]
+
+
+def truth_of(name: str, tensors: dict[str, torch.Tensor], plain: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The delta of a changed adapter by module."""
+    if name != "fused":
+        return plain
+    found = dict(plain)
+    for number in range(2):
+        stem = f"model.layers.{number}.self_attn."
+        A, B = (tensors[f"base_model.model.{stem}qkv_proj.lora_{one}.weight"].double() for one in "AB")
+        for part, rows in zip("qkv", torch.split(2 * B @ A, [16, 8, 8]), strict=True):
+            found[f"{stem}{part}_proj"] = rows
+    return found
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Adapters in folders. truth: their deltas by module in float64, of those that are deltas."""
+
+    base: Path
+    adapters: Path
+    truth: dict[str, dict[str, torch.Tensor]]
+
+    def verdict(self, name: str, engine: str, out: Path | None = None) -> Verdict:
+        spec = engines()[engine]
+        base = Checkpoint.open(LocalFolder(self.base), name="tiny/base")
+        found = serveability.look(LocalFolder(self.adapters / name), "", spec, spec.tested, base)
+        verdict = serveability.judge(found)
+        if out is not None:
+            assert serveability.write(found, verdict, out).as_json()["is_exact"]
+        return verdict
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    folder = tmp_path_factory.mktemp("serveable")
+    base = tiny.saved(tiny.llama(), folder / "base")
+    before = {name: one.double() for name, one in tiny.llama().state_dict().items()}
+    adapters, truth = folder / "adapters", {}
+    for name, config in CONFIGS.items():
+        merged: Any = tiny.adapter(tiny.llama(), adapters / name, **config).double()
+        after = merged.merge_and_unload().state_dict()
+        deltas = {key.removesuffix(".weight"): one - before[key] for key, one in after.items() if key in before}
+        truth[name] = {key: one for key, one in deltas.items() if one.any()}
+    config, tensors = read_adapter(adapters / "plain")
+    for name, change in CHANGED.items():
+        config, tensors = read_adapter(adapters / "plain")
+        change(config, tensors, load_file(base / "model.safetensors"))
+        truth[name] = truth_of(name, tensors, truth["plain"])
+        (adapters / name).mkdir()
+        (adapters / name / "adapter_config.json").write_text(json.dumps(config))
+        save_file(tensors, adapters / name / "adapter_model.safetensors", {"format": "pt"})
+    return Corpus(base, adapters, truth)
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    return json.loads((folder / "adapter_config.json").read_text()), load_file(folder / "adapter_model.safetensors")
+
+
+def run(python: Path, scenario: str, *arguments: str | Path) -> str:
+    """What a file of scenarios prints, run by an environment of its own."""
+    command = [python, ROOT / "tests" / "clients" / f"{scenario}.py", *arguments]
+    environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "HF_HUB_OFFLINE": "1"}
+    environment |= {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CONFIGURE_LOGGING": "0"}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def asked(python: Path, engine: str, corpus: Corpus, folder: Path, tmp_path: Path) -> tuple[dict[str, Any], Path]:
+    """What the engine's loader said of the adapters in a folder, and where the deltas that it holds lie."""
+    out = tmp_path / f"{engine}-{folder.name}"
+    out.mkdir()
+    modules = [name.removesuffix(".weight") for name in load_file(corpus.base / "model.safetensors")]
+    listed = tmp_path / "modules.txt"
+    listed.write_text("\n".join(modules))
+    third = listed if engine == "vllm" else corpus.base
+    run(python, f"scenarios_serveable_{engine}", folder, out, third)
+    return json.loads((out / "result.json").read_text()), out
+
+
+def check_loaded(path: Path, truth: dict[str, torch.Tensor], base: Path) -> bool:
+    """Whether an engine's deltas are the truth: the same modules but for zeros, equal in float64 up to a float32 scale."""
+    found = {name: one for name, one in load_file(path).items() if one.any()}
+    short = {name if "." in name or name == "lm_head" else f"model.{name}": one for name, one in found.items()}
+    if short.keys() != truth.keys():
+        return False
+    # embeddings are (dim, tokens) in a LoRA and (tokens, dim) in the model
+    turned = {name: one.T if name.endswith("embed_tokens") else one for name, one in short.items()}
+    return all(float((turned[name] - one).norm() / one.norm()) < 2e-6 for name, one in truth.items())
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_what_is_said_of_each_adapter_is_what_the_loader_does(
+    engine: str, corpus: Corpus, environment_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    told, deltas = asked(environment_of(engine), engine, corpus, corpus.adapters, tmp_path)
+    assert told.keys() == {*CONFIGS, *CHANGED}
+    wrong = {}
+    for name, found in told.items():
+        if "error" in found:
+            does = "refuses"
+        elif found.get("unplaced"):
+            does = "ignores"
+        else:
+            is_true = check_loaded(deltas / f"{name}.safetensors", corpus.truth[name], corpus.base)
+            does = "applies" if is_true else "other"
+        said = corpus.verdict(name, engine).as_is
+        if does != {"misapplies": "other", "ignores": "ignores" if engine == "vllm" else "other"}.get(said, said):
+            wrong[name] = (said, does, found.get("error"))
+    assert wrong == {}
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_what_is_rewritten_loads_as_the_same_deltas(
+    engine: str, corpus: Corpus, environment_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    written = tmp_path / "written"
+    for name in (*CONFIGS, *CHANGED):
+        if corpus.verdict(name, engine).verdict != "not":
+            corpus.verdict(name, engine, written / name)
+    told, deltas = asked(environment_of(engine), engine, corpus, written, tmp_path)
+    assert {name for name in corpus.truth if name not in told} == {
+        *("dora", "saved_head", "saved_norm", "rows", "activated"),
+        *(("rank_600",) if engine == "vllm" else ()),
+    }
+    for name, found in told.items():
+        assert "error" not in found, (name, found)
+        assert not found.get("unplaced"), name
+        assert check_loaded(deltas / f"{name}.safetensors", corpus.truth[name], corpus.base), name
+
+
+def test_each_tensor_alone_is_taken_by_vllm_as_is_said(
+    corpus: Corpus, environment_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    told, _ = asked(environment_of("vllm"), "vllm", corpus, corpus.adapters, tmp_path)
+    wrong, seen = {}, set()
+    for name, found in told.items():
+        rows = {one.tensor: one for one in corpus.verdict(name, "vllm").tensors}
+        assert rows.keys() == found["tensors"].keys()
+        for tensor, does in found["tensors"].items():
+            row = rows[tensor]
+            seen.add(does)
+            agrees = {
+                "refused": row.as_is == "refuses",
+                # what is passed over has to be the base's own value
+                "passed over": row.as_is == "ignores" or (row.as_is == "applies" and "base_layer" in tensor),
+                "unplaced": row.as_is == "ignores",
+                # its configuration may still refuse the file, and so its tensors
+                "loaded": row.as_is in ("applies", "refuses"),
+            }
+            if not agrees[does]:
+                wrong[name, tensor] = (does, row)
+    assert wrong == {}
+    assert seen == {"refused", "passed over", "unplaced", "loaded"}
+
+
+def test_vllm_is_started_with_the_rank_that_takes_the_adapter(
+    corpus: Corpus, environment_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    told, _ = asked(environment_of("vllm"), "vllm", corpus, corpus.adapters, tmp_path)
+    assert told["rank_24"]["refused_ranks"] == [8, 16]
+    assert corpus.verdict("rank_24", "vllm").options == ("--enable-lora", "--max-lora-rank 32")
+    assert told["rank_600"]["refused_ranks"] == [8, 16, 32, 512]
+    row = corpus.verdict("rank_600", "vllm").tensors[0]
+    assert (row.verdict, "its rank is 600" in row.why) == ("not", True)
+
+
+def test_which_models_take_adapters_is_what_vllms_classes_say(environment_of: Callable[[str], Path]) -> None:
+    known = vllm.WITHOUT | vllm.INPUTS | vllm.OUTPUTS | vllm.STACKED
+    others = {"Qwen2ForCausalLM", "MistralForCausalLM", "Gemma2ForCausalLM", "OlmoeForCausalLM"}
+    found = json.loads(run(environment_of("vllm"), "scenarios_serveable_vllm", "tables", *sorted(known | others)))
+    assert len(found) > 80
+    for name, (takes, embeddings, is_stacked) in found.items():
+        assert takes == (name not in vllm.WITHOUT), name
+        assert bool({"embed_tokens", "wte"} & set(embeddings)) == (name in vllm.INPUTS), name
+        assert ("lm_head" in embeddings) == (name in vllm.OUTPUTS), name
+        assert is_stacked == (name in vllm.STACKED), name
