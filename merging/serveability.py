@@ -342,7 +342,8 @@ def _look_at_copies(found: Looked, adapter: Adapter, module: Module) -> None:
 def _look_at_whole(found: Looked, adapter: Adapter, name: str, handle: TensorHandle) -> None:
     if adapter.saves_whole(name):
         is_head = any(part in _HEADS for part in name.split("."))
-        _look_at_value(found, name, handle, "head" if is_head else "saved")
+        in_layer = re.search(r"layers\.\d+\.", name) is not None
+        _look_at_value(found, name, handle, "head" if is_head else "saved_in_layer" if in_layer else "saved")
     else:
         _look_at_value(found, name, handle, "whole_copy" if is_embedding(name) else "bias")
 
@@ -369,7 +370,7 @@ def _look_at_settings(found: Looked, adapter: Adapter, names: Sequence[str]) -> 
         found.add(names, "unused", "bias is written as none, as no bias is stored")
     if config.get("lora_bias") and "lora_bias" not in has:
         found.add(names, "unused", "lora_bias is left out, as no bias is stored")
-    if adapter.saved_modules and not {"saved", "head"} & has:
+    if adapter.saved_modules and not {"saved", "saved_in_layer", "head"} & has:
         is_head = all(one in _HEADS for one in adapter.saved_modules)
         found.add(names, "head" if is_head else "unused", "modules_to_save is left out, as no module is stored")
 
@@ -432,6 +433,7 @@ def _groups(
     for parent in sorted({path.rpartition(".")[0] for path in here}):
         for group in engine.whole:
             members = [f"{parent}.{one}" for one in group]
+            members = [one for one in members if one in here or one.rpartition(".")[2] not in engine.spare]
             if any(one in here for one in members):
                 yield ("some_experts" if _EXPERT.fullmatch(members[0]) else "lone"), members
     if engine.whole_experts and base is not None:
@@ -530,6 +532,7 @@ def write(found: Looked, verdict: Verdict, out: Path) -> convert.Conversion:
     if found.engine.form != "lora":
         convert.to_kind(patch, out, found.engine.form, found.base, base_name)
     else:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".adapterhub-serveable-", dir=out.absolute().parent) as place:
             plain = Path(place) / "plain"
             convert.to_kind(patch, plain, "lora", found.base, base_name)

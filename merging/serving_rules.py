@@ -33,6 +33,7 @@ FEATURES: Mapping[str, str] = {
     "lora_bias": "a bias of lora_B (lora_bias)",
     "bias": "biases of the base that were trained too (bias)",
     "saved": "whole modules in place of the base's (modules_to_save)",
+    "saved_in_layer": "whole modules of a layer in place of the base's (modules_to_save)",
     "head": "a classifier's head among modules_to_save",
     "copy": "a copy of the base's embedding in the layer that adapts it (base_layer)",
     "whole_copy": "an embedding saved whole beside the adapter",
@@ -101,7 +102,8 @@ class ServingEngine:
     known: the oldest version whose source was read. rules: of features; the first that fits a version counts.
     looks: `(modules, version)` gives features of single modules that only this engine has.
     ranks: the values that its largest rank may have; () for any. whole: groups of modules of one parent of which it
-    takes all or none; whole_experts: whether all experts of a layer, with all their projections, are such a group.
+    takes all or none, but for those of `spare`; whole_experts: whether all experts of a layer, with all their
+    projections, are such a group.
     options: what to start it with, for a largest rank. answers: `(patch, base)` gives why a term of the patch has no
     place in `form`, by site; for forms other than peft's.
     """
@@ -116,6 +118,7 @@ class ServingEngine:
     looks: Callable[[Modules, str], Iterator[Found]] = _nothing
     ranks: tuple[int, ...] = ()
     whole: tuple[tuple[str, ...], ...] = ()
+    spare: frozenset[str] = frozenset()
     whole_experts: bool = False
     options: Callable[[int], Sequence[str]] = lambda rank: ()
     answers: Callable[[Patch, Checkpoint | None], Mapping[str, str]] | None = None

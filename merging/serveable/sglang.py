@@ -24,6 +24,7 @@ _RULES = (
     Rule("lora_bias", "misapplies", "whatever is not called lora_A is taken for B, the bias of lora_B too"),
     Rule("bias", "misapplies", "whatever is not called lora_A is taken for B, a module's bias too"),
     Rule("saved", "ignores", "modules_to_save are not read, and the base's own are served"),
+    Rule("saved_in_layer", "refuses", "a tensor of a layer has to be of a module that is adapted"),
     Rule("head", "ignores", "modules_to_save are not read, and the base's own are served"),
     Rule("copy", "ignores", "the base's own embeddings are served"),
     Rule("whole_copy", "ignores", "the base's own embeddings are served"),
@@ -38,7 +39,7 @@ _RULES = (
     Rule("stacked_experts", "refuses", "the model's experts are adapted one by one"),
     Rule("layer", "refuses", "only linear layers and embeddings are adapted"),
     Rule("module", "ignores", "modules outside `layers.N.` are left out"),
-    Rule("lone", "refuses", "q and v, and gate where there is up, are looked for together"),
+    Rule("lone", "refuses", "q and v are looked for together, with k or without, and gate where there is up"),
     Rule("some_experts", "refuses", "gate and up of an expert are looked for together"),
     Rule("regex", "refuses", "target_modules has to be a list of names"),
 )
@@ -73,5 +74,6 @@ SPEC = ServingEngine(
     rules=_RULES,
     looks=_looks,
     whole=(("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")),
+    spare=frozenset({"k_proj", "up_proj"}),
     options=_options,
 )

@@ -86,6 +86,7 @@ _RULES = (
     Rule("lora_bias", "refuses", "vLLM does not support a bias of lora_B"),
     Rule("bias", "refuses", "adapter bias is not supported"),
     Rule("saved", "refuses", "modules_to_save may be nothing but a classifier's head"),
+    Rule("saved_in_layer", "refuses", "modules_to_save may be nothing but a classifier's head"),
     Rule("head", "applies", "", since="0.32"),
     Rule("head", "refuses", "modules_to_save may not be set"),
     Rule("copy", "ignores", "a base_layer of an embedding is passed over"),
