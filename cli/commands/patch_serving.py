@@ -9,7 +9,7 @@ import typer
 
 from adapterhub.cli.commands.patch import patch
 from adapterhub.cli.errors import REFUSED, Declined, Missing
-from adapterhub.cli.options import AsJson, examples
+from adapterhub.cli.options import MEMORY, AsJson, bytes_of, examples
 from adapterhub.cli.output import say, show_fields, show_json, show_table
 
 
@@ -52,6 +52,69 @@ def serveable(
             say(f"{out}: the same deltas, largest error {found['written']['largest_error']:.1e}")
     if found["verdict"] == "not":
         raise typer.Exit(REFUSED)
+
+
+@patch.command(
+    epilog=examples(
+        "patch canary ./my-lora --base ./base --url http://127.0.0.1:8000/v1 --model my-lora",
+        "patch canary ./my-lora --base ./base --url https://gpu.example/v1 --model my-lora --api-key-env KEY",
+    )
+)
+def canary(
+    source: Annotated[Path, typer.Argument(metavar="PATCH", help="Folder of the patch that should be served.")],
+    base: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder of its base, with the tokenizer.")],
+    url: Annotated[str, typer.Option(help="The engine's OpenAI-compatible API, which ends with /v1.")],
+    model: Annotated[str, typer.Option(help="What the engine calls the adapter.")],
+    base_model: Annotated[
+        str | None, typer.Option(help="What it calls the base; default: the parent that it names.")
+    ] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the engine's key.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A prompt to ask with; may be repeated; default: eight of our own.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Mean difference of log probabilities that counts as none, in nats.")
+    ] = 0.1,
+    memory: Annotated[str, typer.Option(help="What folding may use, such as 2GiB.")] = MEMORY,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a live engine whether it serves a patch, and not its base; exit code 4 unless it does."""
+    from adapterhub.cli import served
+
+    if not source.is_dir():
+        raise Missing(f"{source}: no such folder; name the patch's folder")
+    found = served.canary(
+        source,
+        base,
+        url,
+        model,
+        base_model=base_model,
+        api_key_env=api_key_env,
+        prompts=prompt or (),
+        tolerance=tolerance,
+        memory_bytes=bytes_of(memory),
+    )
+    if as_json:
+        show_json(found)
+    else:
+        say(f"{model}: {found['verdict']}: {found['why']}", to_stdout=True)
+        show_fields([(title, _nats(found[key])) for key, title in _NUMBERS.items()])
+    if found["verdict"] != "served":
+        raise typer.Exit(REFUSED)
+
+
+_NUMBERS = {
+    "effect": "what the patch changes, here",
+    "to_patched": "engine's adapter to ours with the patch",
+    "to_base": "engine's adapter to our base",
+    "to_its_base": "engine's adapter to its base",
+    "base_to_base": "engine's base to ours",
+    "tolerance": "tolerance",
+}
+
+
+def _nats(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.4f} nats"
 
 
 def _sentence(found: dict[str, object]) -> str:

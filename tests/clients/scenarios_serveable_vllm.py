@@ -91,7 +91,7 @@ def tables(names: list[str]) -> None:
             continue  # of a library for images or compressed weights that is not installed
         embeddings = sorted(getattr(model, "embedding_modules", None) or {})
         found[name] = [bool(supports_lora(model)), embeddings, bool(getattr(model, "is_3d_moe_weight", False))]
-    print(json.dumps(found))
+    sys.stdout.write(json.dumps(found))
 
 
 if __name__ == "__main__":

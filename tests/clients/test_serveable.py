@@ -81,7 +81,9 @@ def embedding_beside(config: dict[str, Any], tensors: dict[str, torch.Tensor], b
 
 
 @changed
-def saved_and_untouched(config: dict[str, Any], tensors: dict[str, torch.Tensor], base: dict[str, torch.Tensor]) -> None:
+def saved_and_untouched(
+    config: dict[str, Any], tensors: dict[str, torch.Tensor], base: dict[str, torch.Tensor]
+) -> None:
     config["modules_to_save"] = ["lm_head"]
     tensors["base_model.model.lm_head.weight"] = base["lm_head.weight"].clone()
 
@@ -194,7 +196,7 @@ def asked(python: Path, engine: str, corpus: Corpus, folder: Path, tmp_path: Pat
 
 
 def check_loaded(path: Path, truth: dict[str, torch.Tensor], base: Path) -> bool:
-    """Whether an engine's deltas are the truth: the same modules but for zeros, equal in float64 up to a float32 scale."""
+    """Whether an engine's deltas are the truth: the same modules but for zeros, equal but for float32's rounding."""
     found = {name: one for name, one in load_file(path).items() if one.any()}
     short = {name if "." in name or name == "lm_head" else f"model.{name}": one for name, one in found.items()}
     if short.keys() != truth.keys():
