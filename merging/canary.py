@@ -85,7 +85,8 @@ def next_logprobs(model: Path, tokenizer: Path, prompts: Sequence[str]) -> Rows:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     words: Any = AutoTokenizer.from_pretrained(tokenizer)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    auto: Any = AutoModelForCausalLM
+    loaded = auto.from_pretrained(model, dtype=torch.float32).eval()
     rows = []
     with torch.inference_mode():
         for prompt in prompts:

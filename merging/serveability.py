@@ -8,7 +8,7 @@ exact low-rank form is said not to be served.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +24,7 @@ from adapterhub.merging.encodings import as_array, as_floats
 from adapterhub.merging.errors import InvalidPatch, NotFoldable, NotRepresentable, UnknownSite
 from adapterhub.merging.folders import LocalFolder
 from adapterhub.merging.gguf import open_gguf
-from adapterhub.merging.lora_variants import changes_base, held_parameters, owner_of
+from adapterhub.merging.lora_variants import changes_base, held_parameters
 from adapterhub.merging.lowrank_export import pairs_of
 from adapterhub.merging.patches.lora import TUNER
 from adapterhub.merging.patterns import matching, read_pattern
@@ -181,10 +181,11 @@ def _read(found: Looked, folder: Folder) -> None:
 
 def _in_layout(bare: Patch, base: Checkpoint) -> tuple[str, Patch] | None:
     """How the patch was laid out and the patch as the base is; None where neither way makes it the base's."""
-    for was, make in (
+    ways: Sequence[tuple[str, Callable[[], Patch]]] = (
         ("split", lambda: fused.relaid(bare, "fused", base)),
         ("fused", lambda: fused.parted(bare, base)),
-    ):
+    )
+    for was, make in ways:
         try:
             made = make()
             names = naming([one.site for one in made.terms], base)
@@ -204,15 +205,22 @@ def _look_at_kind(found: Looked) -> None:
         feature = "activated" if found.facts.kind == "alora" else "run_time"
         found.add(found.tensors, feature, detail=f"a {found.facts.kind} {at_run_time}")
         return
-    bad = _not_factors(found)
+    bad = {name: why for module, why in _not_factors(found).items() for name in _tensors_of(found, module)}
+    whole = found.refusal or ("" if found.kept else "changes no parameter that is known" + ("" if found.base else _ASK))
     for name in found.tensors:
-        why = found.refusal or next((why for module, why in bad.items() if module in name), "")
-        if not why and not found.kept:
-            why = "changes no parameter that is known" + ("" if found.base else _ASK)
-        if not why and not kind.has_factors:
-            why = next(iter(bad.values()), "")
+        why = whole or bad.get(name, "") or ("" if kind.has_factors else next(iter(bad.values()), ""))
         found.add([name], "kind", "" if why else "written as a LoRA, as peft saves it", why)
-    _look_at_ranks(found, lambda module: [name for name in found.tensors if module in name])
+    if not whole and not bad:
+        pairs = pairs_of([(1.0, replace(found.patch, terms=found.kept))], found.base) if found.patch else []
+        of_module = {one.module: _tensors_of(found, one.module) for one in pairs}
+        _look_at_modules(found, of_module, {one.module: (one.layer, one.r) for one in pairs})
+        _look_at_groups(found, of_module)
+        _look_at_ranks(found, of_module)
+
+
+def _tensors_of(found: Looked, module: str) -> Sequence[str]:
+    """The tensors whose names have a module's; all of them in formats that name modules otherwise."""
+    return [name for name in found.tensors if module in name] or found.tensors
 
 
 def _not_factors(found: Looked) -> Mapping[str, str]:
@@ -231,15 +239,18 @@ def _look_at_form(found: Looked) -> None:
     """What has no place in the engine's own file format."""
     assert found.engine.answers is not None
     kept = replace(found.patch, terms=found.kept) if found.patch else None
-    answers = dict(found.engine.answers(kept, found.base)) if kept else {}
-    by_module = {
-        str(one.options.get("module", one.site)): answers[one.site] for one in found.kept if one.site in answers
+    answers = found.engine.answers(kept, found.base) if kept else {}
+    why_not = {
+        name: answers[one.site]
+        for one in found.kept
+        if one.site in answers
+        for name in _tensors_of(found, str(one.options.get("module", one.site)))
     }
-    reached = {one.tensor for one in found.findings if not one.rewrite}
+    lost = {one.tensor for one in found.findings if not one.rewrite}
     for name in found.tensors:
-        why = next((why for module, why in by_module.items() if module in name), "")
-        if name not in reached or why:
-            found.add([name], "kind", "" if why else f"written as {found.engine.form.upper()}", why)
+        if name not in lost or name in why_not:
+            rewrite = "" if name in why_not else f"written as {found.engine.form.upper()}"
+            found.add([name], "kind", rewrite, why_not.get(name, ""))
 
 
 # ---- a LoRA of peft's ------------------------------------------------------------------------------------------------
@@ -255,7 +266,7 @@ def _look_at_lora(found: Looked, adapter: Adapter) -> None:
     _look_at_settings(found, adapter, [name for names in of_module.values() for name in names])
     _look_at_names(found, adapter, of_module)
     _look_at_groups(found, of_module)
-    _look_at_ranks(found, lambda module: of_module.get(module, ()))
+    _look_at_ranks(found, of_module)
 
 
 def _factors(module: Module) -> list[str]:
@@ -316,10 +327,8 @@ def _look_at_stored_form(found: Looked, adapter: Adapter, module: Module, names:
     if isinstance(config.get("target_modules"), str) and config["target_modules"] not in ("all", "all-linear"):
         found.add(names, "regex", "target_modules names its modules one by one")
     if held_parameters(adapter, module.path):
-        owner = owner_of(module.path)
-        parts = [
-            one for one in found.kept if one.term == "lowrank" and str(one.options.get("module")).startswith(owner)
-        ]
+        stem = module.fields["A"].name + "["
+        parts = [one for one in found.kept if one.term == "lowrank" and one.fields["A"].name.startswith(stem)]
         why = (
             "its base stores the experts stacked, and names none of them"
             if found.base
@@ -385,9 +394,15 @@ def _look_at_names(found: Looked, adapter: Adapter, of_module: Mapping[str, Sequ
         if path.rpartition(".")[2] in parts:
             rewrite = "cut into its parts" if found.layout == "fused" else "joined with its sisters, on a diagonal"
             found.add(names, found.layout, rewrite)
-    layers = {
-        path: (_layer(adapter.modules[path]), TUNER.ranks(adapter, adapter.modules[path]) or 0) for path in of_module
-    }
+    modules = {path: adapter.modules[path] for path in of_module}
+    layers = {path: (_layer(one), TUNER.ranks(adapter, one) or 0) for path, one in modules.items()}
+    _look_at_modules(found, of_module, layers)
+
+
+def _look_at_modules(
+    found: Looked, of_module: Mapping[str, Sequence[str]], layers: Mapping[str, tuple[str, int]]
+) -> None:
+    """What the engine alone says of modules: their layer and rank by path."""
     told = {(one.tensor, one.feature) for one in found.findings}
     for path, feature, rewrite in found.engine.looks(Modules(layers, found.base), found.version):
         found.add([name for name in of_module[path] if (name, feature) not in told], feature, rewrite)
@@ -442,7 +457,7 @@ def _groups(
             yield "some_experts", [one for one in weights if (match := _EXPERT.fullmatch(one)) and match[1] == owner]
 
 
-def _look_at_ranks(found: Looked, tensors_of: Any) -> None:
+def _look_at_ranks(found: Looked, of_module: Mapping[str, Sequence[str]]) -> None:
     if not found.engine.ranks:
         return
     for module, r in _ranks(found).items():
@@ -451,7 +466,7 @@ def _look_at_ranks(found: Looked, tensors_of: Any) -> None:
                 f"`adapterhub merge run ... --as lora:r={found.engine.ranks[-1]}` writes the nearest of fewer ranks"
             )
             found.add(
-                tensors_of(module),
+                of_module.get(module, found.tensors),
                 "rank",
                 detail=f"its rank is {r}, and {found.engine.title}'s largest is {found.engine.ranks[-1]}; {nearest}",
             )
@@ -543,7 +558,7 @@ def write(found: Looked, verdict: Verdict, out: Path) -> convert.Conversion:
 
 
 def _called(term: SiteTerm, called: Mapping[str, str]) -> SiteTerm:
-    module = term.options.get("module")
+    module = str(term.options.get("module"))
     return replace(term, options={**term.options, "module": called[module]}) if module in called else term
 
 
@@ -559,7 +574,7 @@ def _fitted(patch: Patch, found: Looked) -> Patch:
         made = [_unscaled(one) for one in made]
     here = {str(one.options["module"]): one for one in made}
     for _, members in _groups(engine, here, found.base):
-        made += [_zeros(one, here, r, found.base) for one in members if one not in here and found.base is not None]
+        made += [_zeros(one, here, found.base) for one in members if one not in here and found.base is not None]
     return replace(patch, terms=tuple(sorted(made, key=lambda one: one.site)))
 
 
@@ -586,7 +601,7 @@ def _unscaled(term: SiteTerm) -> SiteTerm:
     return replace(term, scale=1.0, fields={**term.fields, "B": floats(B.name, B.shape, lambda: as_floats(B) * scale)})
 
 
-def _zeros(module: str, here: Mapping[str, SiteTerm], r: int, base: Checkpoint | None) -> SiteTerm:
+def _zeros(module: str, here: Mapping[str, SiteTerm], base: Checkpoint | None) -> SiteTerm:
     """A term of a module that adds nothing, beside its sisters that are here."""
     assert base is not None  # its sizes are the base's
     sister = next(

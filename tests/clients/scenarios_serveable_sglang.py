@@ -19,7 +19,7 @@ def without_torchvision() -> None:
 
     torchvision's wheel needs the CUDA build of torch. transformers has looked for it before, and found none.
     """
-    from transformers.utils import is_torchvision_available, is_torchvision_v2_available
+    from transformers.utils.import_utils import is_torchvision_available, is_torchvision_v2_available
 
     assert not is_torchvision_available()
     assert not is_torchvision_v2_available()
@@ -81,7 +81,7 @@ def loaded(folder: Path, config: Any) -> dict[str, Any]:
         for number in range(config.num_hidden_layers)
     ]
     pool.load_lora_weight_to_buffer("one", 0, adapter, layers, Layer(), Layer())
-    found = {}
+    found: dict[str, Any] = {}
     for name, buffers in pool.A_buffer.items():
         for number, A in enumerate(buffers):
             of_layer = _parts(name, A[0].double(), pool.B_buffer[name][number][0].double(), said.r, config)
@@ -98,7 +98,8 @@ def _parts(name: str, A: Any, B: Any, r: int, config: Any) -> dict[str, Any]:
     head = config.hidden_size // config.num_attention_heads
     rows = {"k_proj": head * config.num_key_value_heads, "v_proj": head * config.num_key_value_heads}
     rows |= dict.fromkeys(STACKED["gate_up_proj"], config.intermediate_size)
-    found, start = {}, 0
+    found: dict[str, Any] = {}
+    start = 0
     for number, part in enumerate(STACKED.get(name, (name,))):
         stop = start + rows.get(part, config.hidden_size)
         found[f"{block}.{part}"] = B[start:stop] @ A[number * r : (number + 1) * r]
