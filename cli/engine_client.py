@@ -46,11 +46,7 @@ class Engine:
     def _next_tokens(self, model: str, prompt: str) -> list[tuple[str, float]]:
         asked = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": TOP}
         answer = self._ask("POST", "completions", asked)
-        try:
-            top = answer["choices"][0]["logprobs"]["top_logprobs"][0]
-            found = [(str(text), float(logprob)) for text, logprob in top.items()]
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-            found = []
+        found = top_tokens(answer)
         if not found:
             raise CliError(
                 f"{self._http.base_url}completions: told no top_logprobs of {model!r}; does it have logprobs?"
@@ -75,3 +71,18 @@ class Engine:
             message = said.get("message", said) if isinstance(said, dict) else said
             raise of_status(response.status_code, f"{where}: {response.status_code}: {str(message)[:500]}")
         return answer
+
+
+def top_tokens(answer: Any) -> list[tuple[str, float]]:
+    """The likeliest first tokens of a completion, text and log probability; empty where it tells none.
+
+    Source: OpenAI's completions, whose `top_logprobs` are an object a token; llama.cpp's server has the `content` of
+    chats there.
+    """
+    try:
+        told = answer["choices"][0]["logprobs"]
+        if "content" in told:
+            return [(str(one["token"]), float(one["logprob"])) for one in told["content"][0]["top_logprobs"]]
+        return [(str(text), float(logprob)) for text, logprob in told["top_logprobs"][0].items()]
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+        return []

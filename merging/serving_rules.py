@@ -157,6 +157,19 @@ def asked(text: str, known: Mapping[str, ServingEngine]) -> tuple[ServingEngine,
     return engine, version
 
 
+def table(engine: ServingEngine) -> str:
+    """The engine's rules for docs/serveable.md: what it does with files as they are."""
+    text = "| of a patch | versions | as it is | because |\n|---|---|---|---|\n"
+    for rule in engine.rules:
+        if rule.does != "applies":
+            since, until = rule.since and f"from {rule.since}", rule.until and f"before {rule.until}"
+            versions = " ".join(filter(None, (since, until))) or "all"
+            newer = [one for one in engine.rules if one.feature == rule.feature and one.since and not rule.since]
+            versions = f"before {newer[0].since}" if newer else versions
+            text += f"| {FEATURES[rule.feature]} | {versions} | {rule.does} | {rule.why} |\n"
+    return text
+
+
 def _within(version: str, since: str, until: str) -> bool:
     here = _number(version)
     return (not since or here >= _number(since)) and (not until or here < _number(until))

@@ -5,7 +5,7 @@ those of all modules, so rsLoRA and alpha_pattern are served with another scale 
 `layers.N.` and a name of theirs anywhere in a tensor's name; what has none is left out. q, k and v are joined before
 they are served, and so are gate and up.
 
-Source: sglang 0.5.23 `srt/lora/lora.py`, `lora_config.py`, `lora_manager.py`, `mem_pool.py`, `utils.py`.
+Source: sglang 0.5.15 and 0.5.23 `srt/lora/lora.py`, `lora_config.py`, `lora_manager.py`, `mem_pool.py`, `utils.py`.
 """
 
 import re
@@ -70,7 +70,7 @@ SPEC = ServingEngine(
     source="sglang 0.5.23 srt/lora",
     form="lora",
     tested="0.5.23",
-    known="0.5.23",
+    known="0.5.15",
     rules=_RULES,
     looks=_looks,
     whole=(("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")),

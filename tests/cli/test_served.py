@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
 from safetensors.numpy import load_file, save_file
 
+from adapterhub.cli.engine_client import top_tokens
 from tests.cli.conftest import Command
 
 
@@ -65,3 +67,23 @@ def test_serveable_says_what_is_wrong_in_one_line(command: Command, folders: Pat
     assert (ended.code, "no patch of a known kind lies here" in ended.err) == (4, True)
     canary = ("patch", "canary", source + "-missing", "--base", source, "--url", "http://127.0.0.1:9", "--model", "m")
     assert command(*canary).code == 3
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "expected"),
+    [
+        (
+            {"tokens": [" a"], "token_logprobs": [-0.1], "top_logprobs": [{" a": -0.1, "b": -3}]},
+            [(" a", -0.1), ("b", -3.0)],
+        ),
+        ({"content": [{"token": " a", "top_logprobs": [{"token": " a", "logprob": -0.1}]}]}, [(" a", -0.1)]),
+        ({"top_logprobs": None}, []),
+        ({"top_logprobs": []}, []),
+        (None, []),
+    ],
+)
+def test_an_answers_likeliest_tokens_are_read_in_both_forms(
+    logprobs: object, expected: list[tuple[str, float]]
+) -> None:
+    assert top_tokens({"choices": [{"text": " a", "logprobs": logprobs}]}) == expected
+    assert top_tokens({"choices": []}) == []

@@ -20,7 +20,7 @@ from adapterhub.merging.errors import InvalidPatch, NotRepresentable, UnknownEng
 from adapterhub.merging.patches import kinds
 from adapterhub.merging.serveability import Verdict
 from adapterhub.merging.serveable import engines
-from adapterhub.merging.serving_rules import FEATURES, asked
+from adapterhub.merging.serving_rules import FEATURES, asked, table
 from adapterhub.merging.site_deltas import site_deltas
 from tests.merging import tiny
 from tests.merging.exactness.architectures import ARCHITECTURES
@@ -80,6 +80,13 @@ def test_rules_change_with_the_version() -> None:
     assert "tested against vLLM 0.33.0 alone" in vllm.doubt("0.32.1")
     assert "older than 0.17.0" in vllm.doubt("0.9")
     assert engines()["gguf"].doubt("") != ""
+
+
+def test_the_page_has_the_rules_as_they_are() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serveable.md").read_text()
+    for name in ("vllm", "sglang"):
+        assert table(engines()[name]) in page, f"docs/serveable.md is behind the rules of {name}"
+        assert engines()[name].tested in page
 
 
 @pytest.mark.parametrize(
