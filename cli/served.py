@@ -16,6 +16,7 @@ from adapterhub.merging import serveability
 from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
 from adapterhub.merging.recipes.expression import parse
 from adapterhub.merging.serveable import engines
+from adapterhub.merging.serving_features import look
 from adapterhub.merging.serving_rules import asked
 
 
@@ -23,11 +24,11 @@ def serveable(source: Path, engine: str, *, base: Path | None, out: Path | None)
     """The verdict on the patch in `source`, and with `out` what was written there.
 
     Raises UnknownEngine, NotRepresentable where not all of it is served and `out` is given, FileExistsError, and what
-    `merging.serveability.look` raises.
+    `merging.serving_features.look` raises.
     """
     chosen, version = asked(engine, engines())
     here = None if base is None else Checkpoint.open(LocalFolder(base), name=base.resolve().name)
-    found = serveability.look(LocalFolder(source), "", chosen, version, here)
+    found = look(LocalFolder(source), "", chosen, version, here)
     verdict = serveability.judge(found)
     told = verdict.as_json()
     if out is not None:

@@ -1,7 +1,7 @@
 """What engines outside do with the parts of an adapter, as data: rules by version, each with what its source says.
 
-A `ServingEngine` is one file of `serveable/`. `serveability.py` finds an adapter's features and asks these rules; what
-has no rule is applied. Never imports torch.
+A `ServingEngine` is one file of `serveable/`. `serving_features.py` finds a patch's features, `serveability.py` asks
+these rules; what has no rule is applied. Never imports torch.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from adapterhub.merging import serveability
 from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
 from adapterhub.merging.serveability import Verdict
 from adapterhub.merging.serveable import engines, vllm
+from adapterhub.merging.serving_features import look
 from tests.clients.server import ROOT
 from tests.merging import tiny
 
@@ -119,16 +120,23 @@ def truth_of(name: str, tensors: dict[str, torch.Tensor], plain: dict[str, torch
 
 @dataclass(frozen=True)
 class Corpus:
-    """Adapters in folders. truth: their deltas by module in float64, of those that are deltas."""
+    """Adapters in folders. truth: their deltas by module in float64, of those that are deltas. told: what engines said."""
 
     base: Path
     adapters: Path
     truth: dict[str, dict[str, torch.Tensor]]
+    told: dict[str, tuple[dict[str, Any], Path]] = field(default_factory=dict)
+
+    def asked(self, python: Path, engine: str) -> tuple[dict[str, Any], Path]:
+        """What the engine's loader said of all adapters, and where the deltas that it holds lie."""
+        if engine not in self.told:
+            self.told[engine] = asked(python, engine, self, self.adapters)
+        return self.told[engine]
 
     def verdict(self, name: str, engine: str, out: Path | None = None) -> Verdict:
         spec = engines()[engine]
         base = Checkpoint.open(LocalFolder(self.base), name="tiny/base")
-        found = serveability.look(LocalFolder(self.adapters / name), "", spec, spec.tested, base)
+        found = look(LocalFolder(self.adapters / name), "", spec, spec.tested, base)
         verdict = serveability.judge(found)
         if out is not None:
             assert serveability.write(found, verdict, out).as_json()["is_exact"]
@@ -183,12 +191,12 @@ def run(python: Path, scenario: str, *arguments: str | Path) -> str:
     return done.stdout
 
 
-def asked(python: Path, engine: str, corpus: Corpus, folder: Path, tmp_path: Path) -> tuple[dict[str, Any], Path]:
-    """What the engine's loader said of the adapters in a folder, and where the deltas that it holds lie."""
-    out = tmp_path / f"{engine}-{folder.name}"
+def asked(python: Path, engine: str, corpus: Corpus, folder: Path) -> tuple[dict[str, Any], Path]:
+    """What the engine's loader said of the adapters in a folder, and where the deltas that it holds lie: beside it."""
+    out = folder.parent / f"{engine}-{folder.name}"
     out.mkdir()
     modules = [name.removesuffix(".weight") for name in load_file(corpus.base / "model.safetensors")]
-    listed = tmp_path / "modules.txt"
+    listed = out / "modules.txt"
     listed.write_text("\n".join(modules))
     third = listed if engine == "vllm" else corpus.base
     run(python, f"scenarios_serveable_{engine}", folder, out, third)
@@ -208,9 +216,9 @@ def check_loaded(path: Path, truth: dict[str, torch.Tensor], base: Path) -> bool
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_what_is_said_of_each_adapter_is_what_the_loader_does(
-    engine: str, corpus: Corpus, environment_of: Callable[[str], Path], tmp_path: Path
+    engine: str, corpus: Corpus, environment_of: Callable[[str], Path]
 ) -> None:
-    told, deltas = asked(environment_of(engine), engine, corpus, corpus.adapters, tmp_path)
+    told, deltas = corpus.asked(environment_of(engine), engine)
     assert told.keys() == {*CONFIGS, *CHANGED}
     wrong = {}
     for name, found in told.items():
@@ -237,7 +245,7 @@ def test_what_is_rewritten_loads_as_the_same_deltas(
     for name in (*CONFIGS, *CHANGED):
         if corpus.verdict(name, engine).verdict != "not":
             corpus.verdict(name, engine, written / name)
-    told, deltas = asked(environment_of(engine), engine, corpus, written, tmp_path)
+    told, deltas = asked(environment_of(engine), engine, corpus, written)
     assert {name for name in corpus.truth if name not in told} == {
         *("dora", "bias", "lora_bias", "saved_head", "saved_norm", "rows", "activated"),
         *(("rank_600",) if engine == "vllm" else ()),
@@ -248,10 +256,8 @@ def test_what_is_rewritten_loads_as_the_same_deltas(
         assert check_loaded(deltas / f"{name}.safetensors", corpus.truth[name], corpus.base), name
 
 
-def test_each_tensor_alone_is_taken_by_vllm_as_is_said(
-    corpus: Corpus, environment_of: Callable[[str], Path], tmp_path: Path
-) -> None:
-    told, _ = asked(environment_of("vllm"), "vllm", corpus, corpus.adapters, tmp_path)
+def test_each_tensor_alone_is_taken_by_vllm_as_is_said(corpus: Corpus, environment_of: Callable[[str], Path]) -> None:
+    told, _ = corpus.asked(environment_of("vllm"), "vllm")
     wrong, seen = {}, set()
     for name, found in told.items():
         rows = {one.tensor: one for one in corpus.verdict(name, "vllm").tensors}
@@ -274,9 +280,9 @@ def test_each_tensor_alone_is_taken_by_vllm_as_is_said(
 
 
 def test_vllm_is_started_with_the_rank_that_takes_the_adapter(
-    corpus: Corpus, environment_of: Callable[[str], Path], tmp_path: Path
+    corpus: Corpus, environment_of: Callable[[str], Path]
 ) -> None:
-    told, _ = asked(environment_of("vllm"), "vllm", corpus, corpus.adapters, tmp_path)
+    told, _ = corpus.asked(environment_of("vllm"), "vllm")
     assert told["rank_24"]["refused_ranks"] == [8, 16]
     assert corpus.verdict("rank_24", "vllm").options == ("--enable-lora", "--max-lora-rank 32")
     assert told["rank_600"]["refused_ranks"] == [8, 16, 32, 512]

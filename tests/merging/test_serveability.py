@@ -20,6 +20,7 @@ from adapterhub.merging.errors import InvalidPatch, NotRepresentable, UnknownEng
 from adapterhub.merging.patches import kinds
 from adapterhub.merging.serveability import Verdict
 from adapterhub.merging.serveable import engines
+from adapterhub.merging.serving_features import look
 from adapterhub.merging.serving_rules import FEATURES, asked, table
 from adapterhub.merging.site_deltas import site_deltas
 from tests.merging import tiny
@@ -39,7 +40,7 @@ def opened(base: Path | None) -> Checkpoint | None:
 def verdict(patch: Path, engine: str, base: Path | None, out: Path | None = None) -> Verdict:
     """The verdict, and what is written where `out` is given: told to be exact."""
     spec, version = asked(engine, engines())
-    found = serveability.look(LocalFolder(patch), "", spec, version, opened(base))
+    found = look(LocalFolder(patch), "", spec, version, opened(base))
     said = serveability.judge(found)
     if out is not None:
         assert serveability.write(found, said, out).as_json()["is_exact"]
