@@ -14,6 +14,7 @@ from adapterhub.cli.errors import Misused
 from adapterhub.merging import canary as measuring
 from adapterhub.merging import serveability
 from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
+from adapterhub.merging.quantised import dequantised
 from adapterhub.merging.recipes.expression import parse
 from adapterhub.merging.serveable import engines
 from adapterhub.merging.serving_features import look
@@ -27,7 +28,7 @@ def serveable(source: Path, engine: str, *, base: Path | None, out: Path | None)
     `merging.serving_features.look` raises.
     """
     chosen, version = asked(engine, engines())
-    here = None if base is None else Checkpoint.open(LocalFolder(base), name=base.resolve().name)
+    here = None if base is None else dequantised(Checkpoint.open(LocalFolder(base), name=base.resolve().name))
     found = look(LocalFolder(source), "", chosen, version, here)
     verdict = serveability.judge(found)
     told = verdict.as_json()

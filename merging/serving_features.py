@@ -270,7 +270,9 @@ def _look_at_stored_form(found: Looked, adapter: Adapter, module: Module, names:
     """What of a module's factors is not written out in the file."""
     config = adapter.config
     init = config.get("init_lora_weights")
-    mutating = str(init).lower().startswith(("pissa", "olora", "corda", "lora_ga", "loftq"))
+    if str(init).lower() == "lora_ga":
+        found.add(names, "base_gradients", detail=found.refusal)
+    mutating = str(init).lower().startswith(("pissa", "olora", "corda", "loftq"))
     if changes_base(config) or (isinstance(init, str) and mutating):
         is_known = found.base is not None and not found.refusal
         why = found.refusal or (

@@ -43,6 +43,7 @@ FEATURES: Mapping[str, str] = {
     "rank_pattern": "ranks that differ by module (rank_pattern)",
     "alpha_pattern": "alphas that differ by module (alpha_pattern)",
     "base_changed": "an initialisation that took a part out of the base (PiSSA, OLoRA, CorDA, KaSA, LoftQ, ...)",
+    "base_gradients": "a base that was changed by its gradients for the time of training (LoRA-GA)",
     "replication": "layers of the base that are repeated (layer_replication)",
     "blocks": "factors stored as the blocks of a diagonal (use_bdlora)",
     "groups": "an A for groups of inputs (use_qalora)",

@@ -33,6 +33,7 @@ _RULES = (
     Rule("rank_pattern", "refuses", _UNREAD.format("rank_pattern") + ", and factors of another rank fit no buffer"),
     Rule("alpha_pattern", "misapplies", "it scales all modules alike: " + _UNREAD.format("alpha_pattern")),
     Rule("base_changed", "misapplies", "what training took out of the base is still in it"),
+    Rule("base_gradients", "misapplies", "it takes the factors for a plain LoRA's"),
     Rule("replication", "misapplies", _UNREAD.format("layer_replication")),
     Rule("blocks", "refuses", "factors that are blocks of a diagonal fit no buffer"),
     Rule("groups", "refuses", "an A for groups of inputs fits no buffer"),

@@ -102,6 +102,7 @@ _RULES = (
     Rule("alpha_pattern", "misapplies", _UNREAD.format("alpha_pattern"), until="0.32"),
     Rule("base_changed", "refuses", "what training took out of the base would still be in it", since="0.32"),
     Rule("base_changed", "misapplies", "what training took out of the base is still in it"),
+    Rule("base_gradients", "misapplies", "it takes the factors for a plain LoRA's"),
     Rule("replication", "refuses", "vLLM does not support layer_replication", since="0.32"),
     Rule("replication", "misapplies", _UNREAD.format("layer_replication")),
     Rule("blocks", "refuses", "vLLM does not support BD-LoRA", since="0.32"),
