@@ -67,6 +67,34 @@ def one_tensor(name: str, tensor: Any, modules: set[str]) -> str:
     return "loaded" if set(loaded.loras) <= modules else "unplaced"
 
 
+def experts(folder: Path, out: Path) -> None:
+    """Mixtral's experts as vLLM packs them for its kernel: deltas by layer, projection and expert; an error's name."""
+    import torch
+    from safetensors.torch import save_file
+    from vllm.lora.lora_model import LoRAModel
+    from vllm.lora.lora_weights import PackedLoRALayerWeights
+    from vllm.lora.peft_helper import PEFTHelper
+
+    helper = PEFTHelper.from_local_dir(str(folder), 64)
+    count = json.loads((folder.parent / "base" / "config.json").read_text())["num_local_experts"]
+    names = [f"experts.{number}.{part}" for number in range(count) for part in ("w1", "w2", "w3")]
+    expected = {"q_proj", "k_proj", "v_proj", "o_proj", *names}
+    loaded = LoRAModel.from_local_checkpoint(str(folder), expected, helper, device="cpu", dtype=torch.float64)
+    deltas = {}
+    for layer in range(2):
+        stem = f"model.layers.{layer}.block_sparse_moe."
+        try:
+            packed = PackedLoRALayerWeights.pack_moe([loaded.loras.get(stem + one) for one in names], stem + "experts")
+        except AssertionError:
+            sys.stdout.write("refused")
+            return
+        assert packed.optimize().scaling == [1, 1, 1]
+        for part, A, B in zip(("w1", "w2", "w3"), packed.lora_a, packed.lora_b, strict=True):
+            deltas[f"{layer}.{part}"] = (B @ A).contiguous()
+    save_file(deltas, out)
+    sys.stdout.write("loaded")
+
+
 def main(folder: Path, out: Path, modules: set[str]) -> None:
     from safetensors.torch import load_file
 
@@ -97,5 +125,7 @@ def tables(names: list[str]) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "tables":
         tables(sys.argv[2:])
+    elif sys.argv[1] == "experts":
+        experts(*map(Path, sys.argv[2:]))
     else:
         main(Path(sys.argv[1]), Path(sys.argv[2]), set(Path(sys.argv[3]).read_text().split()))

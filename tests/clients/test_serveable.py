@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -26,6 +27,8 @@ from adapterhub.merging.serveable import engines, vllm
 from adapterhub.merging.serving_features import look
 from tests.clients.server import ROOT
 from tests.merging import tiny
+from tests.merging.exactness.architectures import ARCHITECTURES
+from tests.merging.exactness.compare import prepared
 
 pytestmark = [
     pytest.mark.slow,
@@ -308,6 +311,39 @@ def test_vllm_is_started_with_the_rank_that_takes_the_adapter(
     assert told["rank_600"]["refused_ranks"] == [8, 16, 32, 512]
     row = corpus.verdict("rank_600", "vllm").tensors[0]
     assert (row.verdict, "its rank is 600" in row.why) == ("not", True)
+
+
+@pytest.mark.parametrize("names", [["gate_up_proj", "down_proj"], ["down_proj"]], ids=["all", "some"])
+def test_experts_are_packed_by_vllm_as_they_were_rewritten(
+    names: list[str], environment_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """transformers holds all experts in one parameter, vLLM's Mixtral takes an adapter of each expert's weights."""
+    architecture, python = ARCHITECTURES["mixtral"], environment_of("vllm")
+    config = LoraConfig(target_modules=["q_proj"], target_parameters=[f"mlp.experts.{one}" for one in names], r=3)
+    base, patch, adapted = prepared(architecture, "float32", config, tmp_path)
+    spec, here = engines()["vllm"], Checkpoint.open(LocalFolder(base), name="tiny/base")
+    found = look(LocalFolder(patch), "", spec, spec.tested, here)
+    assert serveability.write(found, serveability.judge(found), tmp_path / "out").as_json()["is_exact"]
+    assert run(python, "scenarios_serveable_vllm", "experts", tmp_path / "out", tmp_path / "deltas") == "loaded"
+    before, after = architecture.make().double().state_dict(), adapted.double().merge_and_unload().state_dict()
+    for key, delta in load_file(tmp_path / "deltas").items():
+        layer, part = key.split(".")
+        stem = f"model.layers.{layer}.mlp.experts."
+        whole = {one: after[stem + one] - before[stem + one] for one in ("gate_up_proj", "down_proj")}
+        gate, up = whole["gate_up_proj"].chunk(2, dim=1)
+        torch.testing.assert_close(delta, {"w1": gate, "w2": whole["down_proj"], "w3": up}[part], rtol=0, atol=1e-6)
+    if len(names) == 1:  # without the zeros of the other projections it is refused, as the rules say
+        config_file, tensors = read_adapter(tmp_path / "out")
+        some = tmp_path / "some"
+        some.mkdir()
+        (some / "adapter_config.json").write_text(json.dumps(config_file))
+        save_file(
+            {name: one for name, one in tensors.items() if ".w1." not in name}, some / "adapter_model.safetensors"
+        )
+        assert run(python, "scenarios_serveable_vllm", "experts", some, tmp_path / "no") == "refused"
+        said = serveability.judge(look(LocalFolder(some), "", spec, spec.tested, here))
+        assert (said.verdict, said.as_is) == ("after a rewrite", "refuses")
+        assert any(one.why == "zeros for w1" for one in said.tensors)
 
 
 def test_which_models_take_adapters_is_what_vllms_classes_say(environment_of: Callable[[str], Path]) -> None:
