@@ -22,7 +22,7 @@ Told = Sequence[tuple[str, float]]
 """The likeliest next tokens of a prompt as an engine tells them: text and log probability, in any order."""
 
 TOLERANCE = 0.1
-"""Mean difference of log probabilities, in nats, up to which two models count as one: engines compute in 16 bits."""
+"""Mean difference of log probabilities, in nats, up to which two models count as one, in 16 bits or in 32."""
 
 FEWEST = 0.25
 """Part of the engine's tokens that have to be told apart by their text."""

@@ -346,6 +346,39 @@ def test_experts_are_packed_by_vllm_as_they_were_rewritten(
         assert any(one.why == "zeros for w1" for one in said.tensors)
 
 
+GGUF = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"}
+GGUF |= {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
+
+
+def test_what_is_written_for_llama_cpp_is_the_same_delta_as_its_library_reads_it(
+    corpus: Corpus, environment_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    python, read = environment_of("sglang"), set()  # SGLang's environment has gguf-py
+    for name in ("everything", "both_patterns", "rslora_patterns", "output", "pissa", "fused", "wrong_prefix"):
+        assert corpus.verdict(name, "gguf", tmp_path / name).verdict == "after a rewrite"
+        run(python, "scenarios_serveable_gguf", tmp_path / name / "adapter.gguf", tmp_path / f"{name}.safetensors")
+        found = load_file(tmp_path / f"{name}.safetensors")
+        expected = {gguf_name(module): gguf_rows(module, delta) for module, delta in corpus.truth[name].items()}
+        assert found.keys() == expected.keys()
+        for key, delta in expected.items():
+            assert float((found[key] - delta).norm() / delta.norm()) < 2e-6, (name, key)
+        read |= {key.rpartition("blk.")[2] for key in found}
+    assert len(read) == 2 * len(GGUF) + 1
+
+
+def gguf_name(module: str) -> str:
+    parts = module.split(".")
+    return f"blk.{parts[2]}.{GGUF[parts[-1]]}.weight" if len(parts) > 1 else "output.weight"
+
+
+def gguf_rows(module: str, delta: torch.Tensor) -> torch.Tensor:
+    """Rows of q and k as llama.cpp rotates them: pairs side by side. Source: convert_hf_to_gguf.py, permute."""
+    heads = {"q_proj": 4, "k_proj": 2}.get(module.rpartition(".")[2])
+    if heads is None:
+        return delta
+    return delta.reshape(heads, 2, len(delta) // heads // 2, -1).swapaxes(1, 2).reshape(delta.shape)
+
+
 def test_which_models_take_adapters_is_what_vllms_classes_say(environment_of: Callable[[str], Path]) -> None:
     known = vllm.WITHOUT | vllm.INPUTS | vllm.OUTPUTS | vllm.STACKED
     others = {"Qwen2ForCausalLM", "MistralForCausalLM", "Gemma2ForCausalLM", "OlmoeForCausalLM"}
