@@ -172,14 +172,15 @@ def _verdict(
     base_to_base: float | None,
     tolerance: float,
 ) -> tuple[Served, str]:
-    if to_its_base == 0.0 and size > tolerance:
+    is_patched = to_patched <= tolerance and to_patched < to_base
+    if to_its_base == 0.0 and size > tolerance and not is_patched:
         return "serves the base", "both names give the very same log probabilities"
     if size < 2 * tolerance:
         little = f"the patch changes these prompts by {size:.3g} nats, less than twice the tolerance"
         return "cannot tell", f"{little}; give prompts that it is about (--prompt), or a smaller --tolerance"
     if base_to_base is not None and base_to_base > tolerance:
         return "cannot tell", "the engine's base is not the model in --base, or it reads prompts otherwise"
-    if to_patched <= tolerance and to_patched < to_base:
+    if is_patched:
         return "served", "its log probabilities are those of the base with the patch, and not the base's"
     if to_base <= tolerance:
         return "serves the base", "its log probabilities are those of the base without the patch"

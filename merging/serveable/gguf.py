@@ -2,9 +2,10 @@
 
 What has a place in that file is what this project's writer of it says, term by term: linear layers of a block and the
 output, no magnitudes, no biases, no embeddings; one alpha, so that other scales go into B. llama.cpp itself refuses a
-file with a tensor that its model does not have, or of other sizes.
+file of another architecture, with a tensor that its model does not have, or of other sizes; it would take an adapter of
+the input embedding, which is not written here.
 
-Source: ggml-org/llama.cpp src/llama-adapter.cpp, convert_lora_to_gguf.py.
+Source: ggml-org/llama.cpp src/llama-adapter.cpp at 0650ea8c, convert_lora_to_gguf.py.
 """
 
 from collections.abc import Mapping

@@ -51,6 +51,8 @@ def test_tokens_by_number_need_no_text() -> None:
         (OF_PATCHED, told(c=0.9, a=0.05, b=0.02), "cannot tell"),
         # but one answer under both names is the base whatever ours is
         (told(c=0.9, a=0.05, b=0.02), told(c=0.9, a=0.05, b=0.02), "serves the base"),
+        # and one that has the patch under both names, as llama.cpp's server, has no base to be told from
+        (OF_PATCHED, OF_PATCHED, "cannot tell"),
         ([[("nobody's", -1.0)]], None, "cannot tell"),
     ],
 )
