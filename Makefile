@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
-.PHONY: setup demo test check lint types bench measure serve clean help client-adapters client-vllm client-openai clients compat kinds methods
+.PHONY: setup demo test check lint types bench measure serve clean help client-adapters client-vllm client-sglang client-openai clients compat kinds methods
 
 setup: $(READY)  ## make .venv and install everything into it
 
@@ -41,6 +41,8 @@ $(CLIENTS)/%/.ready: tests/clients/environments/%.txt constraints.txt
 client-adapters: $(CLIENTS)/adapters/.ready  ## AdapterHub's library, for its test (1 GB)
 
 client-vllm: $(CLIENTS)/vllm/.ready  ## vLLM's LoRA loader, for its test (3 GB)
+
+client-sglang: $(CLIENTS)/sglang/.ready  ## SGLang's LoRA manager and memory pool, for its test (3 GB)
 
 client-openai: $(CLIENTS)/openai/.ready  ## LangChain, LiteLLM and llm, for their test (450 MB)
 

@@ -98,8 +98,8 @@ def to_kind(patch: Patch, out: Path, kind: str, base: Checkpoint | None, base_na
     def compare(written: Path) -> Mapping[str, bytes]:
         again = site_deltas(spec.read(LocalFolder(written), "", base))
         for site, delta in site_deltas(patch).items():
-            W = _stand_in(delta) if base is None else read(base.tensors[delta.stored]).double()
-            errors[site] = _error(again[site].dense(W), delta.dense(W))
+            W = stand_in(delta) if base is None else read(base.tensors[delta.stored]).double()
+            errors[site] = relative_error(again[site].dense(W), delta.dense(W))
         return {}
 
     write_export(spec.export([(1.0, patch)], base_name, base), out, compare)
@@ -123,7 +123,7 @@ def to_dense(patch: Patch, out: Path, base: Checkpoint) -> Conversion:
         _check_stored(delta, base)
         exact = _change(delta, base)
         rounded = exact.float().contiguous()
-        errors[site] = _error(rounded, exact)
+        errors[site] = relative_error(rounded, exact)
         fro = float(exact.norm())
         sites[site] = StoredTerm("dense", tuple(rounded.shape), {"delta": ("F32", rounded.numpy())}, stats={"fro": fro})
     with ResultFolder(out) as folder:
@@ -185,7 +185,7 @@ def _wide(base: Checkpoint, site: str) -> torch.Tensor:
     return read(base.tensors[site]).double()
 
 
-def _stand_in(delta: SiteDelta) -> torch.Tensor:
+def stand_in(delta: SiteDelta) -> torch.Tensor:
     """Ones of the shape of a site whose base is not at hand: additive terms have none of them in their delta."""
     import torch
 
@@ -196,7 +196,7 @@ def _stand_in(delta: SiteDelta) -> torch.Tensor:
     return torch.ones(tuple(term.options.get("shape", (n, m))), dtype=torch.float64)
 
 
-def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     difference = float((found.double() - expected.double()).norm())
     size = float(expected.double().norm())
     return difference / size if size else difference

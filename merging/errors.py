@@ -9,6 +9,7 @@ MergingError
 ├── RecipeTooLarge       a recipe past the limits on length, depth, terms or total rank
 ├── UnknownName          an expression names an input that was not given
 ├── UnknownMethod        no merge method of that name
+├── UnknownEngine        no serving engine of that name, or no such version
 ├── InvalidParameter     a method's parameter outside its range, or of no such name
 ├── ShapeMismatch        a term does not fit the base's parameter
 ├── UnknownSite          a term names a parameter that the base does not have
@@ -81,6 +82,14 @@ class UnknownMethod(MergingError):
         hint = f"did you mean {nearest}?" if nearest else f"known are {', '.join(known)}"
         super().__init__(f"{name}: no such merge method; {hint}")
         self.name = name
+
+
+class UnknownEngine(MergingError):
+    """No serving engine of that name, or what is no version of one."""
+
+    def __init__(self, text: str, hint: str) -> None:
+        super().__init__(f"{text}: no such serving engine; {hint}")
+        self.text = text
 
 
 class InvalidParameter(MergingError):

@@ -62,6 +62,9 @@ _BY_MODEL_TYPE: Mapping[str, tuple[str, Callable[[Heads], Rows]]] = {
 }
 """The fused attention of each architecture, and how its rows lie."""
 
+_CALLED: Mapping[str, tuple[str, ...]] = {"qkv_proj": _ATTENTION, "gate_up_proj": ("gate_proj", "up_proj")}
+"""Fused modules whose rows lie one part after another wherever they have this name."""
+
 _GATED = {"phi3": ("gate_up_proj", ("gate_proj", "up_proj"))}
 
 
@@ -81,6 +84,32 @@ def relaid(patch: Patch, layout: Layout, base: Checkpoint) -> Patch:
     if layout == "fused":
         _check_stored(terms, base)
     return replace(patch, digest=json_digest([patch.digest, layout]), terms=tuple(sorted(terms, key=lambda t: t.site)))
+
+
+def parted(patch: Patch, base: Checkpoint) -> Patch:
+    """The patch with its fused modules apart, as a base has them that says nothing of fusing: by its own sizes.
+
+    The rows of qkv_proj are those of q, then k, then v, and of gate_up_proj gate before up, as wherever modules have
+    those names. The patch carries its own names, as read without a base. Raises NotRepresentable where no module
+    changes, and as `relaid`; UnknownSite.
+    """
+    terms: list[SiteTerm] = []
+    for term in patch.terms:
+        parent, _, last = term.site.removesuffix(".weight").rpartition(".")
+        parts = _CALLED.get(last, ())
+        sites = [f"{parent}.{part}.weight" for part in parts]
+        names = naming(sites, base) if sites else None
+        found = [names.find(one) for one in sites] if names else []
+        sizes = [base.tensors[one].shape[0] for one in found if one is not None]
+        if not parts or len(sizes) < len(parts):
+            terms.append(term)
+            continue
+        edges = np.cumsum((0, *sizes))
+        rows = {part: np.arange(edges[n], edges[n + 1]) for n, part in enumerate(parts)}
+        terms += _split(term, {last: rows}, base)
+    if [one.site for one in terms] == [one.site for one in patch.terms]:
+        raise NotRepresentable(f"the patch is on none of {', '.join(_CALLED)} that base {base.name!r} has apart")
+    return replace(patch, digest=json_digest([patch.digest, "split"]), terms=tuple(sorted(terms, key=lambda t: t.site)))
 
 
 def fused_modules(base: Checkpoint) -> Mapping[str, Rows]:
