@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from adapterhub.hub.serving.resident import Base, Variant
+from adapterhub.hub.serving.resident import Variant
 
 TURN_S = 0.25
 """Seconds that a variant computes while another waits."""
@@ -36,11 +36,20 @@ class Work(Protocol):
         """Called once, after the last step: gives back what it holds."""
 
 
+class Weights(Protocol):
+    """What turns are given on: a Base, or what has the digest and switches weights itself within a step."""
+
+    @property
+    def digest(self) -> str: ...
+
+    def apply(self, variant: Variant | None) -> None: ...
+
+
 @dataclass
 class _Group:
     """The requests of one variant: `waiting` have not begun."""
 
-    base: Base
+    base: Weights
     variant: Variant | None
     waiting: deque[Work] = field(default_factory=deque)
 
@@ -57,7 +66,7 @@ class Scheduler:
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, base: Base, variant: Variant | None, work: Work) -> None:
+    def submit(self, base: Weights, variant: Variant | None, work: Work) -> None:
         """Compute `work` when its variant's turn comes. base and variant stay pinned until its `close`."""
         key = (base.digest, variant.vid if variant else None)
         with self._changed:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adapterhub.merging.decoding import operators
-from adapterhub.merging.errors import ExpressionError, InvalidParameter, NotRepresentable
+from adapterhub.merging.errors import ExpressionError, InvalidParameter, NotRepresentable, RecipeTooLarge
 from adapterhub.merging.recipes.nodes import Composed, Form, Node, Recipe, Weighted, weighted
 from adapterhub.merging.recipes.values import Schedule, parameters_json
 from adapterhub.merging.registry import OperatorSpec, make_parameters
+
+MOST_MEMBERS = 16
+"""Most models that are composed: each computes at every step."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class Composition:
     parameters: Any
     members: tuple[Member, ...]
 
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of the operator's others, which come last."""
+        return tuple(one.weight for one in self.members if one.role == self.spec.others)
+
     def to_json(self, sums: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Its canonical form; sums: what each member's recipe is there."""
         told = [{"role": one.role, "weight": one.weight, **more} for one, more in zip(self.members, sums, strict=True)]
@@ -39,8 +47,8 @@ class Composition:
 def composition_of(recipe: Recipe) -> Composition:
     """What a recipe that is a composition says.
 
-    Raises ExpressionError for members that the operator lacks or does not take, InvalidParameter, and NotRepresentable
-    where a recipe file says a dtype or anything else of a result, which does not exist.
+    Raises ExpressionError for members that the operator lacks or does not take, InvalidParameter, RecipeTooLarge, and
+    NotRepresentable where a recipe file says a dtype or anything else of a result, which does not exist.
     """
     root = recipe.root
     assert isinstance(root, Composed)  # who calls this has looked
@@ -53,6 +61,10 @@ def composition_of(recipe: Recipe) -> Composition:
     _check_roles(spec, root, recipe)
     others = [_member(spec, node, recipe) for node in root.others]
     spec.check([one.weight for one in others], parameters)
+    if bool(root.first) + len(root.named) + len(others) > MOST_MEMBERS:
+        raise RecipeTooLarge(
+            f"{spec.name}: composes more than {MOST_MEMBERS} models, each of which computes every step"
+        )
     leading = [] if root.first is None else [Member(spec.first, 1.0, Recipe(root.first))]
     named = [Member(role, 1.0, Recipe(node)) for role, node in root.named]
     return Composition(spec, parameters, (*leading, *named, *others))
@@ -75,6 +87,20 @@ def composed(
     return Composed(operator, first, tuple(others), tuple(named), tuple(sorted(parameters)))
 
 
+def with_members(node: Composed, change: Callable[[Node], Node]) -> Composed:
+    """The composition with each member changed, whose weights stay."""
+
+    def other(one: Node) -> Node:
+        return replace(one, node=change(one.node)) if isinstance(one, Weighted) else change(one)
+
+    return replace(
+        node,
+        first=None if node.first is None else change(node.first),
+        others=tuple(map(other, node.others)),
+        named=tuple((role, change(one)) for role, one in node.named),
+    )
+
+
 def refusal(node: Composed) -> str:
     """A sentence on why nothing can be merged, written or attached of a composition."""
     return (
@@ -87,7 +113,11 @@ def _check_roles(spec: OperatorSpec, node: Composed, recipe: Recipe) -> None:
     text = recipe.text or str(recipe)
     missing = [role for role in spec.named if role not in dict(node.named)]
     fewest, most = spec.count
-    if missing or (node.first is None) == bool(spec.first) or not fewest <= len(node.others) <= (most or 2048):
+    if (
+        missing
+        or (node.first is None) == bool(spec.first)
+        or not fewest <= len(node.others) <= (most or len(node.others))
+    ):
         lacks = f"; {' and '.join(missing)} is missing" if missing else ""
         raise ExpressionError(text, 0, f"{spec.name} is written {spec.usage}{lacks}")
 

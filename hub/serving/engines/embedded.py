@@ -18,9 +18,9 @@ from dataclasses import replace
 import torch
 
 from adapterhub.errors import AdapterHubError
-from adapterhub.hub.errors import EngineUnavailable, Overloaded
-from adapterhub.hub.serving import frames, tasks
-from adapterhub.hub.serving.generation import Generation, Prompt
+from adapterhub.hub.errors import EngineUnavailable, InvalidRequest, Overloaded
+from adapterhub.hub.serving import compositions, frames, tasks
+from adapterhub.hub.serving.compositions import Troupe
 from adapterhub.hub.serving.protocol import (
     Generate,
     Json,
@@ -52,11 +52,11 @@ class _Request:
         self._number = number
         self._done = done
         self._pieces: Pieces = iter(())
-        self._lease: Lease | None = None
+        self._lease: Lease | Troupe | None = None
         self.is_cancelled = False
         self.began = time.monotonic()
 
-    def hold(self, lease: Lease) -> None:
+    def hold(self, lease: Lease | Troupe) -> None:
         """Keep the lease until the request is closed."""
         self._lease = lease
 
@@ -154,7 +154,8 @@ class EmbeddedEngine:
         with request.refusing() as refusing:
             if not request.is_cancelled:
                 spec = VariantSpec.from_json(message["spec"])
-                lease = self._residents.lease(spec)
+                _check(spec, message["op"])
+                lease = compositions.lease(self._residents, spec)
                 request.hold(lease)
                 if message.get("pinned"):
                     self._residents.pin(spec)
@@ -181,16 +182,22 @@ class EmbeddedEngine:
             _log.debug("nobody reads the answers any more")
 
 
-def _load(request: _Request, lease: Lease, message: Json, attachment: bytes) -> Pieces:
-    size_bytes = lease.base.size_bytes if lease.variant is None else lease.variant.size_bytes
-    return iter([[{"event": "loaded", "execution_id": lease.execution_id, "size_bytes": size_bytes}]])
+def _check(spec: VariantSpec, op: str) -> None:
+    """Raises InvalidRequest for what several models do not do together."""
+    if spec.composition is not None and op == "task":
+        raise InvalidRequest(
+            f"{spec.composition.operator}(...) composes what models say next, and answers with text alone"
+        )
 
 
-def _generate(request: _Request, lease: Lease, message: Json, attachment: bytes) -> Pieces:
+def _load(request: _Request, lease: Lease | Troupe, message: Json, attachment: bytes) -> Pieces:
+    return iter([[{"event": "loaded", "execution_id": lease.execution_id, "size_bytes": lease.size_bytes}]])
+
+
+def _generate(request: _Request, lease: Lease | Troupe, message: Json, attachment: bytes) -> Pieces:
     asked = Generate.from_json(message["request"])
-    prompt = Prompt(lease.loaded, asked)
+    prompt, generation = lease.begin(asked)
     started = Started(len(prompt.tokens), lease.execution_id, 1000 * (time.monotonic() - request.began))
-    generation = Generation(lease.loaded, asked, prompt)
 
     def pieces() -> Pieces:
         yield [event_to_json(started)]
@@ -200,7 +207,7 @@ def _generate(request: _Request, lease: Lease, message: Json, attachment: bytes)
     return pieces()
 
 
-def _task(request: _Request, lease: Lease, message: Json, attachment: bytes) -> Pieces:
+def _task(request: _Request, lease: Lease | Troupe, message: Json, attachment: bytes) -> Pieces:
     asked = replace(Task(**message["request"]), media=attachment or None)
 
     def pieces() -> Pieces:
@@ -210,7 +217,7 @@ def _task(request: _Request, lease: Lease, message: Json, attachment: bytes) -> 
     return pieces()
 
 
-_OPERATIONS: dict[str, Callable[[_Request, Lease, Json, bytes], Pieces]] = {
+_OPERATIONS: dict[str, Callable[[_Request, Lease | Troupe, Json, bytes], Pieces]] = {
     "generate": _generate,
     "load": _load,
     "task": _task,
