@@ -22,8 +22,8 @@ command, or `ADAPTERHUB_DEBUG=1`, shows the traceback too. Text that others wrot
 
 Commands that ask a server find it by `--endpoint`, `ADAPTERHUB_ENDPOINT`, `HF_ENDPOINT`, else `http://127.0.0.1:8000`,
 and send the token of `--token`, `ADAPTERHUB_TOKEN`, `HF_TOKEN`, else the one that `adapterhub login` or `hf auth login`
-stored. `patch inspect`, `patch kinds`, `recipe parse`, `merge methods`, `merge run --out`, `merge masks`,
-`merge moe` and `merge curve` need no server, nor does `merge tune-weights` with `--input`.
+stored. `patch inspect`, `patch kinds`, `recipe parse`, `recipe operators`, `merge methods`, `merge run --out`,
+`merge masks`, `merge moe` and `merge curve` need no server, nor does `merge tune-weights` with `--input`.
 
 ## JSON
 
@@ -51,6 +51,7 @@ those of the REST API, which the server explains at `/docs`:
 | `org create`, `org list`, `org member list` | as `POST /api/organisations`; items of its `GET` and of its `members` |
 | `admin user add`, `admin user list` | as `POST /api/admin/users`; an item of `GET /api/admin/users` |
 | `merge methods`, `patch kinds` | `name`, `title`, `summary`, `source`; of a method `is_experimental`, `parameters` |
+| `recipe operators` | `name`, `title`, `summary`, `source`, `usage`, `parameters` |
 | `doctor` | `what`, `found`, `problem` |
 """
 

@@ -37,6 +37,7 @@ from adapterhub.merging.ops.tiles import RELEASE_TILES, TILE_ELEMENTS
 from adapterhub.merging.patch import Export, Patch, SiteTerm
 from adapterhub.merging.predecessors import check_predecessors
 from adapterhub.merging.quantised import SIMULATED, dequantised, quantisation_of
+from adapterhub.merging.recipes import compositions
 from adapterhub.merging.recipes.canonical import (
     MODEL,
     Input,
@@ -54,7 +55,7 @@ from adapterhub.merging.recipes.canonical import (
     slices_of,
 )
 from adapterhub.merging.recipes.head_policy import policy
-from adapterhub.merging.recipes.nodes import Delta, Form, Recipe, Ref, Stack
+from adapterhub.merging.recipes.nodes import Composed, Delta, Form, Recipe, Ref, Stack
 from adapterhub.merging.recipes.tokenizer import TokenizerPolicy
 from adapterhub.merging.recipes.values import parameters_at, parameters_json
 from adapterhub.merging.reduction import Reduction, limits_of
@@ -193,6 +194,8 @@ def plan(
     """
     form = recipe.form
     asked_heads = form.heads if heads is None else heads
+    if isinstance(recipe.root, Composed):
+        raise NotRepresentable(compositions.refusal(recipe.root))
     if isinstance(recipe.root, Stack):
         if asked_heads is not None:
             raise InvalidParameter(f"heads={asked_heads}: a stack has its last slice's head; merge heads before that")

@@ -468,6 +468,45 @@ class RuntimeSpec:
 
 
 @dataclass(frozen=True)
+class OperatorSpec:
+    """One way to compose models while they decode: at each step their logits become those of one model.
+
+    function: `(logits, weights, parameters) -> scores`: logits (n, vocabulary), float32 or float64, finite, one row a
+    member in the order first, named, others; not modified. weights: one a member of the others. scores: (vocabulary,)
+    in the same dtype, whose softmax is the composed distribution; -inf for a token that is ruled out.
+    first: the role of the member before ";", "" where there is none. named: roles that are given by name. others: the
+    role of the rest, and how few and many they may be, None for any number. takes_weights: whether a weight other than
+    1 of one of the others means something.
+    check: raises InvalidParameter for weights and parameters that do not go together.
+    """
+
+    name: str
+    title: str
+    summary: str
+    source: str
+    function: Callable[[torch.Tensor, Sequence[float], Any], torch.Tensor]
+    others: str
+    first: str = ""
+    named: tuple[str, ...] = ()
+    count: tuple[int, int | None] = (1, None)
+    takes_weights: bool = False
+    parameters: type = NoParameters
+    check: Callable[[Sequence[float], Any], None] = lambda weights, parameters: None
+
+    @property
+    def usage(self) -> str:
+        """How it is written: "proxy(large; expert, ..., anti=NAME, alpha=1)"."""
+        others = [self.others] if self.count[1] == 1 else [self.others, "..."]
+        told = [f"{one.name}={_written(one.default)}" for one in parameters_of(self.parameters)]
+        arguments = ", ".join([*others, *(f"{role}=NAME" for role in self.named), *told])
+        return f"{self.name}({self.first}; {arguments})" if self.first else f"{self.name}({arguments})"
+
+
+def _written(value: float | bool | str) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
 class AnalysisSpec:
     """One analysis of tensors. function: as the analysis package documents it."""
 

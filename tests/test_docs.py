@@ -15,7 +15,7 @@ import typer
 from adapterhub.cli.main import build
 from adapterhub.cli.sources import kinds
 from adapterhub.hub.settings import Settings
-from adapterhub.merging import methods, patches, terms, transfer
+from adapterhub.merging import decoding, methods, patches, terms, transfer
 from adapterhub.merging.folders import LocalFolder
 from adapterhub.merging.recipes.expression import parse
 from adapterhub.storage.stores import known_backends
@@ -44,7 +44,14 @@ def test_the_generated_pages_are_as_the_code_makes_them(generate: ModuleType) ->
 def test_every_variant_and_setting_has_its_heading() -> None:
     text = "\n".join(path.read_text() for path in DOCS.glob("*.md"))
     headings = set(re.findall(r"^#+ (.+)$", text, re.M))
-    named = [*methods.methods(), *patches.kinds(), *terms.terms(), *transfer.strategies(), *known_backends()]
+    named = [
+        *methods.methods(),
+        *decoding.operators(),
+        *patches.kinds(),
+        *terms.terms(),
+        *transfer.strategies(),
+        *known_backends(),
+    ]
     named += [f"ADAPTERHUB_{name.upper()}" for name in Settings.model_fields]
     assert [name for name in named if name not in headings] == []
 
@@ -53,6 +60,11 @@ def test_the_page_of_merge_methods_is_what_they_say_of_themselves() -> None:
     assert merge_table.behind() == []
     headings = set(re.findall(r"^### (.+)$", (DOCS / "merge-methods.md").read_text(), re.M))
     assert headings == set(methods.methods())
+
+
+def test_the_page_of_expressions_writes_each_operator_as_it_says_itself() -> None:
+    text = (DOCS / "expressions.md").read_text()
+    assert [one.name for one in decoding.operators().values() if f"### {one.name}\n\n`{one.usage}`" not in text] == []
 
 
 def test_the_page_of_kinds_lists_those_that_are_there() -> None:

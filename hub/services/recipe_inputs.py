@@ -32,16 +32,18 @@ def of(recipe: Mapping[str, Any]) -> list[RecipeInput]:
     if recipe.get("format") != FORMAT or not isinstance(inputs, list):
         return []
     weights: dict[int, float] = {}
-    for parts in (recipe.get("sum"), *_slices(recipe.get("stack"))):
+    compose = recipe.get("compose")
+    members = compose.get("members") if isinstance(compose, Mapping) else None
+    for parts in (recipe.get("sum"), *_sums(recipe.get("stack")), *_sums(members)):
         for number, weight in _weights(parts, 1.0, 0):
             weights.setdefault(number, weight)
     found = (_input(one, weights.get(number)) for number, one in enumerate(inputs))
     return [one for one in found if one]
 
 
-def _slices(stack: Any) -> Iterator[Any]:
-    """The sums of the slices of a stack."""
-    for one in stack if isinstance(stack, list) else []:
+def _sums(parts: Any) -> Iterator[Any]:
+    """The sums of a stack's slices, or of the members of a composition."""
+    for one in parts if isinstance(parts, list) else []:
         if isinstance(one, Mapping):
             yield one.get("sum")
 

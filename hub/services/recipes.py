@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,10 +17,13 @@ from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.recipe_texts import EXPRESSION
 from adapterhub.hub.services.resolve import Resolved, resolve_expression
 from adapterhub.hub.services.saved_recipes import Draft
+from adapterhub.merging.errors import NotRepresentable
 from adapterhub.merging.explain import explained
 from adapterhub.merging.plan import RUNTIME_BYTES, Plan, plan
+from adapterhub.merging.recipes import compositions
 from adapterhub.merging.recipes.canonical import recipe_digest
 from adapterhub.merging.recipes.differences import as_json, differences
+from adapterhub.merging.recipes.nodes import Composed
 
 MERGE = "merge"
 """The kind of job that merges."""
@@ -77,13 +80,25 @@ def planned(
 
 
 def planned_recipe(
-    hub: Hub, resolved: Resolved, *, as_kind: str | None, dtype: str | None, heads: str | None = None
+    hub: Hub,
+    resolved: Resolved,
+    *,
+    as_kind: str | None,
+    dtype: str | None,
+    heads: str | None = None,
+    attaches: bool = False,
 ) -> Plan:
-    """The plan of a resolved recipe. Raises as `planned`."""
+    """The plan of a resolved recipe. attaches: it is served, so its run-time patches fit too. Raises as `planned`."""
     memory_bytes = hub.settings.merge_memory_bytes - RUNTIME_BYTES
     try:
         return plan(
-            resolved.recipe, resolved.inputs, as_kind=as_kind, dtype=dtype, memory_bytes=memory_bytes, heads=heads
+            resolved.recipe,
+            resolved.inputs,
+            as_kind=as_kind,
+            dtype=dtype,
+            memory_bytes=memory_bytes,
+            attaches=attaches,
+            heads=heads,
         )
     except NotFetched:
         mirror_inputs.require(hub, resolved.wanted)
@@ -109,14 +124,15 @@ def save(
     """
     with hub.db.read() as session:
         target = saved_recipes.require_target(session, caller, name)
-    resolved, found = planned(hub, caller, text, syntax=syntax, as_kind=as_kind, dtype=dtype)
+    resolved = resolve_expression(hub, caller, text, syntax=syntax)
+    meant = _checked(hub, resolved, as_kind=as_kind, dtype=dtype)
     if target is not None and target.id in resolved.inlined.ids:
         raise InvalidRequest(f"{name}: would stand inside of itself; write out what it adds to, or save another name")
     hides = any(one.repo.is_private or one.repo.gated for one in resolved.revisions.values())
-    draft = Draft(syntax, text, found.recipe_digest, message, as_kind, dtype, resolved.pins)
+    draft = Draft(syntax, text, recipe_digest(meant), message, as_kind, dtype, resolved.pins)
 
     def write(session: Session) -> dict[str, Any]:
-        keep(session, caller, found.canonical, text)
+        keep(session, caller, meant, text)
         session.flush()
         saved = saved_recipes.add(session, caller, name, draft, private=private or hides)
         return recipe_views.of(session, caller, saved_recipes.find(session, caller, name), saved.number)
@@ -157,8 +173,23 @@ def _meant(hub: Hub, caller: Caller, text: str) -> _Meant:
         with hub.db.read() as session, suppress(RecipeNotFound):
             saved = saved_recipes.get(session, caller, *saved_recipes.split_address(text))
             return _Meant(saved.address, saved.version.digest, saved.canonical)
-    _, found = planned(hub, caller, text)
-    return _Meant(text, found.recipe_digest, json.loads(found.canonical))
+    meant = _checked(hub, resolve_expression(hub, caller, text))
+    return _Meant(text, recipe_digest(meant), json.loads(meant))
+
+
+def _checked(hub: Hub, resolved: Resolved, *, as_kind: str | None = None, dtype: str | None = None) -> str:
+    """The canonical recipe, once a plan says that it can be computed: of a composition each of its members.
+
+    Raises as `planned`, and NotRepresentable for the form of a composition's result, which does not exist.
+    """
+    root = resolved.recipe.root
+    if not isinstance(root, Composed):
+        return planned_recipe(hub, resolved, as_kind=as_kind, dtype=dtype).canonical
+    if as_kind or dtype:
+        raise NotRepresentable(f"{as_kind or dtype}: {compositions.refusal(root)}")
+    for member in compositions.composition_of(resolved.recipe).members:
+        planned_recipe(hub, replace(resolved, recipe=member.recipe), as_kind=None, dtype=None, attaches=True)
+    return resolved.canonical
 
 
 def keep(session: Session, caller: Caller, canonical: str, text: str) -> None:

@@ -20,7 +20,8 @@ from adapterhub.hub.services.recipe_texts import EXPRESSION
 from adapterhub.merging.checkpoint import MappedFolder
 from adapterhub.merging.errors import UnknownName
 from adapterhub.merging.recipes.canonical import Input, canonical, recipe_digest
-from adapterhub.merging.recipes.nodes import Recipe, Ref, total
+from adapterhub.merging.recipes.compositions import with_members
+from adapterhub.merging.recipes.nodes import Composed, Node, Recipe, Ref, references_of, total
 
 MODEL = "model"
 FOLDERS_NAMED = 10
@@ -112,11 +113,21 @@ def _resolved(hub: Hub, caller: Caller, written: Inlined, pins: Mapping[str, str
         look_up(hub, caller, ref, pins.get(ref.address))
     with hub.db.read() as session:
         found = {ref: find(session, caller, ref, pins.get(ref.address)) for ref in recipe.references()}
-        if not any(revision.kind == MODEL for revision in found.values()):
-            base = _common_base(session, caller, found)
+        bases: dict[Ref, Revision] = {}
+
+        def on_base(node: Node) -> Node:
+            """A sum that names no full model, on the base that its patches were trained on."""
+            named = {ref: found[ref] for ref in references_of(node)}
+            if any(revision.kind == MODEL for revision in named.values()):
+                return node
+            base = _common_base(session, caller, named)
             base_ref = Ref(base.repo.full_name, base.commit, base.path)
-            recipe = replace(recipe, root=total([base_ref, recipe.root]))
-            found = {base_ref: base, **found}
+            bases[base_ref] = base
+            return total([base_ref, node])
+
+        root = recipe.root
+        recipe = replace(recipe, root=with_members(root, on_base) if isinstance(root, Composed) else on_base(root))
+        found = {**bases, **found}
         inputs = {ref: as_input(session, hub, revision) for ref, revision in found.items()}
     return Resolved(recipe, inputs, found, written)
 

@@ -6,18 +6,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.hub.context import Hub
-from adapterhub.hub.db.tables import Recipe
+from adapterhub.hub.db import tables
 from adapterhub.hub.errors import InvalidRequest, ModelNotFound, NotAuthenticated, RecipeNotFound
 from adapterhub.hub.services import mirror_inputs, recipe_views, recipes, search
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.resolve import MODEL, Resolved, mapped, resolve_expression, resolve_recipe
-from adapterhub.hub.serving.protocol import Source, VariantSpec
+from adapterhub.hub.serving.protocol import Composition, Source, VariantSpec
 from adapterhub.merging.checkpoint import MappedFolder
 from adapterhub.merging.errors import UnknownName
-from adapterhub.merging.recipes.canonical import Input, base_of
+from adapterhub.merging.recipes.canonical import Input, base_of, canonical, input_digest, recipe_digest
+from adapterhub.merging.recipes.compositions import composition_of
 from adapterhub.merging.recipes.expression import parse
-from adapterhub.merging.recipes.nodes import Ref
+from adapterhub.merging.recipes.nodes import Composed, Recipe, Ref
 from adapterhub.merging.recipes.rebuilding import rebuilt
+from adapterhub.merging.recipes.values import parameters_json
 
 VID = "vid:"
 """How a model's name begins that is a recipe's digest."""
@@ -45,10 +47,30 @@ def served(hub: Hub, caller: Caller, model: str) -> VariantSpec:
     mirror_inputs.require(hub, resolved.wanted)
     if not caller.is_anonymous:
         _remember(hub, caller, resolved)
-    base = base_of(resolved.recipe, resolved.inputs)
-    refs = (base, *(ref for ref in resolved.inputs if ref != base))
-    sources = tuple(_source(ref, mapped(resolved.inputs[ref])) for ref in refs)
-    return VariantSpec(resolved.digest, str(resolved.recipe), sources)
+    if not isinstance(resolved.recipe.root, Composed):
+        return _spec(resolved.recipe, resolved.inputs, resolved.digest)
+    return _composed(resolved)
+
+
+def _spec(recipe: Recipe, inputs: Mapping[Ref, Input], digest: str) -> VariantSpec:
+    base = base_of(recipe, inputs)
+    refs = (base, *(ref for ref in inputs if ref != base))
+    return VariantSpec(digest, str(recipe), tuple(_source(ref, mapped(inputs[ref])) for ref in refs))
+
+
+def _composed(resolved: Resolved) -> VariantSpec:
+    """Each member is a variant of its own digest, which others that are served share in memory."""
+    composition = composition_of(resolved.recipe)
+    digests = {ref: input_digest(one) for ref, one in resolved.inputs.items()}
+    members = []
+    for member in composition.members:
+        inputs = {ref: resolved.inputs[ref] for ref in member.recipe.references()}
+        known = {ref: digests[ref] for ref in inputs}
+        members.append(_spec(member.recipe, inputs, recipe_digest(canonical(member.recipe, inputs, digests=known))))
+    told = Composition(
+        composition.spec.name, parameters_json(composition.parameters), composition.weights, tuple(members)
+    )
+    return VariantSpec(resolved.digest, str(resolved.recipe), members[0].sources, told)
 
 
 def _kept(hub: Hub, caller: Caller, model: str) -> Resolved:
@@ -64,7 +86,7 @@ def _kept(hub: Hub, caller: Caller, model: str) -> Resolved:
 
 def _remember(hub: Hub, caller: Caller, resolved: Resolved) -> None:
     with hub.db.read() as session:
-        if session.get(Recipe, resolved.digest) is not None:
+        if session.get(tables.Recipe, resolved.digest) is not None:
             return
     text = str(resolved.recipe)
     hub.db.transact(lambda session: recipes.keep(session, caller, resolved.canonical, text))

@@ -28,6 +28,9 @@ from adapterhub.hub.serving.tool_calls import Piece, Reader
 MAX_TOKENS = 8192
 """Longest answer of a model that does not say how long its context is."""
 
+LEAST_LOGPROB = -9999.0
+"""Log probability that is told of a token that cannot come, as OpenAI has it."""
+
 
 class Prompt:
     """The tokens of a request, checked against the model that is to continue them."""
@@ -122,7 +125,7 @@ class Generation:
         self._tokenizer: Any = loaded.tokenizer
         self._request = request
         self._prompt = prompt
-        self._ends = _end_tokens(loaded)
+        self._ends = end_tokens(loaded)
         self._is_pair = bool(self._model.config.is_encoder_decoder)
         self._encoded: Any = None
         self._cache_name = cache_name(loaded.model)
@@ -177,10 +180,10 @@ class Generation:
             ids = torch.tensor([tokens], device=self._model.device)  # (1, T)
             self._before_pass()
             self._encoded = self._model.get_encoder()(input_ids=ids)
-            logits, cache = self._forward(self._start, None, keep=1)
+            logits, cache = self.forward(self._start, None, keep=1)
             return (logits[-1], cache), (self._decode(tokens), ()) if self._request.echo else None
         wants_logprobs = self._request.echo and self._request.logprobs is not None
-        logits, cache = self._forward(tokens, None, keep=len(tokens) if wants_logprobs else 1)
+        logits, cache = self.forward(tokens, None, keep=len(tokens) if wants_logprobs else 1)
         if not self._request.echo:
             return (logits[-1], cache), None
         text = self._decode(tokens)
@@ -237,7 +240,7 @@ class Generation:
         if answer.logits is None:
             # a model without a cache reads everything again
             unread = answer.tokens[-1:] if answer.cache is not None else self._start + answer.tokens
-            logits, answer.cache = self._forward(unread, answer.cache, keep=1)
+            logits, answer.cache = self.forward(unread, answer.cache, keep=1)
             answer.length += 1
             return logits[-1]
         logits, answer.logits = answer.logits, None
@@ -253,7 +256,7 @@ class Generation:
         start = getattr(config, "decoder_start_token_id", None) if start is None else start
         return [getattr(config, "bos_token_id", 0) if start is None else start]
 
-    def _forward(self, tokens: Sequence[int], cache: Any, keep: int) -> tuple[Tensor, Any]:
+    def forward(self, tokens: Sequence[int], cache: Any, keep: int) -> tuple[Tensor, Any]:
         """Logits of the last `keep` tokens or more, (kept, vocabulary), and the cache to go on with."""
         options = {"logits_to_keep": keep} if self._has_logits_to_keep else {}
         ids = torch.tensor([tokens], device=self._model.device)  # (1, T)
@@ -270,8 +273,9 @@ class Generation:
         logprobs = torch.log_softmax(logits.float(), dim=-1)
         count = min(self._request.logprobs or 0, logprobs.shape[-1])
         values, tokens = logprobs.topk(count)
+        values = values.clamp(min=LEAST_LOGPROB)
         top = [(self._decode([int(one)]), float(value)) for one, value in zip(tokens, values, strict=True)]
-        return TokenLogprob(self._decode([token]), float(logprobs[token]), top, token)
+        return TokenLogprob(self._decode([token]), max(float(logprobs[token]), LEAST_LOGPROB), top, token)
 
     def _decode(self, tokens: Sequence[int]) -> str:
         if self._hidden is not None:
@@ -304,7 +308,7 @@ def _hidden(tokenizer: Any, calling: Calling | None) -> frozenset[int] | None:
     return frozenset(token for token, text in special.items() if text not in seen)
 
 
-def _end_tokens(loaded: Loaded) -> frozenset[int]:
+def end_tokens(loaded: Loaded) -> frozenset[int]:
     """Tokens that end an answer, as the generation configuration and the tokenizer say."""
     configured = getattr(loaded.model.generation_config, "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]

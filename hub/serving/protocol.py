@@ -47,12 +47,19 @@ class VariantSpec:
     """What is to be served: a recipe and the files of its inputs. The base stands first among the sources.
 
     vid: the recipe's digest, under which the result is kept; two specs of one vid yield the same weights.
-    expression: the recipe's text, as `adapterhub.merging.recipes` prints and parses it.
+    expression: the recipe's text, as `adapterhub.merging.recipes` prints and parses it. composition: of models that
+    answer together; the sources are then those of the first.
     """
 
     vid: str
     expression: str
     sources: tuple[Source, ...]
+    composition: "Composition | None" = None
+
+    @property
+    def models(self) -> tuple["VariantSpec", ...]:
+        """What is in memory to serve it: the members of a composition, else itself."""
+        return (self,) if self.composition is None else self.composition.members
 
     @property
     def base(self) -> Source:
@@ -84,11 +91,36 @@ class VariantSpec:
     def to_json(self) -> Json:
         """A JSON object that `from_json` turns into an equal spec."""
         sources = [source.to_json() for source in self.sources]
-        return {"vid": self.vid, "expression": self.expression, "sources": sources}
+        more = {} if self.composition is None else {"composition": self.composition.to_json()}
+        return {"vid": self.vid, "expression": self.expression, "sources": sources, **more}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "VariantSpec":
-        return cls(value["vid"], value["expression"], tuple(map(Source.from_json, value["sources"])))
+        composition = Composition.from_json(value["composition"]) if "composition" in value else None
+        return cls(value["vid"], value["expression"], tuple(map(Source.from_json, value["sources"])), composition)
+
+
+@dataclass(frozen=True)
+class Composition:
+    """How models answer together: at each step an operator of `adapterhub.merging.decoding` makes one of their logits.
+
+    parameters: of the operator, by name. members: in the operator's order. weights: one for each of its others, which
+    come last among the members.
+    """
+
+    operator: str
+    parameters: Mapping[str, float | bool | str]
+    weights: tuple[float, ...]
+    members: tuple[VariantSpec, ...]
+
+    def to_json(self) -> Json:
+        """A JSON object that `from_json` turns into an equal composition."""
+        return {**vars(self), "members": [one.to_json() for one in self.members]}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Composition":
+        members = tuple(map(VariantSpec.from_json, value["members"]))
+        return cls(value["operator"], value["parameters"], tuple(value["weights"]), members)
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ import torch
 from adapterhub import __version__
 from adapterhub.hub.errors import InvalidRequest, TooLarge, UnfitPatch
 from adapterhub.hub.serving import loading, variants
+from adapterhub.hub.serving.generation import Generation, Prompt
 from adapterhub.hub.serving.loading import Loaded
 from adapterhub.hub.serving.mixture import Adapter
 from adapterhub.hub.serving.pool import Pool
-from adapterhub.hub.serving.protocol import MERGED, RUN_TIME, Json, VariantSpec
+from adapterhub.hub.serving.protocol import MERGED, RUN_TIME, Generate, Json, VariantSpec
 from adapterhub.hub.serving.resident import Base, Variant
 from adapterhub.merging.plan import Plan
 
@@ -49,6 +50,16 @@ class Lease:
     def loaded(self) -> Loaded:
         """The model as the variant uses it."""
         return self.base.loaded if self.variant is None else self.variant.loaded
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the variant beyond its base, of the base where there is none."""
+        return self.base.size_bytes if self.variant is None else self.variant.size_bytes
+
+    def begin(self, request: Generate) -> tuple[Prompt, Generation]:
+        """The tokens of a request and what computes its answers. Raises InvalidRequest, TooLarge."""
+        prompt = Prompt(self.loaded, request)
+        return prompt, Generation(self.loaded, request, prompt)
 
 
 class Residents:
@@ -121,9 +132,10 @@ class Residents:
 
     def pin(self, spec: VariantSpec) -> None:
         """Keep what `spec` describes in memory for good, merged, however often it is asked. Raises as `lease`."""
-        lease = self.lease(spec)
-        if self._pinned.setdefault(spec.vid, lease) is not lease:
-            lease.release()
+        for one in spec.models:
+            lease = self.lease(one)
+            if self._pinned.setdefault(one.vid, lease) is not lease:
+                lease.release()
 
     def state(self) -> Json:
         """Device, bytes, what is in memory, and what the pool did so far."""

@@ -42,13 +42,22 @@ class Work(Protocol):
         """Called once, after the last step: gives back what it holds."""
 
 
+class Weights(Protocol):
+    """What turns are given on: a Base, or what has the digest and switches weights itself within a step."""
+
+    @property
+    def digest(self) -> str: ...
+
+    def apply(self, variant: Variant | Mixture | None) -> None: ...
+
+
 @dataclass
 class _Group:
     """The requests of one variant, or of all beside the weights: `waiting` have not begun."""
 
-    base: Base
+    base: Weights
     variant: Variant | Mixture | None
-    batch: Batch
+    batch: Batch | None
     waiting: deque[Work] = field(default_factory=deque)
 
 
@@ -68,15 +77,17 @@ class Scheduler:
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, base: Base, variant: Variant | Adapter | None, work: Work) -> None:
+    def submit(self, base: Weights, variant: Variant | Adapter | None, work: Work) -> None:
         """Compute `work` when its variant's turn comes. base and variant stay pinned until its `close`."""
         key: Hashable = (base.digest, variant.vid if variant else None)
-        mixture = base.mixture if isinstance(variant, Adapter) else None
+        mixture = None
         if isinstance(variant, Adapter):
-            key, variant = (base.digest, Mixture), None
+            assert isinstance(base, Base)  # an adapter lies on one
+            key, mixture, variant = (base.digest, Mixture), base.mixture, None
         with self._changed:
             if key not in self._groups:
-                self._groups[key] = _Group(base, mixture or variant, Batch(base.loaded.model, mixture))
+                batch = Batch(base.loaded.model, mixture) if isinstance(base, Base) else None
+                self._groups[key] = _Group(base, mixture or variant, batch)
             self._groups[key].waiting.append(work)
             self._changed.notify()
 
@@ -122,7 +133,8 @@ class Scheduler:
                     begun.append((work, work.steps()))
                 if not begun:
                     return
-                _decode(group.batch, begun)
+                if group.batch is not None:
+                    _decode(group.batch, begun)
                 for one in list(begun):
                     if not _step(*one):
                         begun.remove(one)

@@ -20,9 +20,11 @@ from adapterhub.merging.errors import BaseMismatch, ExpressionError, InvalidPara
 from adapterhub.merging.folders import canonical_json, json_digest
 from adapterhub.merging.methods import methods
 from adapterhub.merging.patch import PatchKind
+from adapterhub.merging.recipes.compositions import composition_of
 from adapterhub.merging.recipes.head_policy import Heads
 from adapterhub.merging.recipes.nodes import (
     Call,
+    Composed,
     Delta,
     Node,
     Recipe,
@@ -32,6 +34,7 @@ from adapterhub.merging.recipes.nodes import (
     Weighted,
     children,
     references_of,
+    rewritten,
 )
 from adapterhub.merging.recipes.values import (
     Schedule,
@@ -163,27 +166,32 @@ def canonical(
     form = recipe.form
     as_kind = as_kind or form.as_kind
     found = dict(digests) if digests is not None else {ref: input_digest(inputs[ref]) for ref in known(recipe, inputs)}
-    normals = [normalise(one, inputs, found) for one in slices_of(recipe)]
     named = named_by(recipe, inputs)
     same = aliases([*known(recipe, inputs), *named], inputs)
+    if isinstance(recipe.root, Composed):
+        # members are normalised one by one, and call what they share by one name
+        recipe = replace(recipe, root=rewritten(recipe.root, lambda ref: same[ref]))
+    normals = [normalise(one, inputs, found) for one in parts_of(recipe)]
     found |= {ref: input_digest(inputs[ref]) for ref in same.values() if ref not in found}
     order = {ref: (found[ref], inputs[ref].name, inputs[ref].path, ref.layers or ()) for ref in found}
     models = {same[ref] for ref in named}
     used = sorted({ref for normal in normals for ref in _used(normal)} | models, key=lambda ref: order[ref])
     numbers = {ref: number for number, ref in enumerate(used)}
     sums = [[_part_json(part, numbers) for part in normal.parts] for normal in normals]
-    is_stack = isinstance(recipe.root, Stack)
+    is_one = not isinstance(recipe.root, Stack | Composed)
     value = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "inputs": [_input_json(inputs[ref], found[ref], ref.layers) for ref in used],
         "base": numbers[normals[0].base],
-        "sum": [] if is_stack else sums[0],
+        "sum": sums[0] if is_one else [],
         "dtype": dtype or form.result_dtype,
         "as": None if as_kind == MODEL else as_kind,
     }
-    stack = [{"base": numbers[normal.base], "sum": one} for normal, one in zip(normals, sums, strict=True)]
-    more: dict[str, Any] = {"cast": form.dtype, "layers": form.layers, "stack": stack if is_stack else None}
+    parts = [{"base": numbers[normal.base], "sum": one} for normal, one in zip(normals, sums, strict=True)]
+    more: dict[str, Any] = {"cast": form.dtype, "layers": form.layers}
+    more["stack"] = parts if isinstance(recipe.root, Stack) else None
+    more["compose"] = composition_of(recipe).to_json(parts) if isinstance(recipe.root, Composed) else None
     heads = heads or form.heads
     more["heads"] = None if heads is None else heads.canonical(found)
     if form.tokenizer is not None:
@@ -228,6 +236,21 @@ def aliases(references: Iterable[Ref], inputs: Mapping[Ref, Input]) -> Mapping[R
     """The one reference that stands for each: two names of one commit are one input, and the first stands for both."""
     first: dict[tuple[Any, ...], Ref] = {}
     return {ref: first.setdefault((inputs[ref].name, inputs[ref].path, ref.layers), ref) for ref in references}
+
+
+def parts_of(recipe: Recipe) -> tuple[Recipe, ...]:
+    """The recipes that a recipe is made of, each with a base of its own: members, slices, or itself.
+
+    Raises as `composition_of` and `slices_of`.
+    """
+    if not isinstance(recipe.root, Composed):
+        return slices_of(recipe)
+    found = tuple(one.recipe for one in composition_of(recipe).members)
+    for one in found:
+        if isinstance(one.root, Stack):
+            raise ExpressionError(str(recipe), 0, f"{one}: a stack is not served; merge it and name the repository")
+        slices_of(one)
+    return found
 
 
 def slices_of(recipe: Recipe) -> tuple[Recipe, ...]:
@@ -312,6 +335,8 @@ class _Flattening:
                 yield from self._call(node, factor, is_top)
             case Stack():
                 raise ExpressionError(str(node), 0, "a stack is a whole model and stands alone")
+            case Composed(operator=operator):
+                raise ExpressionError(str(node), 0, f"{operator}(...) composes whole models and stands alone")
 
     def _reference(self, ref: Ref, factor: _Factor, is_top: bool) -> Iterator[Part]:
         if ref != self.base:

@@ -15,7 +15,7 @@ from adapterhub.merging.recipes.values import schedule
 Json = Mapping[str, Any]
 
 _PART = frozenset({"weight", "schedules", "input", "delta", "method", "parameters", "inputs", "together"})
-_WHOLE = frozenset({"format", "format_version", "inputs", "base", "sum", "stack"})
+_WHOLE = frozenset({"format", "format_version", "inputs", "base", "sum", "stack", "compose"})
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def differences(before: Json, after: Json) -> list[Change]:
         *_inputs(dict(zip(left, before["inputs"], strict=True)), dict(zip(right, after["inputs"], strict=True))),
         *([Change("base", "base", *base)] if base[0] != base[1] else []),
         *_Sums(left, right).parts(before["sum"], after["sum"], ""),
-        *_Sums(left, right).slices(before.get("stack", ()), after.get("stack", ())),
+        *_Sums(left, right).slices(before.get("stack", ()), after.get("stack", ()), "slice"),
+        *_Sums(left, right).compositions(before.get("compose") or {}, after.get("compose") or {}),
         *_settings(_spoken(before, left), _spoken(after, right), _WHOLE, ""),
     ]
 
@@ -124,10 +125,23 @@ class _Sums:
         yield from (Change("part", label, _weight(part), None, place) for label, part in old)
         yield from (Change("part", label, None, _weight(part), place) for label, part in new)
 
-    def slices(self, before: Sequence[Json], after: Sequence[Json]) -> Iterator[Change]:
-        """The differences of two stacks, slice by slice from the lowest; the bases of those that only one has."""
+    def compositions(self, before: Json, after: Json) -> Iterator[Change]:
+        """The differences of what composes models while they decode, member by member."""
+        name = after.get("operator")
+        if before.get("operator") != name:
+            yield Change("method", "operator", before.get("operator"), name)
+        elif name is not None:
+            yield from _parameters(name, before["parameters"], after["parameters"], "")
+        old, new = before.get("members", ()), after.get("members", ())
+        for number, (one, other) in enumerate(zip(old, new, strict=False), 1):
+            if one["weight"] != other["weight"]:
+                yield Change("weight", other["role"], one["weight"], other["weight"], f"member {number}")
+        yield from self.slices(old, new, "member")
+
+    def slices(self, before: Sequence[Json], after: Sequence[Json], word: str) -> Iterator[Change]:
+        """The differences of sums on bases of their own, one by one; the bases of those that only one has."""
         for number, (old, new) in enumerate(zip_longest(before, after), 1):
-            place = f"slice {number}"
+            place = f"{word} {number}"
             bases = (None if old is None else self.left[old["base"]], None if new is None else self.right[new["base"]])
             if bases[0] != bases[1] and (number > 1 or None in bases):  # the first slice's is the recipe's
                 yield Change("base", "base", *bases, place)
@@ -145,13 +159,18 @@ class _Sums:
         name, values, fresh = new["method"], old["parameters"], new["parameters"]
         if old["method"] != name:
             yield Change("method", "method", old["method"], name, place)
-        # what only one of two methods has is no change of a value
-        shared = values.keys() | fresh.keys() if old["method"] == name else values.keys() & fresh.keys()
-        for key in sorted(shared):
-            if values.get(key) != fresh.get(key):
-                yield Change("parameter", f"{name}.{key}", _value(values.get(key)), _value(fresh.get(key)), place)
+            # what only one of two methods has is no change of a value
+            shared = values.keys() & fresh.keys()
+            values, fresh = ({key: one[key] for key in shared} for one in (values, fresh))
+        yield from _parameters(name, values, fresh, place)
         inner = f"{place}, {name}" if place else name
         yield from self.parts(_alone(old["inputs"]), _alone(new["inputs"]), inner)
+
+
+def _parameters(owner: str, before: Json, after: Json, place: str) -> Iterator[Change]:
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            yield Change("parameter", f"{owner}.{key}", _value(before.get(key)), _value(after.get(key)), place)
 
 
 Labelled = tuple[str, Json]

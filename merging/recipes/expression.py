@@ -10,9 +10,11 @@ from typing import Any
 
 from lark import Lark, Token, Transformer, UnexpectedInput, UnexpectedToken
 
+from adapterhub.merging.decoding import operators
 from adapterhub.merging.errors import ExpressionError, RecipeTooLarge
 from adapterhub.merging.recipes.nodes import (
     Call,
+    Composed,
     Delta,
     Node,
     Recipe,
@@ -96,7 +98,7 @@ def _leaves(node: Node) -> Iterable[object]:
     match node:
         case Ref():
             yield node
-        case Call(parameters=parameters):
+        case Call(parameters=parameters) | Composed(parameters=parameters):
             yield from (node, *(value for _, value in parameters if isinstance(value, Schedule)))
         case Weighted(schedules=schedules):
             yield from schedules
@@ -159,6 +161,10 @@ class _Builder(Transformer[Token, Node]):
         name, value = found
         return name, value.value if isinstance(value, _Placed) else _scalar(value)
 
+    def member(self, found: list[Any]) -> tuple[Token, Any]:
+        name, node = found
+        return name, _Member(node)
+
     def gradient(self, found: list[Token]) -> "_Placed":
         return _placed(found[0], [(ANY, [_scalar(one) for one in found])])
 
@@ -182,6 +188,11 @@ class _Builder(Transformer[Token, Node]):
             parameters[str(name)] = value
         if not inputs:
             raise _Problem(method, f"{method} needs at least one input")
+        if method in operators():
+            return self._composed(method, base, inputs, parameters)
+        for name, value in parameters.items():
+            if isinstance(value, _Member):
+                raise _Problem(method, f"{method}: {name} is {value.node}; a number or word is expected")
         if method == "delta":
             return self._delta(method, base, inputs, parameters)
         if method == "stack":
@@ -190,11 +201,38 @@ class _Builder(Transformer[Token, Node]):
             return Stack(inputs)
         return Call(str(method), base, inputs, tuple(sorted(parameters.items())))
 
+    def _composed(self, method: Token, base: Node | None, inputs: tuple[Node, ...], parameters: dict[str, Any]) -> Node:
+        """The call of an operator; what stands behind the name of a role is a member, though it looks like a word."""
+        roles = operators()[method].named
+        named = tuple((role, _as_member(method, role, parameters.pop(role))) for role in roles if role in parameters)
+        for name, value in parameters.items():
+            if isinstance(value, _Member):
+                raise _Problem(method, f"{method} takes no model as {name}; {operators()[method].usage}")
+        return Composed(str(method), base, inputs, named, tuple(sorted(parameters.items())))
+
     def _delta(self, method: Token, base: Node | None, inputs: tuple[Node, ...], parameters: dict[str, Any]) -> Node:
         names = [one for one in inputs if isinstance(one, Ref)]
         if base is not None or parameters or len(inputs) != 2 or len(names) != 2:
             raise _Problem(method, "delta takes the names of two models: delta(M, B)")
         return Delta(*names)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """An expression given by name, such as one of an operator's models."""
+
+    node: Node
+
+
+def _as_member(method: Token, role: str, value: Any) -> Node:
+    if isinstance(value, _Member):
+        return value.node
+    if not isinstance(value, str):
+        raise _Problem(method, f"{method}: {role} is {value}; a model is expected")
+    try:
+        return Ref.of(value)
+    except ExpressionError as error:
+        raise _Problem(method, error.problem) from error
 
 
 @dataclass(frozen=True)

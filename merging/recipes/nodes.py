@@ -126,7 +126,29 @@ class Stack:
         return f"stack({', '.join(map(str, self.slices))})"
 
 
-Node: TypeAlias = Ref | Weighted | Sum | Call | Delta | Stack
+@dataclass(frozen=True)
+class Composed:
+    """Models composed while they decode: a whole recipe, of which no merged result exists.
+
+    first: the member before ";", None where the operator has none. others: the rest, each with its weight. named:
+    members by their roles, in the operator's order. parameters: as those of a Call. `compositions.members_of` checks.
+    """
+
+    operator: str
+    first: "Node | None"
+    others: tuple["Node", ...]
+    named: tuple[tuple[str, "Node"], ...] = ()
+    parameters: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        arguments = [str(one) for one in self.others]
+        arguments += [f"{role}={node}" for role, node in self.named]
+        arguments += [f"{name}={value_text(value)}" for name, value in self.parameters]
+        start = f"{self.first}; " if self.first is not None else ""
+        return f"{self.operator}({start}{', '.join(arguments)})"
+
+
+Node: TypeAlias = Ref | Weighted | Sum | Call | Delta | Stack | Composed
 
 
 @dataclass(frozen=True)
@@ -204,6 +226,8 @@ def children(node: Node) -> Sequence[Node]:
             return (model, base_ref)
         case Stack(slices=slices):
             return slices
+        case Composed(first=first, others=others, named=named):
+            return (*(() if first is None else (first,)), *others, *(member for _, member in named))
         case Ref():
             return ()
 
@@ -231,6 +255,13 @@ def rewritten(node: Node, put: Callable[[Ref], Node]) -> Node:
             return Delta(*(one for one in names if isinstance(one, Ref)))
         case Stack(slices=slices):
             return Stack(tuple(rewritten(one, put) for one in slices))
+        case Composed(first=first, others=others, named=named):
+            return replace(
+                node,
+                first=rewritten(first, put) if first is not None else None,
+                others=tuple(rewritten(one, put) for one in others),
+                named=tuple((role, rewritten(one, put)) for role, one in named),
+            )
 
 
 def references_of(node: Node) -> Iterator[Ref]:

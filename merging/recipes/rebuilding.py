@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub.merging.errors import InvalidRecipe, RecipeTooLarge
+from adapterhub.merging.errors import InvalidParameter, InvalidRecipe, RecipeTooLarge
 from adapterhub.merging.recipes.canonical import FORMAT, FORMAT_VERSION
+from adapterhub.merging.recipes.compositions import composed
 from adapterhub.merging.recipes.expression import DEFAULT_LIMITS
 from adapterhub.merging.recipes.head_policy import Heads
-from adapterhub.merging.recipes.nodes import Call, Delta, Form, Node, Recipe, Ref, Stack, Sum, Weighted
+from adapterhub.merging.recipes.nodes import Call, Composed, Delta, Form, Node, Recipe, Ref, Stack, Sum, Weighted
 from adapterhub.merging.recipes.tokenizer import TokenizerPolicy
 from adapterhub.merging.recipes.values import Schedule, Value, schedule
 
@@ -28,9 +29,11 @@ MAX_BYTES = 4 << 20
 _FLOATS = ("F64", "F32", "BF16", "F16")
 _METHOD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
-_FORM = frozenset({"dtype", "as", "cast", "layers", "stack", "tokenizer", "heads"})
+_FORM = frozenset({"dtype", "as", "cast", "layers", "stack", "compose", "tokenizer", "heads"})
 _WHOLE = frozenset({"format", "format_version", "inputs", "base", "sum"}) | _FORM
 _INPUT = frozenset({"name", "path", "kind", "digest", "layers"})
+_COMPOSE = frozenset({"operator", "parameters", "members"})
+_MEMBER = frozenset({"role", "weight", "base", "sum"})
 _PARTS: Mapping[str, frozenset[str]] = {
     "input": frozenset({"weight", "schedules", "input"}),
     "delta": frozenset({"weight", "schedules", "delta"}),
@@ -72,8 +75,11 @@ def _recipe(value: Mapping[str, Any]) -> Rebuilt:
         )
     _check_known(value, _WHOLE, "the recipe")
     refs = tuple(_ref(one) for one in value["inputs"])
-    stack = value.get("stack")
+    stack, compose = value.get("stack"), value.get("compose")
+    if stack is not None and compose is not None:
+        raise InvalidRecipe(f"{FILE}: says both stack and compose")
     slices = tuple(_slice(one, refs) for one in ([value] if stack is None else stack))
+    root = _composed(compose, refs) if compose is not None else slices[0] if stack is None else Stack(slices)
     tokenizer = value.get("tokenizer")
     form = Form(
         dtype=_dtype(value.get("cast")),
@@ -81,7 +87,7 @@ def _recipe(value: Mapping[str, Any]) -> Rebuilt:
         tokenizer=None if tokenizer is None else TokenizerPolicy.of_json(tokenizer, refs),
         heads=_heads(value.get("heads"), refs, [str(one["digest"]) for one in value["inputs"]]),
     )
-    recipe = Recipe(slices[0] if stack is None else Stack(slices), form=form)
+    recipe = Recipe(root, form=form)
     names = tuple(str(one["name"]) for one in value["inputs"])
     return Rebuilt(recipe, refs, names, _text(value["dtype"]), _text(value["as"]))
 
@@ -93,6 +99,18 @@ def _heads(value: Any, refs: Sequence[Ref], digests: Sequence[str]) -> Heads | N
     if not isinstance(value, dict) or [*value] != ["keep"] or value["keep"] not in digests:
         raise InvalidRecipe(f"{FILE}: heads is {value!r}; expected drop, multi, or keep with the digest of an input")
     return Heads("keep", refs[digests.index(value["keep"])])
+
+
+def _composed(value: Mapping[str, Any], refs: Sequence[Ref]) -> Composed:
+    _check_known(value, _COMPOSE, "compose")
+    for one in value["members"]:
+        _check_known(one, _MEMBER, "a member")
+    members = [(str(one["role"]), _weight(one["weight"]), _slice(one, refs)) for one in value["members"]]
+    parameters = [(str(name), _parameter(name, given)) for name, given in value["parameters"].items()]
+    try:
+        return composed(str(value["operator"]), members, parameters)
+    except InvalidParameter as error:
+        raise InvalidRecipe(f"{FILE}: {error}") from error
 
 
 def _slice(value: Mapping[str, Any], refs: Sequence[Ref]) -> Node:

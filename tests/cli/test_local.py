@@ -51,6 +51,25 @@ def test_kinds_and_methods_are_those_of_the_registries(command: Command) -> None
     assert "density" in command("merge", "methods").out
 
 
+def test_operators_are_those_of_the_registry(command: Command) -> None:
+    from adapterhub.merging.decoding import operators
+
+    found = [json.loads(line) for line in command("recipe", "operators", "--json").out.splitlines()]
+    assert [one["usage"] for one in found] == [one.usage for one in operators().values()]
+    assert "alpha" in command("recipe", "operators").out
+
+
+def test_a_composition_parses_and_is_not_merged(command: Command, folders: Path, tmp_path: Path) -> None:
+    text = "proxy(base; base + code, anti=base)"
+    assert command("recipe", "parse", text).out == text + "\n"
+    given = [option for name in ("base", "code") for option in ("--input", f"{name}={folders / name}")]
+    for asked in (["merge", "run", text, "--out", str(tmp_path / "out")], ["recipe", "explain", text]):
+        ended = command(*asked, *given)
+        assert ended.code == 4
+        assert "composes models while they decode and has no merged result; serve it under model=" in ended.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_parse_prints_the_normal_form_and_points_at_mistakes(command: Command) -> None:
     assert command("recipe", "parse", "a/b + .50 * c/d").out == "a/b + 0.5*c/d\n"
     assert json.loads(command("recipe", "parse", "a/b + c/d", "--json").out)["references"] == ["a/b", "c/d"]

@@ -20,9 +20,9 @@ import torch
 
 from adapterhub.errors import AdapterHubError
 from adapterhub.hub.errors import EngineUnavailable, InvalidRequest, Overloaded
-from adapterhub.hub.serving import frames, tasks
+from adapterhub.hub.serving import compositions, frames, tasks
 from adapterhub.hub.serving.batching import Row
-from adapterhub.hub.serving.generation import Generation, Prompt
+from adapterhub.hub.serving.compositions import Troupe
 from adapterhub.hub.serving.protocol import (
     MERGED,
     Generate,
@@ -57,11 +57,11 @@ class _Request:
         self._done = done
         self._pieces: Pieces = iter(())
         self._rows: Callable[[], Sequence[Row]] = tuple
-        self._lease: Lease | None = None
+        self._lease: Lease | Troupe | None = None
         self.is_cancelled = False
         self.began = time.monotonic()
 
-    def hold(self, lease: Lease) -> None:
+    def hold(self, lease: Lease | Troupe) -> None:
         """Keep the lease until the request is closed."""
         self._lease = lease
 
@@ -169,13 +169,17 @@ class EmbeddedEngine:
         if refusing.has_refused or request.is_cancelled:
             request.close()
 
-    def _lease(self, message: Json) -> Lease:
-        if message["op"] == "probe":
+    def _lease(self, message: Json) -> Lease | Troupe:
+        op = message["op"]
+        if op == "probe":
             return self._residents.again(message["digest"])
         spec = VariantSpec.from_json(message["spec"])
+        _check(spec, op)
         if message.get("pinned"):
             self._residents.pin(spec)
-        return self._residents.lease(spec, message["request"]["execution"] if message["op"] == "generate" else MERGED)
+        return compositions.lease(
+            self._residents, spec, message["request"]["execution"] if op == "generate" else MERGED
+        )
 
     def _state(self) -> Json:
         return {
@@ -195,16 +199,22 @@ class EmbeddedEngine:
             _log.debug("nobody reads the answers any more")
 
 
-def _load(request: _Request, lease: Lease, message: Json, attachment: bytes) -> None:
-    size_bytes = lease.base.size_bytes if lease.variant is None else lease.variant.size_bytes
-    request.compute(iter([[{"event": "loaded", "execution_id": lease.execution_id, "size_bytes": size_bytes}]]))
+def _check(spec: VariantSpec, op: str) -> None:
+    """Raises InvalidRequest for what several models do not do together."""
+    if spec.composition is not None and op == "task":
+        raise InvalidRequest(
+            f"{spec.composition.operator}(...) composes what models say next, and answers with text alone"
+        )
 
 
-def _generate(request: _Request, lease: Lease, message: Json, attachment: bytes) -> None:
+def _load(request: _Request, lease: Lease | Troupe, message: Json, attachment: bytes) -> None:
+    request.compute(iter([[{"event": "loaded", "execution_id": lease.execution_id, "size_bytes": lease.size_bytes}]]))
+
+
+def _generate(request: _Request, lease: Lease | Troupe, message: Json, attachment: bytes) -> None:
     asked = Generate.from_json(message["request"])
-    prompt = Prompt(lease.loaded, asked)
+    prompt, generation = lease.begin(asked)
     started = Started(len(prompt.tokens), lease.execution_id, 1000 * (time.monotonic() - request.began))
-    generation = Generation(lease.loaded, asked, prompt)
 
     def pieces() -> Pieces:
         yield [event_to_json(started)]
@@ -214,7 +224,7 @@ def _generate(request: _Request, lease: Lease, message: Json, attachment: bytes)
     request.compute(pieces(), generation.rows)
 
 
-def _task(request: _Request, lease: Lease, message: Json, attachment: bytes) -> None:
+def _task(request: _Request, lease: Lease | Troupe, message: Json, attachment: bytes) -> None:
     asked = replace(Task(**message["request"]), media=attachment or None)
 
     def pieces() -> Pieces:
@@ -224,24 +234,26 @@ def _task(request: _Request, lease: Lease, message: Json, attachment: bytes) -> 
     request.compute(pieces())
 
 
-def _probe(request: _Request, lease: Lease, message: Json, attachment: bytes) -> None:
+def _probe(request: _Request, lease: Lease | Troupe, message: Json, attachment: bytes) -> None:
     """Whether the base's weights are what was loaded, told once it has generated a token, if it is of that kind."""
+    assert isinstance(lease, Lease)  # a probe names a base
+    base = lease.base
     # 0 is a token of every vocabulary
     asked = Generate(prompt=[0], max_tokens=1, sampling=Sampling(temperature=0))
     try:
-        steps = Generation(lease.loaded, asked, Prompt(lease.loaded, asked)).steps()
+        steps = lease.begin(asked)[1].steps()
     except InvalidRequest:
         steps = iter(())
 
     def pieces() -> Pieces:
-        is_pristine = lease.base.is_pristine
+        is_pristine = base.is_pristine
         deque(steps, maxlen=0)
         yield [{"event": "probed", "is_pristine": is_pristine}]
 
     request.compute(pieces())
 
 
-_OPERATIONS: dict[str, Callable[[_Request, Lease, Json, bytes], None]] = {
+_OPERATIONS: dict[str, Callable[[_Request, Lease | Troupe, Json, bytes], None]] = {
     "generate": _generate,
     "load": _load,
     "probe": _probe,

@@ -96,3 +96,12 @@ def test_inputs_are_handed_to_other_processes_as_paths(hub: Hub, ann: Caller) ->
     assert {name: back.read(name) for name in back.names()} == {
         name: one.folder.read(name) for name in one.folder.names()
     }
+
+
+def test_each_member_of_a_composition_stands_on_a_base_of_its_own(hub: Hub, ann: Caller) -> None:
+    push(hub, ann, "ann/large", model(seed=9))
+    short = resolve_expression(hub, ann, "proxy(ann/large; 0.5*ann/code, anti=ann/base)")
+    long = resolve_expression(hub, ann, "proxy(ann/large; 0.5*(ann/base + ann/code), anti=ann/base@main)")
+    assert short.digest == long.digest
+    assert short.digest != resolve_expression(hub, ann, "proxy(ann/large; ann/code, anti=ann/base)").digest
+    assert resolve_expression(hub, ann, "ensemble(ann/code)").recipe.references()[0].name == "ann/base"

@@ -15,7 +15,7 @@ from adapterhub.hub.services.access import ANONYMOUS, FINE_GRAINED, Caller
 from adapterhub.hub.services.commits import AddRegular, commit
 from adapterhub.hub.services.resolve import resolve_expression
 from adapterhub.hub.worker import handlers_of
-from adapterhub.merging.errors import BaseMismatch, ExpressionError, RecipeTooLarge, UnknownName
+from adapterhub.merging.errors import BaseMismatch, ExpressionError, NotRepresentable, RecipeTooLarge, UnknownName
 from tests.hub.services.samples import lora, model
 
 MakeUser = Callable[..., Caller]
@@ -300,3 +300,22 @@ def test_a_fine_grained_token_reaches_the_recipes_of_its_accounts_alone(hub: Hub
     with pytest.raises(Forbidden, match=r"repo\.write"):
         recipes.save(hub, token("repo.content.read"), "ann/support", PLAIN)
     assert recipes.save(hub, token("repo.write"), "ann/support", PLAIN)["version"] == 2
+
+
+def test_a_composition_is_saved_and_compared_and_never_merged(hub: Hub, ann: Caller) -> None:
+    before = recipes.save(hub, ann, "ann/steered", "ensemble(ann/base, ann/base + ann/code)")
+    recipes.save(hub, ann, "ann/steered", "ensemble(ann/base, 2*(ann/base + ann/more))")
+    found = recipes.difference(hub, ann, "recipe/ann/steered@1", "recipe/ann/steered@2")
+    texts = [one["text"] for one in found["changes"]]
+    assert "weight of model, in member 2: 1, now 2" in texts
+    named = resolve_expression(hub, ann, "recipe/ann/steered@1")
+    assert named.digest == before["digest"]
+    for text in ("recipe/ann/steered", "ensemble(ann/base)"):
+        with pytest.raises(NotRepresentable, match="no merged result; serve it under model="):
+            merges.request(hub, ann, text)
+    with pytest.raises(NotRepresentable, match="lora"):
+        recipes.save(hub, ann, "ann/steered", "ensemble(ann/base)", as_kind="lora")
+    with pytest.raises(ExpressionError, match="stands alone"):
+        recipes.save(hub, ann, "ann/more", "recipe/ann/steered + ann/code")
+    with pytest.raises(InvalidRequest, match="inside of itself"):
+        recipes.save(hub, ann, "ann/steered", "recipe/ann/steered")

@@ -202,3 +202,18 @@ def test_layers_of_one_model_are_told_apart(inputs: dict[Ref, Input]) -> None:
         "input demo/base[0:8]: added at 0123456789ab",
         "base: demo/base, now demo/base[0:8]",
     ]
+
+
+def test_compositions_differ_in_operator_parameters_and_members(inputs: dict[Ref, Input]) -> None:
+    before = "proxy(demo/m; 0.5*(demo/base + demo/a), anti=demo/base)"
+    after = "proxy(demo/m; 0.7*(demo/base + 2*demo/a), anti=demo/m, alpha=2)"
+    assert told(before, before, inputs) == []
+    assert told(before, after, inputs) == [
+        "proxy.alpha: 1, now 2",
+        "weight of expert, in member 3: 0.5, now 0.7",
+        "base, in member 2: demo/base, now demo/m",
+        "weight of demo/a, in member 3: 1, now 2",
+    ]
+    emulated = "eft(demo/m; demo/base + demo/a, base=demo/base)"
+    assert "operator: eft, now contrast" in told(emulated, "contrast(demo/m; demo/base)", inputs)
+    assert told("demo/m", "ensemble(demo/m, demo/base)", inputs)[-1].startswith("base, in member 2")

@@ -135,7 +135,7 @@ WRONG = {
     "a + 1e999*b": (4, "1e999 is too large for a number"),
     "a + 1e200*1e200*b": (4, "multiply to more than a number holds"),
     "a + []*b": (5, "found ']', expected a name or a number"),
-    "a + [0.5*b": (8, "found '*', expected ')' or ',' or ']' or '}'"),
+    "a + [0.5*b": (8, "found '*', expected ',' or ']' or '}'"),
     "a + [1, true]*b": (5, "a gradient's values are all numbers, all words, or all true and false"),
     "a + [x, y]*b": (5, "a weight is made of numbers"),
     'a + {"mlp": 0.2}*b': (5, "a choice by name ends with what holds for all other tensors"),

@@ -30,6 +30,9 @@ EXPRESSIONS = [
     'demo/base + [0.1, 0.9]*demo/a - 0.5*{"q_proj": [0.2, 0.4], "*": 1}*demo/b',
     'ties(demo/base; [0.3, 0.7]*demo/a, demo/b, density={"mlp": 0.2, "*": [0.4, 0.6]})',
     "stack(demo/base[0:1], slerp(demo/base[1:2]; demo/m[1:2], t=0.25))",
+    "proxy(demo/m; demo/base + 2*demo/a, 0.25*(demo/base + demo/b), anti=demo/base, alpha=0.5)",
+    "ensemble(0.5*demo/m, 2*ties(demo/base; demo/a, demo/b), space=probs)",
+    "fusion(demo/m; demo/base + demo/a, base=demo/base)",
 ]
 FORMS = [
     Form(dtype="BF16", layers=2),

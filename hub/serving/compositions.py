@@ -1,0 +1,241 @@
+"""Several models that answer as one: at each step all of them read the same tokens, and an operator makes one of their
+logits. What follows is as for a single model: sampling, stop texts, log probabilities, schemas.
+
+Members of one base take turns on its model within a step, each with a key-value cache of its own; between two steps
+every base is itself. Imports torch: only an engine's process loads this.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from adapterhub.hub.errors import InvalidRequest, TooLarge, UnfitPatch
+from adapterhub.hub.serving.generation import Generation, Prompt, end_tokens
+from adapterhub.hub.serving.loading import Loaded
+from adapterhub.hub.serving.mixture import Mixture
+from adapterhub.hub.serving.protocol import MERGED, RUN_TIME, Composition, Generate, VariantSpec
+from adapterhub.hub.serving.resident import Variant
+from adapterhub.hub.serving.residents import Lease, Residents
+from adapterhub.merging.decoding import operators
+from adapterhub.merging.registry import make_parameters
+
+RULED_OUT = 1e4
+"""How far below the first member's log probability an operator's -inf lies: beyond reach, but not beyond a schema that
+allows nothing else."""
+
+_vocabularies: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+"""sha256 of the vocabulary of each tokenizer in memory."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a composition, in memory. name: in messages."""
+
+    name: str
+    lease: Lease
+
+    @property
+    def loaded(self) -> Loaded:
+        return self.lease.loaded
+
+
+class Stage:
+    """What the scheduler gives turns to: the members switch weights themselves, so it has none to switch."""
+
+    def __init__(self, digest: str) -> None:
+        self.digest = digest
+
+    def apply(self, variant: Variant | Mixture | None) -> None:
+        """Nothing."""
+
+
+class Troupe:
+    """The models of a composition in memory until `release`, as a Lease is of one. Equal members are one."""
+
+    variant = None
+
+    def __init__(self, spec: VariantSpec, composition: Composition, members: Sequence[Member]) -> None:
+        """members: one a member of the composition, in its order. Raises InvalidRequest for such as do not go together:
+        encoder-decoders and other vocabularies than the first's."""
+        self.base = Stage(spec.vid)
+        self.composition = composition
+        first: dict[str, int] = {}
+        vids = [one.vid for one in composition.members]
+        self.rows = tuple(first.setdefault(vid, len(first)) for vid in vids)
+        self.members = tuple(members[vids.index(vid)] for vid in first)
+        self._leases = [one.lease for one in members]
+        told = "\0".join([spec.vid, *(one.lease.execution_id for one in members)])
+        self.execution_id = "ah-" + hashlib.sha256(told.encode()).hexdigest()[:16]
+        _check_members(self.members)
+
+    @property
+    def loaded(self) -> Loaded:
+        """The first member's, whose tokenizer and chat template all answers go through."""
+        return self.members[0].loaded
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all members beyond their bases, and of members that are bases."""
+        return sum(one.lease.size_bytes for one in self.members)
+
+    def begin(self, request: Generate) -> tuple[Prompt, Generation]:
+        """The tokens of a request and what computes its answers. Raises InvalidRequest, TooLarge."""
+        with _naming(self.members[0]):
+            prompt = Prompt(self.loaded, request)
+        read = replace(request, prompt=prompt.tokens, messages=None)
+        for one in self.members[1:]:
+            with _naming(one):
+                prompt.max_tokens = min(prompt.max_tokens, Prompt(one.loaded, read).max_tokens)
+        width = min(_width(one.loaded) for one in self.members)
+        beyond = [token for token in (*prompt.tokens, *request.sampling.logit_bias) if token >= width]
+        if beyond:
+            raise InvalidRequest(f"token {beyond[0]} is not among the {width} that all models of {self._title} have")
+        return prompt, ComposedGeneration(self, request, prompt)
+
+    def release(self) -> None:
+        for lease in self._leases:
+            lease.release()
+
+    @property
+    def _title(self) -> str:
+        return f"{self.composition.operator}({', '.join(one.name for one in self.members)})"
+
+
+def lease(residents: Residents, spec: VariantSpec, how: str | None = MERGED) -> Lease | Troupe:
+    """What `spec` describes, in memory; how: as of `Residents.lease`, for one model. The members are merged.
+
+    Raises as `Residents.lease`, and InvalidRequest as `Troupe`.
+    """
+    composition = spec.composition
+    if composition is None:
+        return residents.lease(spec, how)
+    if how == RUN_TIME:
+        raise InvalidRequest(f"execution: the models of {composition.operator}(...) are merged; leave it out")
+    with ExitStack() as undo:
+        members = []
+        for one in composition.members:
+            found = residents.lease(one)
+            undo.callback(found.release)
+            members.append(Member(one.label, found))
+        troupe = Troupe(spec, composition, members)
+        undo.pop_all()
+        return troupe
+
+
+# ---- what goes together ----------------------------------------------------------------------------------------------
+
+
+def _check_members(members: Sequence[Member]) -> None:
+    for one in members:
+        if one.loaded.model.config.is_encoder_decoder:
+            raise InvalidRequest(f"{one.name}: an encoder-decoder is not composed; name decoders alone")
+        if one.loaded.tokenizer is None:
+            raise InvalidRequest(f"{one.name}: has no tokenizer files, so nobody knows whether its tokens are the same")
+    for one in members[1:]:
+        if _vocabulary_digest(one.loaded.tokenizer) != _vocabulary_digest(members[0].loaded.tokenizer):
+            raise InvalidRequest(_difference(members[0], one))
+    last = max(members[0].loaded.tokenizer.get_vocab().values(), default=0)  # type: ignore[union-attr]  # just checked
+    for one in members:
+        if _width(one.loaded) <= last:
+            raise InvalidRequest(
+                f"{one.name}: gives logits of {_width(one.loaded)} tokens, and its vocabulary, which is that of "
+                f"{members[0].name}, goes up to {last}"
+            )
+
+
+def _vocabulary_digest(tokenizer: Any) -> str:
+    found = _vocabularies.get(tokenizer)
+    if found is None:
+        tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+        found = hashlib.sha256(repr(tokens).encode("utf-8", "surrogatepass")).hexdigest()
+        _vocabularies[tokenizer] = found
+    return found
+
+
+def _difference(one: Member, other: Member) -> str:
+    """A sentence on the first token in which two vocabularies differ."""
+    left, right = (set(member.loaded.tokenizer.get_vocab().items()) for member in (one, other))  # type: ignore[union-attr]
+    token, number = min(left ^ right, key=lambda item: (item[1], item[0]))
+    has, lacks = (one, other) if (token, number) in left else (other, one)
+    return (
+        f"{one.name} and {other.name} have different vocabularies, and models are composed over one: token {number} is "
+        f"{token!r} in {has.name} and not in {lacks.name} ({len(left)} and {len(right)} tokens, "
+        f"{len(left - right)} of the first are not in the second)"
+    )
+
+
+def _width(loaded: Loaded) -> int:
+    """How many tokens a model gives logits of."""
+    model: Any = loaded.model
+    head = model.get_output_embeddings()
+    return int(model.get_input_embeddings().num_embeddings if head is None else head.weight.shape[0])
+
+
+@contextmanager
+def _naming(member: Member) -> Iterator[None]:
+    """Says of which member a refusal is."""
+    try:
+        yield
+    except (InvalidRequest, TooLarge, UnfitPatch) as error:
+        raise type(error)(f"{member.name}: {error}") from error
+
+
+# ---- computing -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Caches:
+    """Of each member; and all tokens read so far, for members that have none and read everything again."""
+
+    members: list[Any]
+    read: list[int] = field(default_factory=list)
+
+
+class ComposedGeneration(Generation):
+    """The computation of one request by all members."""
+
+    def __init__(self, troupe: Troupe, request: Generate, prompt: Prompt) -> None:
+        super().__init__(troupe.loaded, request, prompt)
+        plain = replace(request, json_schema=None)
+        self._leases = [one.lease for one in troupe.members]
+        self._members = [Generation(one.loaded, plain, prompt) for one in self._leases]
+        self._ends = frozenset(token for one in self._leases for token in end_tokens(one.loaded))
+        self._rows = list(troupe.rows)
+        self._weights = troupe.composition.weights
+        self._operator = operators()[troupe.composition.operator]
+        self._parameters = make_parameters(
+            self._operator.parameters, troupe.composition.parameters, self._operator.name
+        )
+
+    def rows(self) -> list[Any]:
+        """None: several models compute each of its answers."""
+        return []
+
+    def forward(self, tokens: Sequence[int], cache: Any, keep: int) -> tuple[Tensor, Any]:
+        """As of one model. cache: _Caches, None at the beginning."""
+        caches: _Caches = _Caches([None] * len(self._members)) if cache is None else cache
+        has_read = bool(caches.read)
+        caches.read.extend(tokens)
+        found = []
+        for number, (lease, member) in enumerate(zip(self._leases, self._members, strict=True)):
+            unread = caches.read if has_read and caches.members[number] is None else tokens
+            try:
+                lease.base.apply(lease.variant)
+                logits, caches.members[number] = member.forward(unread, caches.members[number], keep)
+            finally:
+                lease.base.apply(None)
+            found.append(logits[-keep:].float())
+        width = min(one.shape[-1] for one in found)
+        logits = torch.stack([one[:, :width] for one in found])[self._rows]  # (members, kept, vocabulary)
+        return torch.stack([self._composed(one) for one in logits.unbind(1)]), caches
+
+    def _composed(self, logits: Tensor) -> Tensor:
+        """(members, vocabulary) as (vocabulary,)."""
+        scores = self._operator.function(logits, self._weights, self._parameters)
+        return torch.where(scores.isneginf(), logits[0].log_softmax(-1) - RULED_OUT, scores)
