@@ -18,7 +18,7 @@ from torch import Tensor
 from adapterhub.hub.errors import InvalidRequest, TooLarge, UnfitPatch
 from adapterhub.hub.serving.generation import Generation, Prompt, end_tokens
 from adapterhub.hub.serving.loading import Loaded
-from adapterhub.hub.serving.mixture import Mixture
+from adapterhub.hub.serving.mixture import Adapter, Mixture
 from adapterhub.hub.serving.protocol import MERGED, RUN_TIME, Composition, Generate, VariantSpec
 from adapterhub.hub.serving.resident import Variant
 from adapterhub.hub.serving.residents import Lease, Residents
@@ -226,6 +226,7 @@ class ComposedGeneration(Generation):
         for number, (lease, member) in enumerate(zip(self._leases, self._members, strict=True)):
             unread = caches.read if has_read and caches.members[number] is None else tokens
             try:
+                assert not isinstance(lease.variant, Adapter)  # members are merged
                 lease.base.apply(lease.variant)
                 logits, caches.members[number] = member.forward(unread, caches.members[number], keep)
             finally:
