@@ -14,6 +14,7 @@ from adapterhub.hub.jobs.process import ProcessExecutor
 from adapterhub.hub.services import warming
 from adapterhub.hub.services.wiring import open_hub, worker_environment
 from adapterhub.hub.serving.client import EngineClient
+from adapterhub.hub.serving.engines.external import ExternalEngine
 from adapterhub.hub.settings import Settings
 from adapterhub.hub.web import forms, merge_pages, pages, recipe_pages, talk
 
@@ -36,7 +37,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.openapi_version = "3.0.3"  # the newest that the vendored page can show
     app.state.hub = hub = open_hub(settings)
-    app.state.engines = EngineClient(settings)
+    app.state.engines = (ExternalEngine if settings.engine == "external" else EngineClient)(settings)
     app.state.workers = ProcessExecutor(hub.jobs, settings.workers, worker_environment(settings))
     errors.install(app, pages.error_page)
     for router in ROUTERS:

@@ -6,7 +6,7 @@ torch.
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -170,12 +170,13 @@ class Delta:
 @dataclass(frozen=True)
 class Finished:
     """Answer `index` is complete. reason: "stop" or "length". completion_tokens: generated for it. by_text: whether a
-    stop text ended it."""
+    stop text ended it. prompt_tokens: those that were not known when it started."""
 
     index: int
     reason: str
     completion_tokens: int
     by_text: bool = False
+    prompt_tokens: int = 0
 
 
 Event = Started | Delta | Finished
@@ -223,6 +224,22 @@ class Engine(Protocol):
 
     async def state(self) -> Json:
         """Process, device, resident bases and variants with their bytes, counts of hits, loads and evictions."""
+
+
+class EngineHandle(Engine, Protocol):
+    """An engine with a life of its own, which belongs to the one event loop that uses it."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be asked now."""
+
+    async def start(self) -> None:
+        """Make it ready; returns at once. May be called repeatedly."""
+
+    async def stop(self) -> None:
+        """End it. May be called repeatedly."""
+
+    def generate(self, spec: VariantSpec, request: Generate) -> AsyncGenerator[Event, None]: ...
 
 
 _EVENTS: Mapping[str, type[Event]] = {"started": Started, "delta": Delta, "finished": Finished}

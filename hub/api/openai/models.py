@@ -11,7 +11,7 @@ from adapterhub.hub.api.deps import CallerDep, HubDep
 from adapterhub.hub.api.openai.requests import EngineDep
 from adapterhub.hub.services import variants
 from adapterhub.hub.services.variants import Listed
-from adapterhub.hub.serving.client import EngineClient
+from adapterhub.hub.serving.protocol import EngineHandle
 
 router = APIRouter(tags=["openai"])
 
@@ -33,7 +33,7 @@ async def get_model(name: str, hub: HubDep, caller: CallerDep, engine: EngineDep
     return _model(await threads.run(variants.model, hub, caller, name), await _resident(engine))
 
 
-async def _resident(engine: EngineClient) -> Mapping[str, int]:
+async def _resident(engine: EngineHandle) -> Mapping[str, int]:
     """Bytes of what is in memory, by name and by digest; nothing while the engine is not up."""
     if not engine.is_ready:
         return {}

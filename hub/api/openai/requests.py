@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, Request
 from starlette.requests import ClientDisconnect
@@ -11,20 +11,17 @@ from adapterhub.hub.api import threads
 from adapterhub.hub.context import Hub
 from adapterhub.hub.services import variants
 from adapterhub.hub.services.access import Caller
-from adapterhub.hub.serving.client import EngineClient
-from adapterhub.hub.serving.protocol import Event, Started, VariantSpec
+from adapterhub.hub.serving.protocol import EngineHandle, Event, Started, VariantSpec
 
 T = TypeVar("T")
 
 
-def engine(request: Request) -> EngineClient:
+def engine(request: Request) -> EngineHandle:
     """The engine of this process."""
-    found = request.app.state.engines
-    assert isinstance(found, EngineClient)
-    return found
+    return cast(EngineHandle, request.app.state.engines)
 
 
-EngineDep = Annotated[EngineClient, Depends(engine)]
+EngineDep = Annotated[EngineHandle, Depends(engine)]
 
 
 def named(spec: VariantSpec) -> dict[str, str]:
