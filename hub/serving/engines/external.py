@@ -300,7 +300,7 @@ class ExternalEngine:
             name, _, pinned = wanted.partition("@")
             is_served = name == repository and pinned in ("", commit)
         if not is_served or spec.base.path:
-            serves = wanted or ", ".join(sorted(facts.also_called))
+            serves = wanted or facts.served
             raise InvalidRequest(
                 f"{spec.base.name}: the external engine serves {serves}; ask for what is made of that base, or say in "
                 "ADAPTERHUB_ENGINE_BASE which repository the server was started with"
