@@ -1,7 +1,7 @@
 """A vLLM plug-in: `model` in a request to vLLM may be a repository of a hub, or an expression of several adapters.
 
-A name that vLLM does not know comes here. `lab/lora` is fetched as it is; `lab/base + 0.7*lab/a - 0.3*lab/b` is merged by
-the hub into one LoRA, as a job, and that is fetched. What is no sum of LoRAs on the base that vLLM serves is not
+A name that vLLM does not know comes here. `lab/lora` is fetched as it is; `lab/base + 0.7*lab/a - 0.3*lab/b` is merged
+by the hub into one LoRA, as a job, and that is fetched. What is no sum of LoRAs on the base that vLLM serves is not
 resolved, and vLLM then answers 404; its log says why.
 
 Reads HF_ENDPOINT and HF_TOKEN, as every client of the hub, and ADAPTERHUB_RESOLVER_RANK: the --max-lora-rank of the

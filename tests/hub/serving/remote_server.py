@@ -45,7 +45,8 @@ class Model:
     def put(self, path: str) -> None:
         """Read the weights anew; adapters go on them again."""
         self.path = path
-        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(path).eval()
+        read: Any = transformers.AutoModelForCausalLM.from_pretrained(path)
+        self.model: Any = read.eval()
         adapters, self.adapters = self.adapters, {}
         for name, folder in adapters.items():
             self.load(name, folder)
@@ -71,7 +72,7 @@ class Model:
         else:
             self.model = self.model.unload()
 
-    def logits(self, tokens: list[int], adapter: str | None) -> torch.Tensor:
+    def logits(self, tokens: list[int], adapter: str | None) -> Any:
         ids = torch.tensor([tokens])
         with torch.no_grad():
             if adapter is None:
@@ -354,9 +355,7 @@ class Sglang(Server):
         return []  # older servers list none
 
     async def model_info(self, request: Request) -> Response:
-        return JSONResponse(
-            {"model_path": self.model.path, "is_generation": True, "weight_version": self.model.label}
-        )
+        return JSONResponse({"model_path": self.model.path, "is_generation": True, "weight_version": self.model.label})
 
     async def server_info(self, request: Request) -> Response:
         return JSONResponse({"model_path": self.model.path, "served_model_name": self.name, "version": "0.5.6"})
