@@ -21,6 +21,7 @@ from adapterhub.errors import AdapterHubError
 from adapterhub.hub.errors import EngineUnavailable, InvalidRequest, Overloaded
 from adapterhub.hub.serving import remote_answers
 from adapterhub.hub.serving.materials import BASE, Material, Materials
+from adapterhub.hub.serving.pool import Counts
 from adapterhub.hub.serving.protocol import Answer, Event, Generate, Json, Task, VariantSpec
 from adapterhub.hub.serving.remote import (
     FIRST_ANSWER_S,
@@ -61,10 +62,9 @@ class _Held:
 
 
 @dataclass
-class _Counts:
-    hits: int = 0
-    loads: int = 0
-    evictions: int = 0
+class _Counts(Counts):
+    """Of adapters as of a pool's entries; swaps: how often the server was given other weights."""
+
     swaps: int = 0
 
 

@@ -183,7 +183,7 @@ class Server:
                 piece = "" if text.endswith("\ufffd") and not is_last else text[len(told) :]
                 told += piece
                 choice: Json = {"index": 0, "finish_reason": None, **self.worded(kind, piece)}
-                if body.get("logprobs") not in (None, False):
+                if body.get("logprobs") is not None and body["logprobs"] is not False:
                     choice["logprobs"] = self.told_logprobs(kind, token, logprobs, body)
                 if is_last:
                     choice["finish_reason"] = "stop" if token == end else "length"

@@ -264,6 +264,16 @@ def likeliest(client: openai.OpenAI, model: str) -> list[list[tuple[str, float]]
     return [[(top.token, top.logprob) for top in one.top_logprobs] for one in content or ()]
 
 
+def test_loraxs_clients_are_answered_too(lab: Lab, handed: tuple[Engine, Server]) -> None:
+    _, server = handed
+    asked = {"adapter_id": "admin/one", "max_new_tokens": 16, "details": True}
+    with server.http() as http:
+        found = http.post("/generate", json={"inputs": "hello", "parameters": asked}).json()
+    assert found["generated_text"] == lab.completions["admin/one"]["text"]
+    told = [one["logprob"] for one in found["details"]["tokens"]]
+    assert told == pytest.approx(lab.logprobs, abs=1e-3)
+
+
 def test_embeddings_are_those_of_the_adapter(handed: tuple[Engine, Server]) -> None:
     _, server = handed
     with client_of(server) as client:
