@@ -87,7 +87,7 @@ class ExternalEngine:
         self._dense: _Held | None = None
         self._held: OrderedDict[str, _Held] = OrderedDict()
         self._pinned: dict[str, VariantSpec] = {}
-        self._bases: dict[str, str] = {}
+        self._base: VariantSpec | None = None
         self._counts = _Counts()
         self._connected: _Connected | None = None
         self._connecting = asyncio.Lock()
@@ -169,8 +169,9 @@ class ExternalEngine:
         entries = [self._entry("variant", one) for one in self._held.values() if one.ready is None or one.ready.done()]
         if self._dense is not None and self._weights.current not in (OWN, None):
             entries.append(self._entry("variant", self._dense))
-        for digest, name in self._bases.items():
-            entries.append({"kind": "base", "digest": digest, "name": name, "size_bytes": 0, "pins": 0})
+        if self._base is not None:
+            own = _Held(self._base.base.name, self._base.base_digest, 0)
+            entries.append(self._entry("base", own))
         return {
             "device": "external",
             "server": found.server.kind,
@@ -286,12 +287,16 @@ class ExternalEngine:
             return Answer(remote_answers.vectors(answer), self._execution_id(spec, material))
 
     async def _material(self, spec: VariantSpec) -> Material | None:
-        """The recipe as files, None for the base alone. Raises InvalidRequest for another base than the server's."""
+        """The recipe as files, None for the base alone. Raises as `_check_base` and `Materials.get`."""
         found = await self._ensure_connected()
         self._check_base(spec, found.facts)
         return None if spec.is_base_alone else await self._materials.get(spec)
 
     def _check_base(self, spec: VariantSpec, facts: Facts) -> None:
+        """Raises InvalidRequest for another base than the server's, as far as names and a commit tell.
+
+        Where no commit is said, the base that is asked for first is taken for the server's, and no other after it.
+        """
         repository, _, commit = spec.base.name.partition("@")
         wanted = self.settings.engine_base
         if wanted is None:
@@ -305,7 +310,13 @@ class ExternalEngine:
                 f"{spec.base.name}: the external engine serves {serves}; ask for what is made of that base, or say in "
                 "ADAPTERHUB_ENGINE_BASE which repository the server was started with"
             )
-        self._bases[spec.base_digest] = spec.base.name
+        first = self._base = self._base or spec
+        if first.base_digest != spec.base_digest:
+            raise InvalidRequest(
+                f"{spec.base.name}: the external engine serves one base, and was asked for {first.base.name} before, "
+                "which has other files; start it and this service with the one that is meant, and say NAME@COMMIT in "
+                "ADAPTERHUB_ENGINE_BASE"
+            )
 
     def _execution_id(self, spec: VariantSpec, material: Material | None) -> str:
         """Names what computed what; a LoRA whose ranks were reduced is another than the exact one."""

@@ -42,7 +42,7 @@ def order(stored: Path, tmp_path: Path) -> Callable[..., Order]:
 
 
 def deltas(folder: Path) -> dict[str, torch.Tensor]:
-    """alpha / r · B A of each module, by the two numbers of the whole configuration alone, as simple engines read it."""
+    """alpha / r · B A of each module, by the configuration's two numbers alone, as simple engines read it."""
     config = json.loads((folder / "adapter_config.json").read_text())
     tensors = load_file(folder / "adapter_model.safetensors")
     found = {}

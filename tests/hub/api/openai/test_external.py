@@ -304,6 +304,19 @@ def test_what_is_no_lora_of_the_engines_base_is_refused(handed: tuple[Engine, Se
         complete(client, model)
 
 
+def test_another_commit_of_the_base_is_another_base(lab: Lab, handed: tuple[Engine, Server]) -> None:
+    _, server = handed
+    api = HfApi(endpoint=server.url, token=server.token)
+    api.create_branch("admin/base", branch="next", exist_ok=True)
+    weights = str(lab.root / "other" / "model.safetensors")
+    api.upload_file(repo_id="admin/base", revision="next", path_or_fileobj=weights, path_in_repo="model.safetensors")
+    with client_of(server) as client:
+        complete(client, "admin/base")
+        with pytest.raises(openai.BadRequestError, match="serves one base"):
+            complete(client, "admin/base@next")
+        assert told(complete(client, "admin/one")) == lab.completions["admin/one"]
+
+
 def test_what_is_loaded_is_listed(handed: tuple[Engine, Server]) -> None:
     _, server = handed
     with client_of(server) as client:
