@@ -15,6 +15,7 @@ from adapterhub.hub.jobs.process import ProcessExecutor
 from adapterhub.hub.services import warming
 from adapterhub.hub.services.wiring import open_hub, worker_environment
 from adapterhub.hub.serving.client import EngineClient
+from adapterhub.hub.serving.engines.external import ExternalEngine
 from adapterhub.hub.serving.meters import Meters
 from adapterhub.hub.serving.probing import Probing
 from adapterhub.hub.settings import Settings
@@ -39,7 +40,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.openapi_version = "3.0.3"  # the newest that the vendored page can show
     app.state.hub = hub = open_hub(settings)
-    app.state.engines = EngineClient(settings)
+    app.state.engines = (ExternalEngine if settings.engine == "external" else EngineClient)(settings)
     app.state.probing = Probing(app.state.engines.probe)
     app.state.meters = Meters()
     app.state.workers = ProcessExecutor(hub.jobs, settings.workers, worker_environment(settings))

@@ -49,7 +49,52 @@ class Settings(BaseSettings):
         default=None, min_length=20, description="Token of the first administrator, for unattended starts."
     )
     device: str = Field(default="auto", description="Where the engine computes: auto, cpu, cuda, cuda:0, …")
-    engine: Literal["embedded", "none"] = Field(default="embedded", description="Which engine serves models.")
+    engine: Literal["embedded", "external", "none"] = Field(
+        default="embedded",
+        description="Which engine serves models: a process of this service, a vLLM or SGLang server, or none.",
+    )
+    engine_url: str | None = Field(
+        default=None, pattern="^https?://", description="URL of the vLLM or SGLang server, for the engine external."
+    )
+    engine_kind: Literal["auto", "vllm", "sglang"] = Field(
+        default="auto", description="What that server is; auto asks it."
+    )
+    engine_api_key: SecretStr | None = Field(
+        default=None, min_length=1, description="Key that the server was started with (--api-key); default: none."
+    )
+    engine_base: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+(@[0-9a-f]{40})?$",
+        description="Repository here, NAME or NAME@COMMIT, of the base that the server was started with; default: the "
+        "one that it names.",
+    )
+    engine_folder: Path | None = Field(
+        default=None,
+        description="Folder, on fast storage, that the server reads too: adapters and models are written there for it; "
+        "default: handoff in the data folder.",
+    )
+    engine_mount: str | None = Field(
+        default=None, description="Path under which the server sees that folder; default: the same."
+    )
+    engine_folder_bytes: int = Field(
+        default=64 << 30, ge=1 << 20, description="Bytes kept in that folder; what was longest unused goes first."
+    )
+    engine_max_rank: int = Field(
+        default=16, ge=1, le=65536, description="Largest LoRA rank that the server takes (its --max-lora-rank)."
+    )
+    engine_max_loras: int = Field(
+        default=8, ge=1, le=4096, description="Most adapters loaded in the server at a time; the longest unused goes."
+    )
+    engine_truncate: bool = Field(
+        default=False,
+        description="Whether a sum of more ranks than the server takes becomes the nearest one that it takes; without, "
+        "it is refused.",
+    )
+    engine_dense: bool = Field(
+        default=False,
+        description="Whether what is no LoRA may take the place of the server's own weights, one variant at a time; "
+        "without, it is refused. Nobody else may use the server then.",
+    )
     workers: int = Field(default=1, ge=0, le=64, description="Job processes.")
     threads: int = Field(default=0, ge=0, description="torch threads of a process; 0 follows the cgroup's quota.")
     pool_bytes: int = Field(
@@ -141,6 +186,17 @@ class Settings(BaseSettings):
         if unknown:
             raise ValueError(f"{', '.join(unknown)}: no such setting; `adapterhub serve --help` lists them")
         return self
+
+    @model_validator(mode="after")
+    def _require_engine_url(self) -> Self:
+        if self.engine == "external" and self.engine_url is None:
+            raise ValueError("ADAPTERHUB_ENGINE=external needs ADAPTERHUB_ENGINE_URL, the server's address")
+        return self
+
+    @property
+    def handoff_folder(self) -> Path:
+        """Where files for an external engine are written."""
+        return (self.engine_folder or self.data / "handoff").absolute()
 
     @property
     def sqlalchemy_url(self) -> str:

@@ -55,6 +55,11 @@ def joined(read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input], base: Checkpo
     return found
 
 
+def base_template(base: Checkpoint) -> str | None:
+    """The chat template that the base itself has."""
+    return None if base.folder is None else _template(base.folder, base.prefix)
+
+
 def _tokenizer_sha256(base: Checkpoint) -> str | None:
     file = join(base.prefix, TOKENIZER)
     if base.folder is None or file not in base.folder.names():

@@ -14,11 +14,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from adapterhub.hub.errors import HubError
-from adapterhub.hub.serving.client import EngineClient
 from adapterhub.hub.serving.protocol import (
     Answer,
     Called,
     Delta,
+    EngineHandle,
     Event,
     Finished,
     Generate,
@@ -74,7 +74,7 @@ class Meters:
 class Measured:
     """An engine whose requests are measured."""
 
-    def __init__(self, engine: EngineClient, meters: Meters) -> None:
+    def __init__(self, engine: EngineHandle, meters: Meters) -> None:
         self._engine = engine
         self._meters = meters
 

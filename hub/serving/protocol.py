@@ -6,7 +6,7 @@ torch.
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -223,12 +223,13 @@ class Called:
 @dataclass(frozen=True)
 class Finished:
     """Answer `index` is complete. reason: "stop" or "length". completion_tokens: generated for it. by_text: whether a
-    stop text ended it."""
+    stop text ended it. prompt_tokens: those that were not known when it started."""
 
     index: int
     reason: str
     completion_tokens: int
     by_text: bool = False
+    prompt_tokens: int = 0
 
 
 Event = Started | Delta | Called | Finished
@@ -276,6 +277,25 @@ class Engine(Protocol):
 
     async def state(self) -> Json:
         """Process, device, resident bases and variants with their bytes, counts of hits, loads and evictions."""
+
+
+class EngineHandle(Engine, Protocol):
+    """An engine with a life of its own, which belongs to the one event loop that uses it."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be asked now."""
+
+    async def start(self) -> None:
+        """Make it ready; returns at once. May be called repeatedly."""
+
+    async def stop(self) -> None:
+        """End it. May be called repeatedly."""
+
+    async def probe(self) -> int:
+        """How many bases are in memory and fit to answer, each looked at. Raises EngineUnavailable where one is not."""
+
+    def generate(self, spec: VariantSpec, request: Generate) -> AsyncGenerator[Event, None]: ...
 
 
 _EVENTS: Mapping[str, type[Event]] = {"started": Started, "delta": Delta, "called": Called, "finished": Finished}

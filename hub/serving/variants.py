@@ -1,17 +1,16 @@
 """Makes of a recipe the tensors in which its result differs from the base in memory.
 
-Imports torch: only an engine's process loads this.
+Computes with torch: only an engine's process, and one that writes files for an engine, loads this.
 """
 
-from collections.abc import Iterator
+from __future__ import annotations
+
 from contextlib import contextmanager
 from math import prod
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from adapterhub.hub.errors import HubError, InvalidRequest, TooLarge, UnfitPatch
 from adapterhub.hub.serving.protocol import VariantSpec
-from adapterhub.hub.serving.resident import Base
 from adapterhub.merging import engine, errors
 from adapterhub.merging.checkpoint import DTYPE_BITS
 from adapterhub.merging.effects import part
@@ -22,6 +21,13 @@ from adapterhub.merging.recipes.canonical import Input
 from adapterhub.merging.recipes.expression import parse
 from adapterhub.merging.steps import Addend, TermDelta
 from adapterhub.merging.terms import terms
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from adapterhub.hub.serving.resident import Base
 
 _REFUSALS: dict[type[errors.MergingError], type[HubError]] = {
     errors.ExpressionError: InvalidRequest,
@@ -37,8 +43,10 @@ _REFUSALS: dict[type[errors.MergingError], type[HubError]] = {
 """What the service calls a refusal of the algebra; any other is a patch that does not fit."""
 
 
-def planned(spec: VariantSpec, memory_bytes: int) -> Plan:
+def planned(spec: VariantSpec, memory_bytes: int, *, as_kind: str | None = None) -> Plan:
     """The plan of a recipe, from configurations and headers. memory_bytes: what its largest step may take.
+
+    as_kind: a patch kind to make instead of a model, as `plan` takes it.
 
     Raises UnfitPatch, InvalidRequest, TooLarge.
     """
@@ -47,7 +55,7 @@ def planned(spec: VariantSpec, memory_bytes: int) -> Plan:
         given = {source.reference: source for source in spec.sources}
         sources = {ref: given[str(ref)] for ref in recipe.references() if str(ref) in given}
         inputs = {ref: Input(one.name, one.folder, one.path, one.kind) for ref, one in sources.items()}
-        return plan(recipe, inputs, memory_bytes=memory_bytes, attaches=True)
+        return plan(recipe, inputs, as_kind=as_kind, memory_bytes=memory_bytes, attaches=True)
 
 
 def size_bytes(plan: Plan) -> int:

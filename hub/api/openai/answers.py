@@ -75,6 +75,7 @@ class Usage:
         if isinstance(event, Started):
             self.prompt_tokens += event.prompt_tokens
         elif isinstance(event, Finished):
+            self.prompt_tokens += event.prompt_tokens
             self.completion_tokens += event.completion_tokens
 
     def as_json(self) -> Json:

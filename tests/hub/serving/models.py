@@ -157,12 +157,12 @@ def chat_template(name: str) -> str:
     return Path(found.origin).with_name("chat_templates").joinpath(f"{name}.jinja").read_text()
 
 
-def lora(base: Path, folder: Path, *, seed: int, targets: Sequence[str] = ("q_proj", "v_proj")) -> Path:
-    """A LoRA of rank 2 that changes the base's answers; B is random, as after training."""
+def lora(base: Path, folder: Path, *, seed: int, targets: Sequence[str] = ("q_proj", "v_proj"), r: int = 2) -> Path:
+    """A LoRA that changes the base's answers; B is random, as after training."""
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
     config = peft.LoraConfig(
-        r=2,
+        r=r,
         lora_alpha=8,
         target_modules=list(targets),
         task_type="CAUSAL_LM",
