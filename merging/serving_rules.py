@@ -55,6 +55,7 @@ FEATURES: Mapping[str, str] = {
     "architecture": "a model that takes no adapters",
     "prefix": "modules called otherwise than the base calls them",
     "module": "a module that the model does not have",
+    "odd": "a module of a name that the engine does not know",
     "fused": "one adapter of q, k and v (gate and up) that the base stores apart",
     "split": "adapters of q, k and v (gate and up) apart that the base stores as one",
     "lone": "adapters of some of q, k and v (gate and up) and not of the others",

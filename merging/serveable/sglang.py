@@ -40,10 +40,23 @@ _RULES = (
     Rule("stacked_experts", "refuses", "the model's experts are adapted one by one"),
     Rule("layer", "refuses", "only linear layers and embeddings are adapted"),
     Rule("module", "ignores", "modules outside `layers.N.` are left out"),
+    Rule("odd", "refuses", "it has no sizes of buffers for a module of that name, unless the class of the model does"),
     Rule("lone", "refuses", "q and v are looked for together, with k or without, and gate where there is up"),
     Rule("some_experts", "refuses", "gate and up of an expert are looked for together"),
     Rule("regex", "refuses", "target_modules has to be a list of names"),
 )
+
+NAMES = frozenset(
+    (
+        *("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj"),
+        *("q_a_proj", "kv_a_proj_with_mqa", "fused_qkv_a_proj_with_mqa", "q_b_proj", "kv_b_proj"),
+        *("wq_b", "wk", "weights_proj"),
+    )
+)
+"""Modules of layers whose sizes SGLang works out of a model's configuration.
+
+Experts' w1, w2 and w3 are called gate, down and up there. Source: `utils.py`, get_default_hidden_dim.
+"""
 
 _LAYER = re.compile(r"layers\.\d+\.")
 _TOP = ("embed_tokens", "lm_head", "unembed_tokens")
@@ -57,6 +70,8 @@ def _looks(modules: Modules, version: str) -> Iterator[Found]:
             yield name, "layer", ""
         elif not is_top and not _LAYER.search(name):
             yield name, "module", ""
+        elif not is_top and name.rpartition(".")[2] not in NAMES | {"w1", "w2", "w3", "experts", "base_layer"}:
+            yield name, "odd", ""
         if name.endswith((".experts", ".experts.base_layer")):
             yield name, "stacked_experts", "one adapter for each expert's own weights"
 

@@ -107,6 +107,25 @@ def _parts(name: str, A: Any, B: Any, r: int, config: Any) -> dict[str, Any]:
     return found
 
 
+def names(base: Path, asked: list[str]) -> None:
+    """Those names of modules for whose buffers SGLang has sizes, as JSON."""
+    without_torchvision()
+    from sglang.srt.lora.utils import get_default_hidden_dim, get_normalized_target_modules
+    from transformers import AutoConfig
+
+    found = []
+    for name in asked:
+        [normalised] = get_normalized_target_modules([name])
+        try:
+            get_default_hidden_dim(normalised, AutoConfig.from_pretrained(base), 0)
+        except NotImplementedError:
+            continue
+        except (AttributeError, AssertionError):
+            pass  # of another architecture's configuration: its sizes are looked for
+        found.append(name)
+    sys.stdout.write(json.dumps(found))
+
+
 def main(folder: Path, out: Path, base: Path) -> None:
     without_torchvision()
     from safetensors.torch import save_file
@@ -130,4 +149,7 @@ def main(folder: Path, out: Path, base: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    if sys.argv[1] == "names":
+        names(Path(sys.argv[2]), sys.argv[3:])
+    else:
+        main(*map(Path, sys.argv[1:]))

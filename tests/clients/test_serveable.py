@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from adapterhub.merging import serveability
 from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
 from adapterhub.merging.serveability import Verdict
-from adapterhub.merging.serveable import engines, vllm
+from adapterhub.merging.serveable import engines, sglang, vllm
 from adapterhub.merging.serving_features import look
 from tests.clients.server import ROOT
 from tests.merging import tiny
@@ -377,6 +377,12 @@ def gguf_rows(module: str, delta: torch.Tensor) -> torch.Tensor:
     if heads is None:
         return delta
     return delta.reshape(heads, 2, len(delta) // heads // 2, -1).swapaxes(1, 2).reshape(delta.shape)
+
+
+def test_which_modules_have_sizes_is_what_sglang_says(corpus: Corpus, environment_of: Callable[[str], Path]) -> None:
+    asked = sorted({*sglang.NAMES, "dense", "fc1", "query_key_value", "c_attn", "q", "gate"})
+    found = json.loads(run(environment_of("sglang"), "scenarios_serveable_sglang", "names", corpus.base, *asked))
+    assert set(found) == sglang.NAMES
 
 
 def test_which_models_take_adapters_is_what_vllms_classes_say(environment_of: Callable[[str], Path]) -> None:
