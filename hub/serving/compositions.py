@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -29,8 +29,16 @@ RULED_OUT = 1e4
 """How far below the first member's log probability an operator's -inf lies: beyond reach, but not beyond a schema that
 allows nothing else."""
 
-_vocabularies: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
-"""sha256 of the vocabulary of each tokenizer in memory."""
+
+class _Vocabulary(NamedTuple):
+    """sha256 over the tokens and ids of a tokenizer, and the largest id."""
+
+    digest: str
+    last: int
+
+
+_vocabularies: WeakKeyDictionary[Any, _Vocabulary] = WeakKeyDictionary()
+"""Of each tokenizer in memory: reading one takes longer than many a request."""
 
 
 @dataclass(frozen=True)
@@ -137,23 +145,23 @@ def _check_members(members: Sequence[Member]) -> None:
             raise InvalidRequest(f"{one.name}: an encoder-decoder is not composed; name decoders alone")
         if one.loaded.tokenizer is None:
             raise InvalidRequest(f"{one.name}: has no tokenizer files, so nobody knows whether its tokens are the same")
-    for one in members[1:]:
-        if _vocabulary_digest(one.loaded.tokenizer) != _vocabulary_digest(members[0].loaded.tokenizer):
-            raise InvalidRequest(_difference(members[0], one))
-    last = max(members[0].loaded.tokenizer.get_vocab().values(), default=0)  # type: ignore[union-attr]  # just checked
+    shared = _vocabulary(members[0].loaded.tokenizer)
     for one in members:
-        if _width(one.loaded) <= last:
+        if _vocabulary(one.loaded.tokenizer) != shared:
+            raise InvalidRequest(_difference(members[0], one))
+        if _width(one.loaded) <= shared.last:
             raise InvalidRequest(
                 f"{one.name}: gives logits of {_width(one.loaded)} tokens, and its vocabulary, which is that of "
-                f"{members[0].name}, goes up to {last}"
+                f"{members[0].name}, goes up to {shared.last}"
             )
 
 
-def _vocabulary_digest(tokenizer: Any) -> str:
+def _vocabulary(tokenizer: Any) -> _Vocabulary:
     found = _vocabularies.get(tokenizer)
     if found is None:
         tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
-        found = hashlib.sha256(repr(tokens).encode("utf-8", "surrogatepass")).hexdigest()
+        text = repr(tokens).encode("utf-8", "surrogatepass")
+        found = _Vocabulary(hashlib.sha256(text).hexdigest(), max((number for _, number in tokens), default=0))
         _vocabularies[tokenizer] = found
     return found
 

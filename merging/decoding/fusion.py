@@ -51,12 +51,9 @@ def factors(logits: torch.Tensor, parameters: Parameters) -> torch.Tensor:
     experts = logits[2:].log_softmax(-1)
     shifts = experts - base  # (n, vocabulary), up to a constant that softmax takes out
     forth, back = _kl(experts, base), _kl(base, experts)  # (n,)
-    alone = torch.stack(
-        [
-            grid[_first_least((_kl(_moved(large, grid, shift), large) - wanted).square())]
-            for shift, wanted in zip(shifts, forth, strict=True)
-        ]
-    )
+    distances = [_distances(large, large, grid, shift)[0] for shift in shifts]
+    best = [_first_least((found - wanted).square()) for found, wanted in zip(distances, forth, strict=True)]
+    alone = grid[best]
     if len(alone) == 1:
         return alone
     nearest = (alone / len(alone) / parameters.step).round() * parameters.step
@@ -77,8 +74,8 @@ def _together(
         for number, shift in enumerate(shifts):
             others = alphas.clone()
             others[number] = 0
-            moved = _moved(large + others @ shifts, grid, shift)
-            misses = (_kl(moved, large)[:, None] - forth).square() + (_kl(large, moved)[:, None] - back).square()
+            to_large, from_large = _distances(large + others @ shifts, large, grid, shift)
+            misses = (to_large[:, None] - forth).square() + (from_large[:, None] - back).square()
             alphas = others
             alphas[number] = grid[_first_least(misses.sum(-1))]
         if bool((alphas == before).all()):
@@ -86,9 +83,20 @@ def _together(
     return alphas
 
 
-def _moved(start: torch.Tensor, grid: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Log probabilities at each factor on a shift, (k, vocabulary)."""
-    return (start + grid[:, None] * shift).log_softmax(-1)
+def _distances(
+    start: torch.Tensor, large: torch.Tensor, grid: torch.Tensor, shift: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(P̃‖P_large) and KL(P_large‖P̃) at each factor, (k,) both, of P̃ = softmax(start + α·shift).
+
+    large: log probabilities. With log Z both are means of what is added, so one exponential of each number suffices.
+    """
+    moved = start + grid[:, None] * shift  # (k, vocabulary)
+    top = moved.amax(-1)
+    masses = (moved - top[:, None]).exp_()
+    total = masses.sum(-1)
+    log_z, added, p = top + total.log(), start - large, large.exp()
+    forth = (masses @ added + grid * (masses @ shift)) / total - log_z
+    return forth, log_z - p @ added - grid * (p @ shift)
 
 
 def _kl(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
