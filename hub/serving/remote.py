@@ -53,8 +53,6 @@ class Dialect(Protocol):
     """One kind of server."""
 
     kind: str
-    without_top_k: int
-    """How it is told to keep all tokens."""
 
     async def facts(self) -> Facts:
         """What the server says of itself. Raises EngineUnavailable."""
@@ -185,7 +183,6 @@ class Vllm:
     """Source: vLLM 0.33. Needs VLLM_ALLOW_RUNTIME_LORA_UPDATING for adapters, VLLM_SERVER_DEV_MODE for weights."""
 
     kind = "vllm"
-    without_top_k = -1
 
     def __init__(self, remote: Remote) -> None:
         self._remote = remote
@@ -242,7 +239,6 @@ class Sglang:
     """Source: SGLang 0.5. An adapter is named beside the model: older servers ignore `model`, none ignores this."""
 
     kind = "sglang"
-    without_top_k = -1
 
     def __init__(self, remote: Remote) -> None:
         self._remote = remote

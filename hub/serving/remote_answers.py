@@ -8,6 +8,8 @@ from adapterhub.hub.errors import EngineUnavailable, InvalidRequest
 from adapterhub.hub.serving.protocol import Delta, Event, Finished, Generate, Json, Started, Task, TokenLogprob
 
 _REASONS = ("stop", "length")
+_ALL = -1
+"""A top_k that keeps all tokens, for vLLM as for SGLang."""
 
 
 def route(request: Generate) -> str:
@@ -15,7 +17,7 @@ def route(request: Generate) -> str:
     return "/v1/completions" if request.messages is None else "/v1/chat/completions"
 
 
-def body(request: Generate, addressed: Mapping[str, Any], without_top_k: int) -> Json:
+def body(request: Generate, addressed: Mapping[str, Any]) -> Json:
     """The request. Every way of sampling is said: a server would else take the model's generation_config.json."""
     sampling = request.sampling
     asked: Json = {
@@ -26,7 +28,7 @@ def body(request: Generate, addressed: Mapping[str, Any], without_top_k: int) ->
         "stop": list(request.stop),
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "top_k": without_top_k if sampling.top_k is None else sampling.top_k,
+        "top_k": _ALL if sampling.top_k is None else sampling.top_k,
         "repetition_penalty": sampling.repetition_penalty,
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,

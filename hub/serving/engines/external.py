@@ -139,7 +139,7 @@ class ExternalEngine:
                 has_begun = False
                 try:
                     async with self._placed(spec, material) as (server, addressed):
-                        body = remote_answers.body(asked, addressed, server.without_top_k)
+                        body = remote_answers.body(asked, addressed)
                         ready_ms = 1000 * (time.monotonic() - began)
                         async with aclosing(self._answers(server, spec, material, asked, body, ready_ms)) as answers:
                             async for event in answers:

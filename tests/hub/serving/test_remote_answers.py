@@ -74,7 +74,7 @@ def test_what_ended_an_answer_is_told(field: str, value: Any, by_text: bool) -> 
 def test_every_way_of_sampling_is_said() -> None:
     sampling = Sampling(temperature=0.5, top_k=4, seed=7, logit_bias={3: -1.0})
     request = Generate("x", max_tokens=5, stop=("a",), sampling=sampling, logprobs=2, json_schema={"type": "object"})
-    body = remote_answers.body(request, {"model": "m"}, -1)
+    body = remote_answers.body(request, {"model": "m"})
     assert body["logit_bias"] == {"3": -1.0}
     assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
     assert {key: body[key] for key in ("temperature", "top_p", "top_k", "repetition_penalty", "seed", "logprobs")} == {
@@ -85,7 +85,7 @@ def test_every_way_of_sampling_is_said() -> None:
         "seed": 7,
         "logprobs": 2,
     }
-    plain = remote_answers.body(Generate(messages=[{"role": "user", "content": "x"}]), {"model": "m"}, -1)
+    plain = remote_answers.body(Generate(messages=[{"role": "user", "content": "x"}]), {"model": "m"})
     assert plain["top_k"] == -1
     assert not plain.keys() & {"seed", "max_tokens", "logprobs", "prompt", "response_format", "logit_bias"}
 
