@@ -20,10 +20,12 @@ from adapterhub.hub.serving.sounds import samples
 
 MAX_TEXTS = 256
 """Texts in one request, or pieces of them."""
+MAX_FILLED = 10_000
+"""Texts with a word filled in that one request may ask for."""
 MAX_PIXELS = 64 << 20
 """Pixels of an image that is decoded."""
 TOP_K = 5
-"""Classes that are told where the request does not say how many."""
+"""Classes or words that are told where the request does not say how many."""
 
 
 def run(loaded: Loaded, request: Task) -> Any:
@@ -222,6 +224,75 @@ def _tagged(loaded: Loaded, text: str, piece: Mapping[str, list[Any]]) -> list[d
     return found
 
 
+def fill_mask(loaded: Loaded, request: Task) -> Any:
+    """The likeliest tokens at a text's mask, {score, token, token_str, sequence}; of several masks a list for each.
+
+    Parameters: top_k; targets, texts whose first tokens alone are compared. Scores are of the whole vocabulary, and of
+    each mask alone. A list of texts gives a list of the same. Raises InvalidRequest for a text without a mask or beyond
+    the model's context. Source: huggingface_hub InferenceClient.fill_mask; transformers' pipeline of that name.
+    """
+    texts, is_list = _texts(request)
+    _need_head(loaded, "ForMaskedLM", request.task)
+    tokenizer: Any = loaded.tokenizer
+    if tokenizer is None or tokenizer.mask_token_id is None:
+        raise InvalidRequest(f"{request.task} needs a tokenizer with a mask token; this model's files have none")
+    top_k, targets = _top_k(request.parameters), _targets(tokenizer, request.parameters)
+    read = [_whole(loaded, text, "inputs") for text in texts]
+    masks = [(one["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0] for one in read]
+    for text, places in zip(texts, masks, strict=True):
+        if len(places) == 0:
+            raise InvalidRequest(f"inputs: no {tokenizer.mask_token} in {text[:80]!r}, where a word is to be filled in")
+    count = sum(len(places) for places in masks)
+    if count * min(top_k, len(targets or tokenizer)) > MAX_FILLED:
+        raise InvalidRequest(f"top_k: {top_k} for {count} masks; at most {MAX_FILLED} filled texts are made")
+    found = [_filled(loaded, one, places, top_k, targets) for one, places in zip(read, masks, strict=True)]
+    return found if is_list else found[0]
+
+
+def _filled(
+    loaded: Loaded, inputs: Mapping[str, Any], places: Tensor, top_k: int, targets: Sequence[int] | None
+) -> list[Any]:
+    """The proposals for the mask at the one place, or a list of them for each place. places: (masks,)."""
+    tokenizer: Any = loaded.tokenizer
+    ids: list[int] = inputs["input_ids"][0].tolist()
+    scores = loaded.model(**inputs).logits[0, -len(ids) :][places].float().softmax(-1)  # (masks, vocabulary)
+    if targets is not None:
+        scores = scores[:, list(targets)]
+    values, tokens = scores.topk(min(top_k, scores.shape[1]))
+    is_one = len(places) == 1
+    found = []
+    for place, likely, at in zip(places.tolist(), values.tolist(), tokens.tolist(), strict=True):
+        row = []
+        for score, number in zip(likely, at, strict=True):
+            token = number if targets is None else targets[number]
+            filled = [one for one in (*ids[:place], token, *ids[place + 1 :]) if one != tokenizer.pad_token_id]
+            # the other masks are special tokens, and are to be seen
+            sequence = tokenizer.decode(filled, skip_special_tokens=is_one)
+            told = {"score": score, "token": token, "token_str": tokenizer.decode([token]), "sequence": sequence}
+            row.append(told)
+        found.append(row)
+    return found[0] if is_one else found
+
+
+def _targets(tokenizer: Any, parameters: Mapping[str, Any]) -> list[int] | None:
+    """The tokens of the targets, each once: the target itself where it is a token, else the first of its tokens."""
+    targets = parameters.get("targets")
+    words = _words({"targets": [targets] if isinstance(targets, str) else targets}, "targets")
+    if words is None:
+        return None
+    vocabulary = tokenizer.get_vocab()
+    read = [[vocabulary[word]] if word in vocabulary else _ids(tokenizer, word) for word in words]
+    found = {ids[0] for ids in read if ids}
+    if not found:
+        raise InvalidRequest(f"targets: {words!r}; at least one that the tokenizer knows is expected")
+    return sorted(found)
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
 def image_classification(loaded: Loaded, request: Task) -> Any:
     """The likeliest classes of an image, a list of {label, score}.
 
@@ -297,7 +368,7 @@ def _image(data: bytes | None, mode: str) -> Image.Image:
 def _need_head(loaded: Loaded, head: str, task: str) -> None:
     found = type(loaded.model).__name__
     if not found.endswith(head):
-        raise InvalidRequest(f"{task} needs a model with a classifier; this one is {found}")
+        raise InvalidRequest(f"{task} needs a model with the head for it; this one is {found}")
 
 
 def _texts(request: Task) -> tuple[Sequence[str], bool]:
@@ -347,13 +418,17 @@ def _labels(loaded: Loaded, count: int) -> list[str]:
 
 
 def _told(scores: Tensor, labels: Sequence[str], parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    top_k = parameters.get("top_k") or TOP_K
-    if not isinstance(top_k, int) or top_k < 1:
-        raise InvalidRequest(f"top_k: {top_k!r}; a whole number from 1 is expected")
-    values, classes = scores.topk(min(top_k, scores.shape[0]))
+    values, classes = scores.topk(min(_top_k(parameters), scores.shape[0]))
     return [
         {"label": labels[one], "score": value} for one, value in zip(classes.tolist(), values.tolist(), strict=True)
     ]
+
+
+def _top_k(parameters: Mapping[str, Any]) -> int:
+    top_k = parameters.get("top_k") or TOP_K
+    if not isinstance(top_k, int) or top_k < 1:
+        raise InvalidRequest(f"top_k: {top_k!r}; a whole number from 1 is expected")
+    return top_k
 
 
 def _scores(loaded: Loaded, logits: Tensor, function: str | None) -> Tensor:
@@ -371,6 +446,7 @@ _TASKS: Mapping[str, Callable[[Loaded, Task], Any]] = {
     "embeddings": embeddings,
     "automatic-speech-recognition": speech_recognition,
     "feature-extraction": feature_extraction,
+    "fill-mask": fill_mask,
     "image-classification": image_classification,
     "text-classification": text_classification,
     "token-classification": token_classification,

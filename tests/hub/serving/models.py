@@ -176,6 +176,11 @@ def bert_tagger(folder: Path, *, context: int = 64, seed: int = 0) -> Path:
     return bert_of_words(head, folder, context=context, seed=seed, id2label=dict(enumerate(TAGS)))
 
 
+def bert_filler(folder: Path) -> Path:
+    """A model that fills masks."""
+    return bert_of_words(transformers.BertForMaskedLM, folder)
+
+
 def vit_classifier(folder: Path) -> Path:
     """A classifier of 8×8 images of one channel into ten classes."""
     torch.manual_seed(0)

@@ -1,5 +1,6 @@
-"""Tags of tokens, as transformers' own pipeline gives them."""
+"""Tags of tokens and words at masks, as transformers' own pipeline gives them."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,67 @@ def test_a_model_without_tags_does_not_tag(engine: EngineOnALoop, tmp_path: Path
     spec = models.spec("demo/bert", models.source("demo/bert", models.bert_classifier(tmp_path / "bert")))
     with pytest.raises(InvalidRequest, match="BertForSequenceClassification"):
         told(engine, spec, "token-classification", TEXT)
+
+
+@pytest.fixture(scope="module")
+def filler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.bert_filler(tmp_path_factory.mktemp("filler") / "bert")
+
+
+@pytest.mark.parametrize(
+    "asked", [{}, {"top_k": 3}, {"targets": ["paris", "york", "zoo", "paris"]}, {"targets": "new", "top_k": 9}]
+)
+def test_masks_are_filled_as_transformers_does(engine: EngineOnALoop, filler: Path, asked: dict[str, Any]) -> None:
+    spec = models.spec("demo/filler", models.source("demo/filler", filler))
+    text = "sarah lives in [MASK]."
+    expected = pipeline("fill-mask", filler)(text, **asked)
+    assert_same(told(engine, spec, "fill-mask", text, **asked), expected)
+    both = told(engine, spec, "fill-mask", [text, "[MASK] lives"], **asked)
+    assert_same(both[0], expected)
+    assert_same(both[1], pipeline("fill-mask", filler)("[MASK] lives", **asked))
+
+
+def test_each_of_several_masks_is_filled_alone(engine: EngineOnALoop, filler: Path) -> None:
+    spec = models.spec("demo/filler", models.source("demo/filler", filler))
+    text = "[MASK] lives in [MASK]."
+    expected = pipeline("fill-mask", filler)(text, top_k=2)
+    found = told(engine, spec, "fill-mask", text, top_k=2)
+    assert len(found) == len(expected) == 2
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
+    assert "[MASK]" in found[0][0]["sequence"]
+
+
+@pytest.mark.parametrize(
+    ("text", "asked", "says"),
+    [
+        ("sarah lives", {}, r"no \[MASK\] in 'sarah lives'"),
+        ("[MASK] " * 80, {}, "82 tokens; this model reads 64"),
+        ("[MASK]", {"top_k": 0.5}, "top_k"),
+        ("[MASK]", {"targets": []}, "at least one"),
+        ("[MASK]", {"targets": [7]}, "a list of texts"),
+    ],
+)
+def test_texts_that_cannot_be_filled_are_refused(
+    engine: EngineOnALoop, filler: Path, text: str, asked: dict[str, Any], says: str
+) -> None:
+    spec = models.spec("demo/filler", models.source("demo/filler", filler))
+    with pytest.raises(InvalidRequest, match=says):
+        told(engine, spec, "fill-mask", text, **asked)
+
+
+def test_more_filled_texts_than_one_request_makes_are_refused(engine: EngineOnALoop, filler: Path) -> None:
+    spec = models.spec("demo/filler", models.source("demo/filler", filler))
+    with pytest.raises(InvalidRequest, match="for 10240 masks"):
+        told(engine, spec, "fill-mask", ["[MASK] " * 40] * 256, top_k=1)
+
+
+def test_a_model_without_a_mask_does_not_fill(engine: EngineOnALoop, filler: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(filler, tmp_path / "maskless")
+    models.tokenizer().save_pretrained(folder)
+    for name, made, says in (
+        ("maskless", folder, "a tokenizer with a mask token"),
+        ("bert", models.bert_classifier(tmp_path / "bert"), "BertForSequenceClassification"),
+    ):
+        with pytest.raises(InvalidRequest, match=says):
+            told(engine, models.spec(f"demo/{name}", models.source(f"demo/{name}", made)), "fill-mask", "a [MASK]")

@@ -1,4 +1,4 @@
-"""Tags of tokens through the running server, by huggingface_hub's unmodified InferenceClient."""
+"""Tags of tokens and words at masks through the running server, by huggingface_hub's unmodified InferenceClient."""
 
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,16 @@ SITE = "bert.encoder.layer.1.output.LayerNorm.bias"
 
 @pytest.fixture(scope="module")
 def folder(serving: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models pushed as admin/tagger, and a patch of it that names its tags anew."""
+    """Models pushed as admin/tagger and admin/filler, a patch of the former that names its tags anew, and one of the
+    latter."""
     root, api = tmp_path_factory.mktemp("words"), HfApi(endpoint=serving.url, token=serving.token)
     models.bert_tagger(root / "tagger", seed=15)
+    models.bert_filler(root / "filler")
     named = {str(number): f"I-{number}" for number in range(len(models.TAGS))}
     sites = {SITE: native.sparse(DELTA)}
     base = {"name": "admin/tagger"}
     native.write_patch(root / "renamed", sites=sites, base=base, contract={"label_map": named})
+    native.write_patch(root / "other", sites=sites, base={"name": "admin/filler"})
     for one in sorted(root.iterdir()):
         api.create_repo(f"admin/{one.name}")
         api.upload_folder(repo_id=f"admin/{one.name}", folder_path=one)
@@ -61,3 +64,23 @@ def test_wishes_for_tags_that_are_not_computed_are_refused(serving: Server, fold
             ask(TEXT, **wrong)
     with pytest.raises(BadRequestError, match="BertForTokenClassification"):
         inference(serving, "admin/tagger/pipeline/text-classification").text_classification(TEXT)
+
+
+@pytest.mark.parametrize("asked", [{}, {"top_k": 2}, {"targets": ["paris", "york"]}])
+def test_masks_are_filled(serving: Server, folder: Path, asked: dict[str, Any]) -> None:
+    text = "sarah lives in [MASK]."
+    library = pipeline("fill-mask", folder / "filler")
+    for url in ("admin/filler", "admin/filler/pipeline/fill-mask"):
+        assert_same(as_told(inference(serving, url).fill_mask(text, **asked)), library(text, **asked))
+    bare = library(text, **asked)
+    library.model.bert.encoder.layer[1].output.LayerNorm.bias.data += torch.from_numpy(DELTA)
+    assert library(text, **asked) != bare
+    assert_same(
+        as_told(inference(serving, "admin/filler:admin/other").fill_mask(text, **asked)), library(text, **asked)
+    )
+
+
+def test_a_text_without_a_mask_is_refused_and_its_vectors_are_given(serving: Server, folder: Path) -> None:
+    with pytest.raises(BadRequestError, match=r"no \[MASK\]"):
+        inference(serving, "admin/filler").fill_mask("sarah lives")
+    assert inference(serving, "admin/filler").feature_extraction("sarah lives").shape == (1, 4, 32)
