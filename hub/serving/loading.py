@@ -53,6 +53,7 @@ _KEYS_THAT_NAME_CODE = frozenset(
 _HEADS: tuple[tuple[Any, Mapping[str, Any]], ...] = (
     (transformers.AutoModelForCausalLM, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
     (transformers.AutoModelForSequenceClassification, modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
+    (transformers.AutoModelForTokenClassification, modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES),
     (transformers.AutoModelForImageClassification, modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
     (transformers.AutoModelForSeq2SeqLM, modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
     (transformers.AutoModelForSpeechSeq2Seq, modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES),
@@ -190,7 +191,7 @@ def _head(config: Any, name: str) -> Any:
         known = names.get(config.model_type, ())
         if architecture is None or architecture in ((known,) if isinstance(known, str) else known):
             return head if architecture else transformers.AutoModel
-    served = "language models, classifiers of texts, images and sounds, models of speech, and encoders"
+    served = "language models, classifiers of texts, tokens, images and sounds, models of speech, and encoders"
     raise InvalidRequest(f"{name}: architecture {architecture!r} is not served; served are {served}")
 
 

@@ -1,4 +1,4 @@
-"""Answers that are not generated text: vectors, classes and transcripts, as the Hugging Face inference API shapes them.
+"""Answers that are not generated text: vectors, classes, entities and more, as the Hugging Face inference API has them.
 
 Imports torch: only an engine's process loads this.
 """
@@ -13,16 +13,19 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from adapterhub.hub.errors import InvalidRequest
+from adapterhub.hub.serving import entities
 from adapterhub.hub.serving.loading import Loaded
 from adapterhub.hub.serving.protocol import Task
 from adapterhub.hub.serving.sounds import samples
 
 MAX_TEXTS = 256
-"""Texts in one request."""
+"""Texts in one request, or pieces of them."""
+MAX_FILLED = 10_000
+"""Texts with a word filled in that one request may ask for."""
 MAX_PIXELS = 64 << 20
 """Pixels of an image that is decoded."""
 TOP_K = 5
-"""Classes that are told where the request does not say how many."""
+"""Classes or words that are told where the request does not say how many."""
 
 
 def run(loaded: Loaded, request: Task) -> Any:
@@ -66,7 +69,7 @@ def _whole(loaded: Loaded, one: str | Sequence[int], name: str) -> dict[str, Any
             raise InvalidRequest(f"{name}: token ids from 0 to {vocabulary - 1} are expected")
         ids = torch.tensor([one], device=loaded.model.device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    context = getattr(loaded.model.config, "max_position_embeddings", None)
+    context = _context(loaded)
     length = inputs["input_ids"].shape[1]
     if context is not None and length > context:
         raise InvalidRequest(f"{name}: {length} tokens; this model reads {context}")
@@ -139,6 +142,155 @@ def _worded(loaded: Loaded, text: str, parameters: Mapping[str, Any]) -> list[di
     logits = loaded.model(**inputs).logits[0, -inputs["input_ids"].shape[1] :][at].float()  # (vocabulary)
     tokens = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words.values()]
     return _told(logits[tokens].softmax(-1), list(words), parameters)
+
+
+def token_classification(loaded: Loaded, request: Task) -> Any:
+    """The entities of a text, {entity, score, index, word, start, end} of each token, or grouped with entity_group.
+
+    Parameters: aggregation_strategy, "none" or "simple"; ignore_labels, ["O"] where it is missing; stride: a text
+    beyond the model's context is read in pieces that share so many tokens, else what is beyond is left out. A list of
+    texts gives a list of the same. Source: huggingface_hub InferenceClient.token_classification; transformers'
+    pipeline of that name.
+    """
+    texts, is_list = _texts(request)
+    _need_head(loaded, "ForTokenClassification", request.task)
+    strategy = request.parameters.get("aggregation_strategy") or "none"
+    stride = request.parameters.get("stride")
+    if strategy not in ("none", "simple"):
+        raise InvalidRequest(f"aggregation_strategy: {strategy!r}; none or simple are expected")
+    if stride is not None and strategy == "none":
+        raise InvalidRequest("stride: pieces of a text are joined with the aggregation_strategy simple alone")
+    ignored = _words(request.parameters, "ignore_labels")
+    pieces = [_pieces(loaded, text, stride) for text in texts]
+    count = sum(len(one) for one in pieces)
+    if count > MAX_TEXTS:
+        raise InvalidRequest(f"inputs: {count} pieces with this stride; at most {MAX_TEXTS} are read in one request")
+    found = []
+    for text, parts in zip(texts, pieces, strict=True):
+        told = [_tagged(loaded, text, part) for part in parts]
+        if strategy == "simple":
+            tokenizer: Any = loaded.tokenizer
+            told = [entities.grouped(one, tokenizer.convert_tokens_to_string) for one in told]
+        dropped = ("O",) if ignored is None else ignored
+        kept = [one for part in told for one in part if one.get("entity", one.get("entity_group")) not in dropped]
+        found.append(entities.without_overlaps(kept) if len(parts) > 1 else kept)
+    return found if is_list else found[0]
+
+
+def _pieces(loaded: Loaded, text: str, stride: int | None) -> list[dict[str, list[Any]]]:
+    """What the tokenizer says of a text, of its beginning alone without a stride; each list has an item a token."""
+    tokenizer = loaded.tokenizer
+    if tokenizer is None or not tokenizer.is_fast:
+        raise InvalidRequest("this model has no tokenizer.json, so it is not known where its tokens are in a text")
+    context = _context(loaded)
+    most = None if context is None else context - tokenizer.num_special_tokens_to_add()
+    is_whole = isinstance(stride, int) and not isinstance(stride, bool)
+    if stride is not None and not (is_whole and stride >= 0 and (most is None or stride < most)):
+        raise InvalidRequest(f"stride: {stride!r}; a whole number from 0, below the model's {most} tokens, is expected")
+    read: Any = tokenizer(
+        text,
+        truncation=context is not None,
+        max_length=context,
+        stride=stride or 0,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    if not read["input_ids"] or not read["input_ids"][0]:
+        raise InvalidRequest("inputs: a text without any token")
+    count = 1 if stride is None else len(read["input_ids"])
+    names = {*tokenizer.model_input_names, "offset_mapping", "special_tokens_mask"} & set(read)
+    return [{name: read[name][number] for name in names} for number in range(count)]
+
+
+def _tagged(loaded: Loaded, text: str, piece: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """The likeliest tag of each token of a piece that is not special."""
+    tokenizer: Any = loaded.tokenizer
+    names = [name for name in tokenizer.model_input_names if name in piece]
+    inputs = {name: torch.tensor([piece[name]], device=loaded.model.device) for name in names}
+    ids = piece["input_ids"]
+    logits = loaded.model(**inputs).logits[0, -len(ids) :]  # (tokens, classes)
+    scores, classes = logits.float().softmax(-1).max(-1)
+    labels = _labels(loaded, logits.shape[-1])
+    words = tokenizer.convert_ids_to_tokens(ids)
+    found = []
+    for index, (score, one) in enumerate(zip(scores.tolist(), classes.tolist(), strict=True)):
+        start, end = piece["offset_mapping"][index]
+        if piece["special_tokens_mask"][index]:
+            continue
+        word = text[start:end] if ids[index] == tokenizer.unk_token_id else words[index]
+        token = {"entity": labels[one], "score": score, "index": index, "word": word, "start": start, "end": end}
+        found.append(token)
+    return found
+
+
+def fill_mask(loaded: Loaded, request: Task) -> Any:
+    """The likeliest tokens at a text's mask, {score, token, token_str, sequence}; of several masks a list for each.
+
+    Parameters: top_k; targets, texts whose first tokens alone are compared. Scores are of the whole vocabulary, and of
+    each mask alone. A list of texts gives a list of the same. Raises InvalidRequest for a text without a mask or beyond
+    the model's context. Source: huggingface_hub InferenceClient.fill_mask; transformers' pipeline of that name.
+    """
+    texts, is_list = _texts(request)
+    _need_head(loaded, "ForMaskedLM", request.task)
+    tokenizer: Any = loaded.tokenizer
+    if tokenizer is None or tokenizer.mask_token_id is None:
+        raise InvalidRequest(f"{request.task} needs a tokenizer with a mask token; this model's files have none")
+    top_k, targets = _top_k(request.parameters), _targets(tokenizer, request.parameters)
+    read = [_whole(loaded, text, "inputs") for text in texts]
+    masks = [(one["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0] for one in read]
+    for text, places in zip(texts, masks, strict=True):
+        if len(places) == 0:
+            raise InvalidRequest(f"inputs: no {tokenizer.mask_token} in {text[:80]!r}, where a word is to be filled in")
+    count = sum(len(places) for places in masks)
+    if count * min(top_k, len(targets or tokenizer)) > MAX_FILLED:
+        raise InvalidRequest(f"top_k: {top_k} for {count} masks; at most {MAX_FILLED} filled texts are made")
+    found = [_filled(loaded, one, places, top_k, targets) for one, places in zip(read, masks, strict=True)]
+    return found if is_list else found[0]
+
+
+def _filled(
+    loaded: Loaded, inputs: Mapping[str, Any], places: Tensor, top_k: int, targets: Sequence[int] | None
+) -> list[Any]:
+    """The proposals for the mask at the one place, or a list of them for each place. places: (masks,)."""
+    tokenizer: Any = loaded.tokenizer
+    ids: list[int] = inputs["input_ids"][0].tolist()
+    scores = loaded.model(**inputs).logits[0, -len(ids) :][places].float().softmax(-1)  # (masks, vocabulary)
+    if targets is not None:
+        scores = scores[:, list(targets)]
+    values, tokens = scores.topk(min(top_k, scores.shape[1]))
+    is_one = len(places) == 1
+    found = []
+    for place, likely, at in zip(places.tolist(), values.tolist(), tokens.tolist(), strict=True):
+        row = []
+        for score, number in zip(likely, at, strict=True):
+            token = number if targets is None else targets[number]
+            filled = [one for one in (*ids[:place], token, *ids[place + 1 :]) if one != tokenizer.pad_token_id]
+            # the other masks are special tokens, and are to be seen
+            sequence = tokenizer.decode(filled, skip_special_tokens=is_one)
+            told = {"score": score, "token": token, "token_str": tokenizer.decode([token]), "sequence": sequence}
+            row.append(told)
+        found.append(row)
+    return found[0] if is_one else found
+
+
+def _targets(tokenizer: Any, parameters: Mapping[str, Any]) -> list[int] | None:
+    """The tokens of the targets, each once: the target itself where it is a token, else the first of its tokens."""
+    targets = parameters.get("targets")
+    words = _words({"targets": [targets] if isinstance(targets, str) else targets}, "targets")
+    if words is None:
+        return None
+    vocabulary = tokenizer.get_vocab()
+    read = [[vocabulary[word]] if word in vocabulary else _ids(tokenizer, word) for word in words]
+    found = {ids[0] for ids in read if ids}
+    if not found:
+        raise InvalidRequest(f"targets: {words!r}; at least one that the tokenizer knows is expected")
+    return sorted(found)
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def image_classification(loaded: Loaded, request: Task) -> Any:
@@ -216,7 +368,7 @@ def _image(data: bytes | None, mode: str) -> Image.Image:
 def _need_head(loaded: Loaded, head: str, task: str) -> None:
     found = type(loaded.model).__name__
     if not found.endswith(head):
-        raise InvalidRequest(f"{task} needs a model with a classifier; this one is {found}")
+        raise InvalidRequest(f"{task} needs a model with the head for it; this one is {found}")
 
 
 def _texts(request: Task) -> tuple[Sequence[str], bool]:
@@ -227,11 +379,25 @@ def _texts(request: Task) -> tuple[Sequence[str], bool]:
     return texts, not isinstance(inputs, str)
 
 
+def _words(parameters: Mapping[str, Any], name: str) -> list[str] | None:
+    """A parameter that is a list of texts, None where it is missing."""
+    found = parameters.get(name)
+    if found is not None and not (isinstance(found, list) and all(isinstance(one, str) for one in found)):
+        raise InvalidRequest(f"{name}: {found!r}; a list of texts is expected")
+    return found
+
+
+def _context(loaded: Loaded) -> int | None:
+    """Tokens that the model reads, None where it does not say."""
+    found: int | None = getattr(loaded.model.config, "max_position_embeddings", None)
+    return found
+
+
 def _encoded(loaded: Loaded, text: str, *, is_cut: bool = True) -> dict[str, Any]:
     """The model's arguments for a text; is_cut: without what is beyond the model's context."""
     if loaded.tokenizer is None:
         raise InvalidRequest("this model has no tokenizer files (tokenizer.json), so it cannot read text")
-    context = getattr(loaded.model.config, "max_position_embeddings", None) if is_cut else None
+    context = _context(loaded) if is_cut else None
     encoded = loaded.tokenizer(text, return_tensors="pt", truncation=context is not None, max_length=context)
     if encoded["input_ids"].shape[1] == 0:
         raise InvalidRequest("inputs: a text without any token")
@@ -241,19 +407,28 @@ def _encoded(loaded: Loaded, text: str, *, is_cut: bool = True) -> dict[str, Any
 def _classes(loaded: Loaded, logits: Tensor, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The top_k classes by score, each {label, score}. logits: (classes,)."""
     scores = _scores(loaded, logits.float(), parameters.get("function_to_apply"))
+    return _told(scores, _labels(loaded, scores.shape[0]), parameters)
+
+
+def _labels(loaded: Loaded, count: int) -> list[str]:
+    """The names of the classes, as the patches' contract has them, else config.json."""
     named: Mapping[Any, str] = loaded.contract.get("label_map") or loaded.model.config.id2label or {}
     labels = {int(one): name for one, name in named.items()}
-    return _told(scores, [labels.get(one, f"LABEL_{one}") for one in range(scores.shape[0])], parameters)
+    return [labels.get(one, f"LABEL_{one}") for one in range(count)]
 
 
 def _told(scores: Tensor, labels: Sequence[str], parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    top_k = parameters.get("top_k") or TOP_K
-    if not isinstance(top_k, int) or top_k < 1:
-        raise InvalidRequest(f"top_k: {top_k!r}; a whole number from 1 is expected")
-    values, classes = scores.topk(min(top_k, scores.shape[0]))
+    values, classes = scores.topk(min(_top_k(parameters), scores.shape[0]))
     return [
         {"label": labels[one], "score": value} for one, value in zip(classes.tolist(), values.tolist(), strict=True)
     ]
+
+
+def _top_k(parameters: Mapping[str, Any]) -> int:
+    top_k = parameters.get("top_k") or TOP_K
+    if not isinstance(top_k, int) or top_k < 1:
+        raise InvalidRequest(f"top_k: {top_k!r}; a whole number from 1 is expected")
+    return top_k
 
 
 def _scores(loaded: Loaded, logits: Tensor, function: str | None) -> Tensor:
@@ -271,6 +446,8 @@ _TASKS: Mapping[str, Callable[[Loaded, Task], Any]] = {
     "embeddings": embeddings,
     "automatic-speech-recognition": speech_recognition,
     "feature-extraction": feature_extraction,
+    "fill-mask": fill_mask,
     "image-classification": image_classification,
     "text-classification": text_classification,
+    "token-classification": token_classification,
 }

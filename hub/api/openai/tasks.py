@@ -1,4 +1,4 @@
-"""POST /models/{model}: vectors, classes, transcripts, as huggingface_hub's InferenceClient asks at a model's URL.
+"""POST /models/{model}: vectors, classes, words and more, as huggingface_hub's InferenceClient asks at a model's URL.
 
 Source: huggingface_hub/inference/_providers/hf_inference.py: a text task sends {"inputs", "parameters"}, or the
 parameters beside the inputs for feature extraction; an image or a sound is the raw body, or base64 in `inputs` with
@@ -28,16 +28,20 @@ router = APIRouter(tags=["tasks"])
 GENERATION = "text-generation"
 IMAGE = "image-classification"
 TEXT_CLASSES = "text-classification"
+TAGS = "token-classification"
+MASKS = "fill-mask"
 VECTORS = "feature-extraction"
 SOUND_CLASSES = "audio-classification"
 SPEECH = "automatic-speech-recognition"
 _HEADS = {
     "ForSequenceClassification": TEXT_CLASSES,
+    "ForTokenClassification": TAGS,
     "ForImageClassification": IMAGE,
     "ForAudioClassification": SOUND_CLASSES,
     "ForCTC": SPEECH,
     "ForSpeechSeq2Seq": SPEECH,
     "WhisperForConditionalGeneration": SPEECH,
+    "ForMaskedLM": MASKS,
     "ForCausalLM": GENERATION,
     "ForConditionalGeneration": GENERATION,
     "LMHeadModel": GENERATION,
@@ -52,8 +56,8 @@ _HEARS = ("wav2vec2", "wav2vec2-bert", "hubert", "wavlm", "unispeech", "sew", "d
 async def run_named_task(
     model: str, task: str, request: Request, hub: HubDep, caller: CallerDep, engine: EngineDep
 ) -> Response:
-    """Run a task: text-generation, feature-extraction, automatic-speech-recognition, text-, image- or
-    audio-classification."""
+    """Run a task: text-generation, fill-mask, feature-extraction, automatic-speech-recognition, text-, token-, image-
+    or audio-classification."""
     if task == GENERATION:
         return await lorax.generate(_generation(model, await _json(request)), request, hub, caller, engine)
     spec = await variant(hub, caller, model)
@@ -63,18 +67,19 @@ async def run_named_task(
 
 @router.post("/models/{model:path}")
 async def run_task(model: str, request: Request, hub: HubDep, caller: CallerDep, engine: EngineDep) -> Response:
-    """Run the task that the model's head is for: classes of texts, images or sounds, speech, text, else vectors.
+    """Run the task that the model's head is for: classes of texts, tokens, images, sounds, speech, text, else vectors.
 
-    A model that generates text gives vectors where the body has neither `parameters` nor `stream`, as
+    A model that generates text, or fills masks, gives vectors where the body has neither `parameters` nor `stream`, as
     InferenceClient.feature_extraction sends it.
     """
     spec = await variant(hub, caller, model)
     task = await threads.run(_task_of, spec)
-    if task == GENERATION:
+    if task in (GENERATION, MASKS):
         sent = await _json(request)
-        if not sent.keys().isdisjoint({"parameters", "stream"}):
+        if sent.keys().isdisjoint({"parameters", "stream"}):
+            task = VECTORS
+        elif task == GENERATION:
             return await lorax.generate(_generation(model, sent), request, hub, caller, engine)
-        task = VECTORS
     asked = await _asked(request, task)
     return JSONResponse((await unless_gone(request, engine.task(spec, asked))).output, headers=named(spec))
 

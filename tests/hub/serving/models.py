@@ -8,7 +8,7 @@ from typing import Any
 import peft
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from adapterhub.hub.serving.protocol import Source, VariantSpec
 from adapterhub.merging.folders import LocalFolder, MappedFolder
@@ -127,6 +127,58 @@ def bert_classifier(folder: Path) -> Path:
     transformers.BertForSequenceClassification(config).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+
+
+def word_tokenizer(context: int = 64) -> transformers.PreTrainedTokenizerFast:
+    """Words as BERT cuts them: a few that are known, else their letters, and a mask."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(one) for one in range(ord("a"), ord("z") + 1)]
+    known = ["sarah", "lives", "in", "paris", "new", "york", "and", "##ville", ".", ","]
+    vocabulary = {
+        word: number for number, word in enumerate([*special, *known, *letters, *(f"##{a}" for a in letters)])
+    }
+    inner = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece()
+    ends = [(word, vocabulary[word]) for word in ("[CLS]", "[SEP]")]
+    inner.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    made: Any = transformers.PreTrainedTokenizerFast
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
+    wrapped: transformers.PreTrainedTokenizerFast = made(tokenizer_object=inner, model_max_length=context, **names)
+    return wrapped
+
+
+def bert_of_words(head: Any, folder: Path, *, context: int = 64, seed: int = 0, **more: Any) -> Path:
+    """A BERT with a head, which reads words; its weights are large enough for answers to depend on them."""
+    torch.manual_seed(seed)
+    tokenizer = word_tokenizer(context)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=context,
+        initializer_range=0.3,
+        **more,
+    )
+    head(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def bert_tagger(folder: Path, *, context: int = 64, seed: int = 0) -> Path:
+    """A tagger of people and places."""
+    head = transformers.BertForTokenClassification
+    return bert_of_words(head, folder, context=context, seed=seed, id2label=dict(enumerate(TAGS)))
+
+
+def bert_filler(folder: Path) -> Path:
+    """A model that fills masks."""
+    return bert_of_words(transformers.BertForMaskedLM, folder)
 
 
 def vit_classifier(folder: Path) -> Path:
