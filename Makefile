@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
-.PHONY: setup demo test check lint types bench measure serve clean help client-adapters client-vllm client-sglang client-openai clients compat kinds methods
+.PHONY: setup demo test check lint types gpu bench measure serve clean help client-adapters client-vllm client-sglang client-openai clients compat kinds methods
 
 setup: $(READY)  ## make .venv and install everything into it
 
@@ -75,6 +75,11 @@ compat: $(READY) clients  ## run every version of the client and write docs/comp
 	rm -f build/methods.jsonl && mkdir -p build
 	AHTEST_RECORD=$(CURDIR)/build/methods.jsonl OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) -m every_client tests/clients
 	$(BIN)/python -m tests.clients.compatibility build/methods.jsonl
+
+gpu: $(READY)  ## the tests that need a CUDA device, and the benchmarks on it
+	$(BIN)/python -m pytest -q tests/gpu
+	$(BIN)/python benchmarks/gpu_merge.py
+	$(BIN)/python benchmarks/gpu_serving.py
 
 bench: $(READY)  ## ratios to a named peer or floor, measured in the same run
 	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done

@@ -96,7 +96,7 @@ def spec_of(root: Path, number: int | None) -> VariantSpec:
 # ---- the engine ------------------------------------------------------------------------------------------------------
 
 
-def _asked(client: int, turn: int, tokens: int, how: str | None) -> Any:
+def asked_of(client: int, turn: int, tokens: int, how: str | None) -> Any:
     from adapterhub.hub.serving.protocol import Generate, Sampling
 
     prompt = [(client * 977 + turn * 131 + place * 17) % VOCABULARY for place in range(PROMPT_TOKENS)]
@@ -104,7 +104,7 @@ def _asked(client: int, turn: int, tokens: int, how: str | None) -> Any:
     return Generate(prompt=prompt, max_tokens=tokens, sampling=Sampling(temperature=0), execution=how)
 
 
-async def _answered(engine: EngineClient, spec: VariantSpec, request: Any) -> tuple[int, float]:
+async def answered(engine: EngineClient, spec: VariantSpec, request: Any) -> tuple[int, float]:
     """Tokens of an answer, and seconds to the first."""
     from adapterhub.hub.serving.protocol import Delta, Finished
 
@@ -117,26 +117,26 @@ async def _answered(engine: EngineClient, spec: VariantSpec, request: Any) -> tu
     return count, first
 
 
-async def _throughput(
+async def throughput_of(
     engine: EngineClient, specs: Sequence[VariantSpec], clients: int, tokens: int, how: str | None, turns: int = 3
 ) -> float:
     """Tokens a second of clients that each ask one of the variants, again and again."""
 
     async def one(client: int) -> int:
         spec = specs[client % len(specs)]
-        return sum([(await _answered(engine, spec, _asked(client, turn, tokens, how)))[0] for turn in range(turns)])
+        return sum([(await answered(engine, spec, asked_of(client, turn, tokens, how)))[0] for turn in range(turns)])
 
-    await asyncio.gather(*(_answered(engine, spec, _asked(0, 0, 2, how)) for spec in specs))
+    await asyncio.gather(*(answered(engine, spec, asked_of(0, 0, 2, how)) for spec in specs))
     began = time.perf_counter()
     counts = await asyncio.gather(*(one(client) for client in range(clients)))
     return sum(counts) / (time.perf_counter() - began)
 
 
-async def with_engine(threads: int, work: Callable[[EngineClient], Awaitable[Any]]) -> Any:
+async def with_engine(threads: int, work: Callable[[EngineClient], Awaitable[Any]], device: str = "cpu") -> Any:
     from adapterhub.hub.serving.client import EngineClient
     from adapterhub.hub.settings import Settings
 
-    engine = EngineClient(Settings(device="cpu", threads=threads, pool_bytes=POOL_BYTES))
+    engine = EngineClient(Settings(device=device, threads=threads, pool_bytes=POOL_BYTES))
     try:
         return await work(engine)
     finally:
@@ -264,7 +264,7 @@ def floors() -> str:
 
 async def memory(engine: EngineClient, root: Path, count: int) -> None:
     for number in [None, *range(count)]:
-        await _answered(engine, spec_of(root, number), _asked(0, 0, 2, None if number is None else "run-time"))
+        await answered(engine, spec_of(root, number), asked_of(0, 0, 2, None if number is None else "run-time"))
     state = await engine.state()
     base = next(one["size_bytes"] for one in state["resident"] if one["kind"] == "base")
     held = sum(one["size_bytes"] for one in state["resident"])
@@ -274,13 +274,13 @@ async def memory(engine: EngineClient, root: Path, count: int) -> None:
 
 
 async def first_token(engine: EngineClient, root: Path, tokens: int) -> None:
-    await _answered(engine, spec_of(root, None), _asked(0, 0, 2, None))
+    await answered(engine, spec_of(root, None), asked_of(0, 0, 2, None))
     cold, warm, merged = [], [], []
     for number in range(1, 4):
         spec = spec_of(root, number)
-        cold.append((await _answered(engine, spec, _asked(1, number, 2, None)))[1])
-        warm.append((await _answered(engine, spec, _asked(2, number, 2, None)))[1])
-        merged.append((await _answered(engine, spec, _asked(3, number, 2, "merged")))[1])
+        cold.append((await answered(engine, spec, asked_of(1, number, 2, None)))[1])
+        warm.append((await answered(engine, spec, asked_of(2, number, 2, None)))[1])
+        merged.append((await answered(engine, spec, asked_of(3, number, 2, "merged")))[1])
     show(
         "first token of a never-seen variant / of a warm one", f"{min(cold) * 1000:.0f} ms / {min(warm) * 1000:.0f} ms"
     )
@@ -297,7 +297,7 @@ async def throughput(engine: EngineClient, root: Path, options: argparse.Namespa
         "base again": ([spec_of(root, None)], None),
     }
     return {
-        name: await _throughput(engine, specs, options.clients, options.tokens, how)
+        name: await throughput_of(engine, specs, options.clients, options.tokens, how)
         for name, (specs, how) in rows.items()
     }
 
