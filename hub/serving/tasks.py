@@ -442,9 +442,15 @@ def _words(parameters: Mapping[str, Any], name: str) -> list[str] | None:
 
 
 def _context(loaded: Loaded) -> int | None:
-    """Tokens that the model reads, None where it does not say."""
-    found: int | None = getattr(loaded.model.config, "max_position_embeddings", None)
-    return found
+    """Tokens of a text that the model reads, None where it does not say."""
+    places: int | None = getattr(loaded.model.config, "max_position_embeddings", None)
+    if places is None:
+        return None
+    encoder = getattr(loaded.model, "base_model", loaded.model)
+    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    # RoBERTa and its like give the first token the place behind the padding's
+    return places - loaded.virtual_tokens - (0 if padding is None else padding + 1)
 
 
 def _encoded(loaded: Loaded, text: str, *, is_cut: bool = True) -> dict[str, Any]:
