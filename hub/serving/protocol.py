@@ -240,8 +240,8 @@ class Task:
     """A request for something else than text.
 
     task: "embeddings", "feature-extraction", "text-classification", "token-classification", "fill-mask",
-    "image-classification", "audio-classification", "automatic-speech-recognition". inputs: text or texts, or for
-    embeddings token ids of each; media: the bytes of an image or sound file instead.
+    "image-classification", "audio-classification", "automatic-speech-recognition", "text-to-speech". inputs: text
+    or texts, or for embeddings token ids of each; media: the bytes of an image or sound file instead.
     parameters: of the task, as the Hugging Face inference API names them.
     """
 

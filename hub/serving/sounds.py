@@ -1,4 +1,4 @@
-"""Sound files as numbers: WAV alone, in PCM of 8 to 32 bits, its channels averaged."""
+"""Sound files as numbers, and numbers as such files: WAV alone, in PCM of 8 to 32 bits, its channels averaged."""
 
 import io
 import wave
@@ -9,7 +9,7 @@ import numpy as np
 from adapterhub.hub.errors import InvalidRequest
 
 MAX_SECONDS = 600
-"""Longest sound that is read."""
+"""Longest sound that is read or made."""
 
 
 def samples(data: bytes | None, rate: int) -> Any:
@@ -31,6 +31,17 @@ def samples(data: bytes | None, rate: int) -> Any:
         raise InvalidRequest(f"inputs: not a WAV file in PCM: {error}") from error
     whole = frames[: len(frames) // (width * channels) * width * channels]
     return _numbers(whole, width).reshape(-1, channels).mean(1).astype(np.float32)
+
+
+def wav(sound: Any, rate: int) -> bytes:
+    """A WAV file of 16 bits. sound: (samples,) in [-1, 1], what is beyond is cut; rate: samples a second."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(rate)
+        out.writeframes((np.clip(sound, -1, 1) * 32767).round().astype("<i2").tobytes())
+    return file.getvalue()
 
 
 def _numbers(frames: bytes, width: int) -> Any:

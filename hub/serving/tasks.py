@@ -3,7 +3,9 @@
 Imports torch: only an engine's process loads this.
 """
 
+import base64
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,12 +18,14 @@ from adapterhub.hub.errors import InvalidRequest
 from adapterhub.hub.serving import entities
 from adapterhub.hub.serving.loading import Loaded
 from adapterhub.hub.serving.protocol import Task
-from adapterhub.hub.serving.sounds import samples
+from adapterhub.hub.serving.sounds import MAX_SECONDS, samples, wav
 
 MAX_TEXTS = 256
 """Texts in one request, or pieces of them."""
 MAX_FILLED = 10_000
 """Texts with a word filled in that one request may ask for."""
+MAX_CHARACTERS = 4096
+"""Characters of a text that is spoken."""
 MAX_PIXELS = 64 << 20
 """Pixels of an image that is decoded."""
 TOP_K = 5
@@ -343,6 +347,56 @@ def speech_recognition(loaded: Loaded, request: Task) -> Any:
     return {"text": tokenizer.decode(spoken.tolist(), skip_special_tokens=True)}
 
 
+def text_to_speech(loaded: Loaded, request: Task) -> Any:
+    """A text spoken by a VITS model, {"audio": a WAV file in base64, "sampling_rate"}.
+
+    Parameters: seed, 0 where it is missing, of the noise that voice and rhythm are drawn with; speaker_id, of a model
+    of several speakers. Raises InvalidRequest for other parameters, texts that are too long, and speech of more than
+    MAX_SECONDS, before it is computed. Source: huggingface_hub InferenceClient.text_to_speech; arXiv:2106.06103.
+    """
+    _need_head(loaded, "VitsModel", request.task)
+    unknown = sorted(set(request.parameters) - {"seed", "speaker_id"})
+    if unknown:
+        raise InvalidRequest(f"{', '.join(unknown)}: this model speaks without; it takes seed and speaker_id")
+    model: Any = loaded.model
+    seed = _number(request.parameters, "seed", 2**63)
+    speaker = _number(request.parameters, "speaker_id", model.config.num_speakers)
+    text = request.inputs
+    if not isinstance(text, str) or len(text) > MAX_CHARACTERS:
+        raise InvalidRequest(f"inputs: one text of at most {MAX_CHARACTERS} characters is expected")
+    try:
+        inputs = _encoded(loaded, text)
+    except ImportError as error:
+        raise InvalidRequest(f"this model's tokenizer needs a package that is not installed: {error}") from error
+    is_cuda = model.device.type == "cuda"
+    hook = model.duration_predictor.register_forward_hook(lambda *called: _check_duration(model, called[-1]))
+    try:
+        # the model draws its noise from torch's own generator
+        with torch.random.fork_rng(devices=[model.device] if is_cuda else []):
+            torch.manual_seed(seed or 0)
+            sound = model(**inputs, speaker_id=speaker).waveform[0].float().cpu().numpy()  # (samples,)
+    finally:
+        hook.remove()
+    rate = model.config.sampling_rate
+    return {"audio": base64.b64encode(wav(sound, rate)).decode(), "sampling_rate": rate}
+
+
+def _check_duration(model: Any, log_duration: Tensor) -> None:
+    """Raises InvalidRequest for more than MAX_SECONDS. log_duration: (1, 1, tokens), of frames."""
+    frames = float(torch.ceil(log_duration.double().exp() / model.speaking_rate).sum())
+    seconds = frames * math.prod(model.config.upsample_rates) / model.config.sampling_rate
+    if not seconds <= MAX_SECONDS:
+        raise InvalidRequest(f"inputs: the text takes {seconds:.0f} s to speak; at most {MAX_SECONDS} s are made")
+
+
+def _number(parameters: Mapping[str, Any], name: str, end: int) -> int | None:
+    """A parameter that is a whole number from 0 to below end, None where it is missing."""
+    found = parameters.get(name)
+    if found is not None and not (isinstance(found, int) and not isinstance(found, bool) and 0 <= found < end):
+        raise InvalidRequest(f"{name}: {found!r}; a whole number from 0 to {end - 1} is expected")
+    return found
+
+
 def _heard(loaded: Loaded, request: Task) -> dict[str, Any]:
     """The arguments of the model for the sound of a request."""
     if loaded.sound_processor is None:
@@ -388,9 +442,15 @@ def _words(parameters: Mapping[str, Any], name: str) -> list[str] | None:
 
 
 def _context(loaded: Loaded) -> int | None:
-    """Tokens that the model reads, None where it does not say."""
-    found: int | None = getattr(loaded.model.config, "max_position_embeddings", None)
-    return found
+    """Tokens of a text that the model reads, None where it does not say."""
+    places: int | None = getattr(loaded.model.config, "max_position_embeddings", None)
+    if places is None:
+        return None
+    encoder = getattr(loaded.model, "base_model", loaded.model)
+    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    # RoBERTa and its like give the first token the place behind the padding's
+    return places - loaded.virtual_tokens - (0 if padding is None else padding + 1)
 
 
 def _encoded(loaded: Loaded, text: str, *, is_cut: bool = True) -> dict[str, Any]:
@@ -449,5 +509,6 @@ _TASKS: Mapping[str, Callable[[Loaded, Task], Any]] = {
     "fill-mask": fill_mask,
     "image-classification": image_classification,
     "text-classification": text_classification,
+    "text-to-speech": text_to_speech,
     "token-classification": token_classification,
 }

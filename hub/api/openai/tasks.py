@@ -33,6 +33,7 @@ MASKS = "fill-mask"
 VECTORS = "feature-extraction"
 SOUND_CLASSES = "audio-classification"
 SPEECH = "automatic-speech-recognition"
+VOICE = "text-to-speech"
 _HEADS = {
     "ForSequenceClassification": TEXT_CLASSES,
     "ForTokenClassification": TAGS,
@@ -42,6 +43,7 @@ _HEADS = {
     "ForSpeechSeq2Seq": SPEECH,
     "WhisperForConditionalGeneration": SPEECH,
     "ForMaskedLM": MASKS,
+    "VitsModel": VOICE,
     "ForCausalLM": GENERATION,
     "ForConditionalGeneration": GENERATION,
     "LMHeadModel": GENERATION,
@@ -56,18 +58,17 @@ _HEARS = ("wav2vec2", "wav2vec2-bert", "hubert", "wavlm", "unispeech", "sew", "d
 async def run_named_task(
     model: str, task: str, request: Request, hub: HubDep, caller: CallerDep, engine: EngineDep
 ) -> Response:
-    """Run a task: text-generation, fill-mask, feature-extraction, automatic-speech-recognition, text-, token-, image-
-    or audio-classification."""
+    """Run a task: text-generation, fill-mask, feature-extraction, automatic-speech-recognition, text-to-speech,
+    text-, token-, image- or audio-classification."""
     if task == GENERATION:
         return await lorax.generate(_generation(model, await _json(request)), request, hub, caller, engine)
-    spec = await variant(hub, caller, model)
-    asked = await _asked(request, task)
-    return JSONResponse((await unless_gone(request, engine.task(spec, asked))).output, headers=named(spec))
+    return await _answer(request, engine, await variant(hub, caller, model), task)
 
 
 @router.post("/models/{model:path}")
 async def run_task(model: str, request: Request, hub: HubDep, caller: CallerDep, engine: EngineDep) -> Response:
-    """Run the task that the model's head is for: classes of texts, tokens, images, sounds, speech, text, else vectors.
+    """Run the task that the model's head is for: classes of texts, tokens, images, sounds, speech, text, else
+    vectors.
 
     A model that generates text, or fills masks, gives vectors where the body has neither `parameters` nor `stream`, as
     InferenceClient.feature_extraction sends it.
@@ -80,8 +81,14 @@ async def run_task(model: str, request: Request, hub: HubDep, caller: CallerDep,
             task = VECTORS
         elif task == GENERATION:
             return await lorax.generate(_generation(model, sent), request, hub, caller, engine)
-    asked = await _asked(request, task)
-    return JSONResponse((await unless_gone(request, engine.task(spec, asked))).output, headers=named(spec))
+    return await _answer(request, engine, spec, task)
+
+
+async def _answer(request: Request, engine: EngineDep, spec: VariantSpec, task: str) -> Response:
+    output = (await unless_gone(request, engine.task(spec, await _asked(request, task)))).output
+    if task == VOICE:
+        return Response(base64.b64decode(output["audio"]), media_type="audio/wav", headers=named(spec))
+    return JSONResponse(output, headers=named(spec))
 
 
 def _task_of(spec: VariantSpec) -> str:

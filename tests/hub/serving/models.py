@@ -1,6 +1,7 @@
 """Tiny models and patches as their libraries save them, with a byte-level tokenizer."""
 
 import importlib.util
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,41 @@ def bert_tagger(folder: Path, *, context: int = 64, seed: int = 0) -> Path:
 def bert_filler(folder: Path) -> Path:
     """A model that fills masks."""
     return bert_of_words(transformers.BertForMaskedLM, folder)
+
+
+def vits(folder: Path, *, speakers: int = 1) -> Path:
+    """A voice that speaks letters."""
+    torch.manual_seed(0)
+    letters = ["_", " ", *(chr(one) for one in range(ord("a"), ord("z") + 1))]
+    config = transformers.VitsConfig(
+        vocab_size=len(letters),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        ffn_dim=24,
+        flow_size=16,
+        spectrogram_bins=9,
+        num_speakers=speakers,
+        speaker_embedding_size=8 if speakers > 1 else 0,
+        upsample_initial_channel=16,
+        upsample_rates=[4, 4],
+        upsample_kernel_sizes=[8, 8],
+        resblock_kernel_sizes=[3],
+        resblock_dilation_sizes=[[1, 3]],
+        prior_encoder_num_flows=2,
+        prior_encoder_num_wavenet_layers=2,
+        posterior_encoder_num_wavenet_layers=1,
+        duration_predictor_filter_channels=16,
+        duration_predictor_num_flows=2,
+        initializer_range=0.2,
+    )
+    transformers.VitsModel(config).save_pretrained(folder)
+    vocabulary = folder / "letters.json"
+    vocabulary.write_text(json.dumps({letter: number for number, letter in enumerate(letters)}))
+    made: Any = transformers.VitsTokenizer
+    made(vocabulary, phonemize=False, pad_token="_", unk_token="_").save_pretrained(folder)
+    vocabulary.unlink()
+    return folder
 
 
 def vit_classifier(folder: Path) -> Path:

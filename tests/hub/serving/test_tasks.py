@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
@@ -78,6 +79,25 @@ def test_a_long_text_is_tagged_in_pieces_that_overlap(engine: EngineOnALoop, tmp
             told(engine, spec, "token-classification", TEXT, **{"aggregation_strategy": "simple", **wrong})
     with pytest.raises(InvalidRequest, match="pieces with this stride"):
         told(engine, spec, "token-classification", TEXT * 60, aggregation_strategy="simple", stride=9)
+
+
+def test_a_model_that_counts_places_from_behind_the_padding_reads_fewer_tokens(
+    engine: EngineOnALoop, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    tokenizer = models.word_tokenizer(context=18)
+    sizes: Any = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.RobertaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=20, pad_token_id=1, initializer_range=0.3, **sizes
+    )
+    transformers.RobertaForTokenClassification(config).save_pretrained(tmp_path / "roberta")
+    tokenizer.save_pretrained(tmp_path / "roberta")
+    spec = models.spec("demo/roberta", models.source("demo/roberta", tmp_path / "roberta"))
+    expected = pipeline("token-classification", tmp_path / "roberta")(TEXT * 2)
+    found = told(engine, spec, "token-classification", TEXT * 2)
+    assert len(found) == 16
+    assert_same(found, expected)
+    assert np.array(told(engine, spec, "feature-extraction", TEXT * 2)).shape == (1, 18, 16)
 
 
 def test_a_label_map_names_the_tags_and_a_patch_changes_them(
@@ -168,3 +188,18 @@ def test_a_model_without_a_mask_does_not_fill(engine: EngineOnALoop, filler: Pat
     ):
         with pytest.raises(InvalidRequest, match=says):
             told(engine, models.spec(f"demo/{name}", models.source(f"demo/{name}", made)), "fill-mask", "a [MASK]")
+
+
+def test_virtual_tokens_take_places_of_a_long_text(engine: EngineOnALoop, tmp_path: Path) -> None:
+    base = models.gpt2(tmp_path / "gpt2")
+    library: Any = transformers.AutoModelForCausalLM.from_pretrained(base)
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    tuned = peft.get_peft_model(library, config)
+    tuned.save_pretrained(str(tmp_path / "prompt"))
+    prompt = models.source("demo/prompt", tmp_path / "prompt", "prompt_tuning")
+    spec = models.spec("demo/gpt2 + demo/prompt", models.source("demo/gpt2", base), prompt)
+    found = np.array(told(engine, spec, "feature-extraction", "a" * 300))
+    ids = models.tokenizer()("a" * 251, return_tensors="pt")
+    with torch.no_grad():
+        expected = tuned.eval()(**ids, output_hidden_states=True).hidden_states[-1][:, 5:]
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-4)
