@@ -2,7 +2,8 @@
 
     python benchmarks/serving.py [--hidden 1024] [--layers 12] [--variants 8] [--clients 16] [--only NAME ...]
 
-The base is a random bfloat16 Llama of 100 M parameters or more; LoRAs of rank 16 lie on all its linear layers. Every
+The base is a random Llama of 100 M parameters or more, in float32, for which every CPU has fast products of several
+rows; LoRAs of rank 16 lie on all its linear layers, for the measure of memory on those of queries and values. Every
 figure is measured in this run. Throughput is tokens a second of the engine as a process, by as many clients as there
 are, each with one request after another; peers compute in processes of their own on as many threads as the engine has.
 The floor of a merge is a plain copy of the tensors that it makes.
@@ -38,7 +39,9 @@ POOL_BYTES = 8 << 30
 # ---- inputs ----------------------------------------------------------------------------------------------------------
 
 
-def make(root: Path, hidden: int, layers: int, count: int) -> None:
+def make(
+    root: Path, hidden: int, layers: int, count: int, dtype: str = "bfloat16", targets: Sequence[str] = TARGETS
+) -> None:
     """The base, its tokenizer of whole words, and the LoRAs, as their libraries save them."""
     import torch
     import transformers
@@ -55,22 +58,23 @@ def make(root: Path, hidden: int, layers: int, count: int) -> None:
         num_key_value_heads=hidden // 64,
         max_position_embeddings=2048,
     )
-    model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+    kind: torch.dtype = getattr(torch, dtype)
+    model = transformers.LlamaForCausalLM(config).to(kind)
     model.save_pretrained(root / "base")
     words = Tokenizer(models.WordLevel({f"w{number}": number for number in range(VOCABULARY)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(root / "base")
     config_of_loras = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": RANK, "bias": "none"}
-    config_of_loras |= {"target_modules": list(TARGETS), "base_model_name_or_path": "bench/base"}
-    shapes = {name: tuple(one.shape) for name, one in model.state_dict().items() if name.split(".")[-2] in TARGETS}
+    config_of_loras |= {"target_modules": list(targets), "base_model_name_or_path": "bench/base"}
+    shapes = {name: tuple(one.shape) for name, one in model.state_dict().items() if name.split(".")[-2] in targets}
     for number in range(count):
         generator = torch.Generator().manual_seed(number)
         tensors = {}
         for name, (out, fan_in) in shapes.items():
             stem = "base_model.model." + name.removesuffix(".weight")
             A = torch.randn(RANK, fan_in, generator=generator) / fan_in**0.5
-            tensors[f"{stem}.lora_A.weight"] = A.to(torch.bfloat16)
-            tensors[f"{stem}.lora_B.weight"] = (torch.randn(out, RANK, generator=generator) * 0.02).to(torch.bfloat16)
+            tensors[f"{stem}.lora_A.weight"] = A.to(kind)
+            tensors[f"{stem}.lora_B.weight"] = (torch.randn(out, RANK, generator=generator) * 0.02).to(kind)
         (root / f"lora{number}").mkdir()
         save_file(tensors, root / f"lora{number}" / "adapter_model.safetensors", metadata={"format": "pt"})
         (root / f"lora{number}" / "adapter_config.json").write_text(json.dumps(config_of_loras))
@@ -153,7 +157,7 @@ def peft_mixed(root: Path, threads: int, count: int, rows: int, tokens: int) -> 
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(threads)
-    base = AutoModelForCausalLM.from_pretrained(root / "base", dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(root / "base")
     model: Any = PeftModel.from_pretrained(base, str(root / "lora0"), adapter_name="lora0")
     for number in range(1, count):
         model.load_adapter(str(root / f"lora{number}"), adapter_name=f"lora{number}")
@@ -175,7 +179,7 @@ def merged_alone(root: Path, threads: int, number: int, rows: int, tokens: int, 
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(threads)
-    base = AutoModelForCausalLM.from_pretrained(root / "base", dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(root / "base")
     model: Any = PeftModel.from_pretrained(base, str(root / f"lora{number}")).merge_and_unload().eval()
     ids = torch.randint(0, VOCABULARY, (rows, PROMPT_TOKENS))
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False, "pad_token_id": 0}
@@ -212,7 +216,7 @@ def folding(root: Path, threads: int) -> Mapping[str, float]:
         copied = {name: pristine[name].clone() for name in tensors}
         copies.append(time.perf_counter() - began)
         del tensors, copied
-    made = AutoModelForCausalLM.from_pretrained(root / "base", dtype=torch.bfloat16)
+    made = AutoModelForCausalLM.from_pretrained(root / "base")
     tuned: Any = PeftModel.from_pretrained(made, str(root / "lora0"))
     theirs = []
     for _ in range(3):
@@ -328,6 +332,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--many", type=int, default=100, help="variants for the measure of memory")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", nargs="*", default=[], help="memory, fold, first, throughput")
     parser.add_argument("--folder", type=Path, help="where inputs lie; the system's temporary folder")
@@ -339,9 +344,9 @@ def main() -> None:
     wanted = options.only or ["fold", "first", "throughput", "memory"]
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         root = Path(folder)
-        result(start("make", root, options.hidden, options.layers, max(options.variants, options.many, 4)))
-        size = (root / "base/model.safetensors").stat().st_size
-        print(f"{floors()}, {options.threads} threads; base of {size / 2e6:.0f} M parameters in bfloat16")
+        result(start("make", root, options.hidden, options.layers, max(options.variants, 4), options.dtype))
+        size = (root / "base/model.safetensors").stat().st_size / (2 if options.dtype == "bfloat16" else 4)
+        print(f"{floors()}, {options.threads} threads; base of {size / 1e6:.0f} M parameters in {options.dtype}")
         if "fold" in wanted:
             fold = result(start("folding", root, options.threads))
             show(
@@ -359,6 +364,11 @@ def main() -> None:
         if "throughput" in wanted:
             compare(root, options)
         if "memory" in wanted:
+            root = Path(folder, "many")
+            root.mkdir()
+            result(
+                start("make", root, options.hidden, options.layers, options.many, options.dtype, ["q_proj", "v_proj"])
+            )
             asyncio.run(with_engine(options.threads, lambda engine: memory(engine, root, options.many)))
     print(f"peak memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")
 
