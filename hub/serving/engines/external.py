@@ -186,7 +186,7 @@ class ExternalEngine:
             "limit_bytes": self.settings.engine_folder_bytes,
             "used_bytes": sum(one["size_bytes"] for one in entries),
             "weights": self._weights.current,
-            "switches": 0,
+            "switches": self._counts.swaps,
             "waiting": 0,
             "resident": entries,
             **vars(self._counts),
