@@ -37,6 +37,7 @@ _REFUSALS: dict[type[errors.MergingError], type[HubError]] = {
     errors.NotRepresentable: InvalidRequest,
     errors.PlanTooLarge: TooLarge,
     errors.RecipeTooLarge: TooLarge,
+    errors.UnknownEngine: InvalidRequest,
     errors.UnknownMethod: InvalidRequest,
     errors.UnknownName: InvalidRequest,
 }
