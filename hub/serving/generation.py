@@ -128,7 +128,8 @@ class Generation:
         self._ends = end_tokens(loaded)
         self._is_pair = bool(self._model.config.is_encoder_decoder)
         self._encoded: Any = None
-        self._cache_name = cache_name(loaded.model)
+        # peft's tuners look for the older name, under which transformers takes it too
+        self._cache_name = "past_key_values" if loaded.is_patched else cache_name(loaded.model)
         self._before_pass = loaded.before_pass
         self._adapter = loaded.adapter
         self._takes_rows = takes_rows(loaded.model) and not loaded.is_patched

@@ -157,7 +157,8 @@ def until(server: Server, **wanted: float) -> None:
 def test_a_lost_engine_is_seen_and_its_counters_begin_anew(measured: Server) -> None:
     with measured.http() as http:
         asked = {"model": "admin/base", "prompt": "x", "max_tokens": 1}
-        assert http.post(TEXT, json=asked).status_code == 200
+        for model in ("admin/base", "admin/one"):
+            assert http.post(TEXT, json={**asked, "model": model}).status_code == 200
         before = read(measured)
         assert http.get("/health/ready").json()["bases"] == 1
         os.kill(engine_pid(measured), signal.SIGSTOP)
