@@ -26,6 +26,7 @@ from adapterhub.hub.serving.mixture import Adapter
 from adapterhub.hub.serving.pool import Pool
 from adapterhub.hub.serving.protocol import MERGED, RUN_TIME, Generate, Json, VariantSpec
 from adapterhub.hub.serving.resident import Base, Variant
+from adapterhub.merging.checkpoint import Checkpoint
 from adapterhub.merging.plan import Plan
 
 MERGE_S_PER_BYTE = 1e-9
@@ -34,7 +35,7 @@ MOST_REMEMBERED = 4096
 
 
 class _NotBeside(Exception):
-    """The model has no linear layer where a product is to be added, or one that shares its weight."""
+    """The variant is more than products added to linear layers that share their weights with nothing."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,17 @@ class Residents:
         base = self._base(spec)
         live = (spec.base_digest, spec.vid)
         keys = [_base_key(spec)]
+
+        @cache
+        def plan() -> Plan:
+            return variants.planned(spec, self._pool.limit_bytes)
+
         try:
             variant: Variant | Adapter | None = None
             if not spec.is_base_alone:
-                variant = self._adapter(spec, base, how) if self._is_beside(spec, how) else None
+                variant = self._adapter(spec, base, how, plan) if self._is_beside(spec, how) else None
                 keys.append(_adapter_key(spec) if variant is not None else _variant_key(spec))
-                variant = self._variant(spec, base) if variant is None else variant
+                variant = self._variant(spec, base, plan) if variant is None else variant
         except BaseException:
             self._pool.release(_base_key(spec))
             raise
@@ -161,23 +167,21 @@ class Residents:
     def _base(self, spec: VariantSpec) -> Base:
         """Pinned."""
 
-        weights = loading.checkpoint(spec.base)
+        @cache
+        def weights() -> Checkpoint:
+            return loading.checkpoint(spec.base)
 
         def make() -> Base:
-            shapes = {name: handle.shape for name, handle in weights.tensors.items()}
+            shapes = {name: handle.shape for name, handle in weights().tensors.items()}
             return Base(spec.base_digest, loading.load(spec.base, self.device), shapes)
 
         def measure() -> int:
-            return sum(handle.nbytes for handle in weights.tensors.values())
+            return sum(handle.nbytes for handle in weights().tensors.values())
 
         return self._pool.acquire(_base_key(spec), measure, make, label=spec.base.name)
 
-    def _variant(self, spec: VariantSpec, base: Base) -> Variant:
+    def _variant(self, spec: VariantSpec, base: Base, plan: Callable[[], Plan]) -> Variant:
         """Pinned; as long as it is in memory, its base is."""
-
-        @cache
-        def plan() -> Plan:
-            return variants.planned(spec, self._pool.limit_bytes)
 
         def make() -> Variant:
             made = plan()
@@ -196,18 +200,18 @@ class Residents:
             label=spec.label,
         )
 
-    def _adapter(self, spec: VariantSpec, base: Base, how: str | None) -> Adapter | None:
+    def _adapter(self, spec: VariantSpec, base: Base, how: str | None, plan: Callable[[], Plan]) -> Adapter | None:
         """Pinned; None where the variant is more than products of factors, InvalidRequest where it was asked for."""
-
-        @cache
-        def plan() -> Plan:
-            return variants.planned(spec, self._pool.limit_bytes)
-
-        if spec.vid not in self._merged_bytes:
-            beside_bytes = variants.lowrank_bytes(plan())
-            self._remember(spec.vid, None if beside_bytes is None else variants.size_bytes(plan()))
-        if self._merged_bytes[spec.vid] is None:
+        if self._merged_bytes.get(spec.vid, 0) is None:
             return _refused(spec, how)
+
+        def measure() -> int:
+            # here, so that the pool remembers a plan that is refused
+            size_bytes = variants.lowrank_bytes(plan())
+            if size_bytes is None:
+                raise _NotBeside
+            self._remember(spec.vid, variants.size_bytes(plan()))
+            return size_bytes
 
         def make() -> Adapter:
             made = base.adapter(spec.vid, variants.factors(plan()), plan().contract)
@@ -219,7 +223,7 @@ class Residents:
         try:
             return self._pool.acquire(
                 _adapter_key(spec),
-                measure=lambda: variants.lowrank_bytes(plan()) or 0,
+                measure=measure,
                 make=make,
                 on_evict=lambda: self._pool.release(_base_key(spec)),
                 label=spec.label,

@@ -10,7 +10,8 @@ import pytest
 import torch
 import transformers
 
-from adapterhub.hub.errors import InvalidRequest
+from adapterhub.hub.errors import InvalidRequest, UnfitPatch
+from adapterhub.hub.serving import variants
 from adapterhub.hub.serving.batching import Batch
 from adapterhub.hub.serving.generation import Generation, Prompt
 from adapterhub.hub.serving.mixture import Adapter, Mixture
@@ -254,3 +255,23 @@ def test_a_pass_that_fails_is_told_to_everybody_in_it(
     scheduler.submit(after.lease.base, None, after)
     assert done.acquire(timeout=60)
     assert after.text == by_transformers(tuned(tmp_path / "base", None), "hello", 5)
+
+
+def test_a_variant_that_is_refused_is_planned_once(
+    tmp_path: Path, residents: Residents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = models.llama(tmp_path / "base")
+    models.lora(models.llama(tmp_path / "wide", width=64), tmp_path / "foreign", seed=1)
+    sources = models.source("demo/base", base), models.source("demo/foreign", tmp_path / "foreign", "lora")
+    spec = models.spec("demo/base + demo/foreign", *sources)
+    planned, asked = variants.planned, []
+
+    def counting(*given: Any) -> Any:
+        asked.append(given)
+        return planned(*given)
+
+    monkeypatch.setattr(variants, "planned", counting)
+    for _ in range(3):
+        with pytest.raises(UnfitPatch):
+            residents.lease(spec, None)
+    assert len(asked) == 1
