@@ -10,7 +10,8 @@ import typer
 from adapterhub.cli import views
 from adapterhub.cli.errors import Misused
 from adapterhub.cli.options import MEMORY, AsJson, Config, bytes_of, connect, examples, finish, group
-from adapterhub.cli.output import Waiting, progress_shown, say, show_json, show_json_lines, show_table
+from adapterhub.cli.output import Waiting, progress_shown, show_json
+from adapterhub.cli.variants import show_variants
 
 if TYPE_CHECKING:
     from adapterhub.merging.recipes.nodes import Recipe
@@ -83,29 +84,9 @@ def run(
 @merge.command(epilog=examples("merge methods", "merge methods --json"))
 def methods(as_json: AsJson = False) -> None:
     """List the merge methods and their parameters."""
-    from dataclasses import asdict
-
     from adapterhub.merging.methods import methods as known
-    from adapterhub.merging.registry import parameters_of
 
-    specs = [(spec, parameters_of(spec.parameters)) for spec in known().values()]
-    if as_json:
-        show_json_lines(
-            {
-                "name": spec.name,
-                "title": spec.title,
-                "summary": spec.summary,
-                "source": spec.source,
-                "is_experimental": spec.is_experimental,
-                "parameters": [asdict(one) | {"range": one.range} for one in found],
-            }
-            for spec, found in specs
-        )
-        return
-    show_table(("method", "what it does", "source"), ((s.name, s.summary, s.source) for s, _ in specs))
-    say("", to_stdout=True)
-    rows = ((s.name, one.name, one.default, one.range, one.help) for s, found in specs for one in found)
-    show_table(("method", "parameter", "default", "range", "meaning"), rows)
+    show_variants("method", known().values(), "is_experimental", as_json=as_json)
 
 
 def _merge_here(

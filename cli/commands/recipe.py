@@ -13,6 +13,7 @@ from adapterhub.cli.client import repo_path, split_revision
 from adapterhub.cli.errors import Declined, Misused
 from adapterhub.cli.options import MEMORY, AsJson, Config, bytes_of, connect, examples, finish, group, wait
 from adapterhub.cli.output import Waiting, progress_shown, say, show_fields, show_json, show_json_lines, show_table
+from adapterhub.cli.variants import show_variants
 
 if TYPE_CHECKING:
     from adapterhub.cli.client import Client
@@ -51,29 +52,9 @@ def parse(expression: Expression = None, config: Config = None, as_json: AsJson 
 @recipe.command(epilog=examples("recipe operators", "recipe operators --json"))
 def operators(as_json: AsJson = False) -> None:
     """List what composes models while they decode, and the parameters of each."""
-    from dataclasses import asdict
-
     from adapterhub.merging.decoding import operators as known
-    from adapterhub.merging.registry import parameters_of
 
-    specs = [(spec, parameters_of(spec.parameters)) for spec in known().values()]
-    if as_json:
-        show_json_lines(
-            {
-                "name": spec.name,
-                "title": spec.title,
-                "summary": spec.summary,
-                "source": spec.source,
-                "usage": spec.usage,
-                "parameters": [asdict(one) | {"range": one.range} for one in found],
-            }
-            for spec, found in specs
-        )
-        return
-    show_table(("operator", "what it does", "source"), ((s.usage, s.summary, s.source) for s, _ in specs))
-    say("", to_stdout=True)
-    rows = ((s.name, one.name, one.default, one.range, one.help) for s, found in specs for one in found)
-    show_table(("operator", "parameter", "default", "range", "meaning"), rows)
+    show_variants("operator", known().values(), "usage", as_json=as_json)
 
 
 @recipe.command(
