@@ -38,7 +38,7 @@ def by_transformers(model: Any, prompt: str) -> str:
 @pytest.fixture(scope="module")
 def expected(serving: Server) -> Answers:
     folder = serving.data.parent
-    found = {}
+    found: dict[tuple[str, str], str] = {}
     for name, weights in zip(VARIANTS, ({}, {"one": 1.0}, {"two": 1.0}, {"one": 0.7, "two": -0.3}), strict=True):
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
         for adapter, weight in weights.items():
