@@ -236,10 +236,11 @@ def losses_by_peft(base: Path, patch: Path, rows: Sequence[Sequence[int]], weigh
     return found
 
 
-@pytest.mark.parametrize(("optimiser", "near", "worse"), [("cma", 0.02, 1e-3), ("spsa", 0.04, 1e-2)])
+@pytest.mark.parametrize(("optimiser", "near", "gained"), [("cma", 0.02, 0.995), ("spsa", 0.06, 0.99)])
 def test_a_search_finds_the_weight_at_which_the_heldout_loss_is_least(
-    trained: tuple[Path, Path], optimiser: str, near: float, worse: float
+    trained: tuple[Path, Path], optimiser: str, near: float, gained: float
 ) -> None:
+    """gained: of what can be won from the beginning to the least loss. SPSA's last steps are as long as its noise."""
     base, patch = trained
     rows = sequences(32, seed=2)
     grid = [n / 100 for n in range(-20, 150)]
@@ -253,8 +254,8 @@ def test_a_search_finds_the_weight_at_which_the_heldout_loss_is_least(
 
     found = search(space(parse("base + patch"), Ref("base")), Course(optimiser, seed=0, evaluations=40), score)
     assert found.best.point["patch"] == pytest.approx(best, abs=near)
-    assert found.best.score == pytest.approx(min(by_peft), abs=worse)
     assert found.start.score == pytest.approx(by_peft[grid.index(1.0)], abs=1e-4)
+    assert found.start.score - found.best.score >= gained * (found.start.score - min(by_peft))
 
 
 def test_a_scale_of_the_tuned_knobs_reaches_the_parameters_of_methods(trained: tuple[Path, Path]) -> None:
