@@ -254,8 +254,11 @@ def test_a_search_finds_the_weight_at_which_the_heldout_loss_is_least(
 
     found = search(space(parse("base + patch"), Ref("base")), Course(optimiser, seed=0, evaluations=40), score)
     assert found.best.point["patch"] == pytest.approx(best, abs=near)
-    assert found.start.score == pytest.approx(by_peft[grid.index(1.0)], abs=1e-4)
-    assert found.start.score - found.best.score >= gained * (found.start.score - min(by_peft))
+    start, best_score = found.start.score, found.best.score
+    assert start == pytest.approx(by_peft[grid.index(1.0)], abs=1e-4)
+    assert start is not None
+    assert best_score is not None
+    assert start - best_score >= gained * (start - min(by_peft))
 
 
 def test_a_scale_of_the_tuned_knobs_reaches_the_parameters_of_methods(trained: tuple[Path, Path]) -> None:
