@@ -45,31 +45,92 @@ def quantisation_of(config: Mapping[str, Any]) -> str:
     return method
 
 
-def dequantised(stored: Checkpoint) -> Checkpoint:
-    """The checkpoint with every quantised weight as a handle on its dequantised values; others, and its name, stay.
+@dataclass(frozen=True)
+class Coded:
+    """A weight as indices into a table of 16 numbers, each times the scale of its block of `blocksize` in row-major
+    order. packed: two indices a byte, the high half first. dtype: that of the numbers it stands for.
 
-    A checkpoint that is not quantised comes back as it is. The config loses `quantization_config`. Values are computed
-    at each read. Raises NotFoldable for a format that is not read, InvalidPatch for tensors that do not go together.
+    companions: the other stored tensors that are read for it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    packed: TensorHandle
+    blocksize: int
+    read_table: Callable[[], Array]
+    read_scales: Callable[[], Array]
+    companions: frozenset[str]
+
+    def values(self) -> Array:
+        """In float32, of its shape."""
+        numel = prod(self.shape)
+        raw = np.frombuffer(self.packed.read(), np.uint8)
+        indices = np.stack([raw >> 4, raw & 15], 1).reshape(-1)[:numel]
+        scales = self.read_scales().repeat(self.blocksize)[:numel]
+        values: Array = self.read_table()[indices] * scales
+        return values.reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A matrix of 8-bit numbers, each times the scale of its block of rows and columns.
+
+    stored: I8, F8_E4M3 or F8_E5M2. read_grid: the scales, float32 (block rows, block columns). dtype, companions: as in
+    Coded.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    stored: TensorHandle
+    block: tuple[int, int]
+    read_grid: Callable[[], Array]
+    companions: frozenset[str]
+
+    def values(self) -> Array:
+        """In float32, of its shape."""
+        rows, columns = self.shape
+        spread = self.read_grid().repeat(self.block[0], 0)[:rows].repeat(self.block[1], 1)[:, :columns]
+        values: Array = widen(self.stored).astype(np.float32) * spread
+        return values
+
+
+Packed = Coded | Scaled
+
+
+def packed(stored: Checkpoint) -> dict[str, Packed]:
+    """The quantised weights of a checkpoint by their names, none where it is not quantised.
+
+    Raises NotFoldable for a format that is not read, InvalidPatch for tensors that do not go together.
     """
     kind = quantisation_of(stored.config)
     if kind == "none":
-        return stored
+        return {}
     if kind not in _READERS:
         raise NotFoldable(
             f"{stored.name}: its weights are quantised as {kind!r}; {', '.join(_READERS)} are read: use the base it "
             "was made from"
         )
     dtype = _compute_dtype(stored.config)
-    tensors: dict[str, TensorHandle] = {}
-    used: set[str] = set()
-    for name in stored.tensors:
-        found = _READERS[kind](name, stored.tensors, dtype)
-        if found is not None:
-            tensors[name], companions = found
-            used |= companions
-    kept = {name: handle for name, handle in stored.tensors.items() if name not in used and name not in tensors}
+    found = ((name, _READERS[kind](name, stored.tensors, dtype)) for name in stored.tensors)
+    return {name: weight for name, weight in found if weight is not None}
+
+
+def dequantised(stored: Checkpoint) -> Checkpoint:
+    """The checkpoint with every quantised weight as a handle on its dequantised values; others, and its name, stay.
+
+    A checkpoint that is not quantised comes back as it is. The config loses `quantization_config`. Values are computed
+    at each read. Raises as `packed`.
+    """
+    if quantisation_of(stored.config) == "none":
+        return stored
+    weights = packed(stored)
+    used = frozenset().union(*(weight.companions for weight in weights.values()))
+    tensors = {name: handle for name, handle in stored.tensors.items() if name not in used}
+    tensors |= {name: _handle(weight) for name, weight in weights.items()}
     config = {key: value for key, value in stored.config.items() if key != "quantization_config"}
-    return replace(stored, tensors=dict(sorted((kept | tensors).items())), config=config)
+    return replace(stored, tensors=dict(sorted(tensors.items())), config=config)
 
 
 def _compute_dtype(config: Mapping[str, Any]) -> str:
@@ -80,15 +141,12 @@ def _compute_dtype(config: Mapping[str, Any]) -> str:
     return "BF16"
 
 
-Found = tuple[TensorHandle, set[str]]
-
-
-def _handle(name: str, dtype: str, shape: tuple[int, ...], compute: Callable[[], Array]) -> TensorHandle:
+def _handle(weight: Packed) -> TensorHandle:
     def read() -> memoryview:
-        values = narrow(compute().reshape(shape), dtype)
+        values = narrow(weight.values(), weight.dtype)
         return memoryview(values.reshape(-1).view(np.uint8).data).toreadonly() if values.size else memoryview(b"")
 
-    return TensorHandle(name, dtype, shape, read)
+    return TensorHandle(weight.name, weight.dtype, weight.shape, read)
 
 
 def narrow(values: Array, dtype: str) -> Array:
@@ -137,7 +195,7 @@ _E5M2 = _eight_bit_floats(5, 15, has_infinity=True)
 # ---- bitsandbytes ----------------------------------------------------------------------------------------------------
 
 
-def _read_4bit(name: str, tensors: Mapping[str, TensorHandle], dtype: str) -> Found | None:
+def _read_4bit(name: str, tensors: Mapping[str, TensorHandle], dtype: str) -> Coded | None:
     """code[index] · absmax of its block; two indices a byte, the high half first.
 
     With double quantisation the absmax are themselves 8-bit codes: map[code] · absmax of 256 of them + offset.
@@ -158,15 +216,16 @@ def _read_4bit(name: str, tensors: Mapping[str, TensorHandle], dtype: str) -> Fo
     if packed.nbytes != (numel + 1) // 2 or tensors[f"{name}.absmax"].numel != blocks:
         raise InvalidPatch(f"{name}: {packed.nbytes} bytes and {tensors[f'{name}.absmax'].numel} scales for {numel}")
 
-    def compute() -> Array:
-        raw = np.frombuffer(packed.read(), np.uint8)
-        indices = np.stack([raw >> 4, raw & 15], 1).reshape(-1)[:numel]
-        absmax = _absmax(name, tensors, state)
-        code = widen(tensors[f"{name}.quant_map"])
-        values: Array = code[indices] * absmax.repeat(state.blocksize)[:numel]
-        return values
-
-    return _handle(name, _FLOAT_NAMES.get(state.dtype, dtype), state.shape, compute), parts
+    return Coded(
+        name=name,
+        shape=state.shape,
+        dtype=_FLOAT_NAMES.get(state.dtype, dtype),
+        packed=packed,
+        blocksize=state.blocksize,
+        read_table=lambda: widen(tensors[f"{name}.quant_map"]),
+        read_scales=lambda: _absmax(name, tensors, state),
+        companions=frozenset(parts),
+    )
 
 
 @dataclass(frozen=True)
@@ -211,7 +270,7 @@ def _absmax(name: str, tensors: Mapping[str, TensorHandle], state: _State) -> Ar
     return absmax
 
 
-def _read_int8(name: str, tensors: Mapping[str, TensorHandle], dtype: str) -> Found | None:
+def _read_int8(name: str, tensors: Mapping[str, TensorHandle], dtype: str) -> Scaled | None:
     """W[row, column] · SCB[row] / 127."""
     scale_name = name.removesuffix("weight") + "SCB"
     if not name.endswith(".weight") or scale_name not in tensors or tensors[name].dtype != "I8":
@@ -220,18 +279,18 @@ def _read_int8(name: str, tensors: Mapping[str, TensorHandle], dtype: str) -> Fo
     if len(weight.shape) != 2 or scales.shape != weight.shape[:1]:
         raise InvalidPatch(f"{name}: int8 weights of {weight.shape} with scales of {scales.shape}")
 
-    def compute() -> Array:
-        values: Array = widen(weight).astype(np.float32) * (widen(scales) * np.float32(1 / 127))[:, None]
-        return values
+    def grid() -> Array:
+        scaled: Array = (widen(scales) * np.float32(1 / 127))[:, None]
+        return scaled
 
-    companions = {scale_name, name.removesuffix("weight") + "weight_format"}
-    return _handle(name, dtype, weight.shape, compute), companions
+    companions = frozenset({scale_name, name.removesuffix("weight") + "weight_format"})
+    return Scaled(name, weight.shape, dtype, weight, (1, weight.shape[1]), grid, companions)
 
 
 # ---- FP8 -------------------------------------------------------------------------------------------------------------
 
 
-def _read_fp8(name: str, tensors: Mapping[str, TensorHandle], dtype: str) -> Found | None:
+def _read_fp8(name: str, tensors: Mapping[str, TensorHandle], dtype: str) -> Scaled | None:
     """W · scale, the scale of the entry's block, row or tensor; `weight_scale_inv` is, despite its name, no inverse."""
     if tensors[name].dtype not in ("F8_E4M3", "F8_E5M2"):
         return None
@@ -243,17 +302,17 @@ def _read_fp8(name: str, tensors: Mapping[str, TensorHandle], dtype: str) -> Fou
     block = _block(weight.shape, scales.shape)
     if block is None:
         raise InvalidPatch(f"{name}: 8-bit floats of {weight.shape} with scales of {scales.shape}")
-
-    def compute() -> Array:
-        values = widen(weight)
-        grid = widen(scales).reshape(1, 1) if scales.numel == 1 else widen(scales).reshape(-1, block[2])
-        rows, columns = weight.shape
-        spread = grid.repeat(block[0], 0)[:rows].repeat(block[1], 1)[:, :columns]
-        product: Array = values * spread
-        return product
-
-    companions = {f"{name}_scale", f"{name}_scale_inv", name.removesuffix("weight") + "input_scale"}
-    return _handle(name, dtype, weight.shape, compute), companions
+    *sizes, columns = block
+    companions = frozenset({f"{name}_scale", f"{name}_scale_inv", name.removesuffix("weight") + "input_scale"})
+    return Scaled(
+        name=name,
+        shape=weight.shape,
+        dtype=dtype,
+        stored=weight,
+        block=(sizes[0], sizes[1]),
+        read_grid=lambda: widen(scales).reshape(-1, columns),
+        companions=companions,
+    )
 
 
 def _block(weight: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, int, int] | None:
@@ -270,7 +329,7 @@ def _block(weight: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, int, 
     return None
 
 
-_READERS: Mapping[str, Callable[[str, Mapping[str, TensorHandle], str], Found | None]] = {
+_READERS: Mapping[str, Callable[[str, Mapping[str, TensorHandle], str], Packed | None]] = {
     "nf4": _read_4bit,
     "fp4": _read_4bit,
     "int8": _read_int8,

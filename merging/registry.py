@@ -416,6 +416,9 @@ class TermSpec:
     by field: those that are no floats, and float64 of those that its field says.
     is_exact: whether it stands for stored bits, so that it acts alone on its site and with weight 1.
     factor_sizes: (n, r, m) of those factors, `(shapes of the fields, options)`; there where `factors` is.
+    entries: `(part, shape of W)` gives the same delta as flat row-major positions, int64 (nnz,), and what is added
+    there, float32 (nnz,); None for a term that changes more than a few entries, or whose delta depends on W.
+    entry_count: nnz, `(shapes of the fields)`; there where `entries` is.
     """
 
     name: str
@@ -431,6 +434,8 @@ class TermSpec:
     bad_value: Callable[[Stored, Mapping[str, Any]], str | None] = _no_bad_value
     is_exact: bool = False
     factor_sizes: Callable[[Mapping[str, Sequence[int]], Mapping[str, Any]], tuple[int, int, int]] | None = None
+    entries: Callable[[Part, Sequence[int]], tuple[torch.Tensor, torch.Tensor]] | None = None
+    entry_count: Callable[[Mapping[str, Sequence[int]]], int] | None = None
 
     @property
     def is_additive(self) -> bool:

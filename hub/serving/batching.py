@@ -1,7 +1,7 @@
-"""Decodes several answers in one pass of the model: the weights are read once for all of them.
+"""Computes several answers in one pass of the model: the weights are read once for all of them.
 
 Answers come and go between two steps. Their keys and values lie in one cache, each right-aligned in its row, the places
-before it masked; positions are each answer's own. What a prompt needs is computed by itself before it joins.
+before it masked; positions are each answer's own. Prompts that wait at the same time are read together likewise.
 Imports torch: only an engine's process loads this.
 """
 
@@ -20,6 +20,8 @@ GROWTH = 64
 """Tokens by which the room of a joint cache grows at a time."""
 MOST_ROWS = 64
 """Answers in one pass; more take turns."""
+MOST_READ = 4096
+"""Tokens of prompts, and of what fills them up to one length, that are read together."""
 
 
 class Row(Protocol):
@@ -37,6 +39,15 @@ class Row(Protocol):
     adapter: Adapter | None
 
 
+class Prompt(Protocol):
+    """A prompt that nobody has read yet: of its last token the logits (vocabulary,), and the cache are put there."""
+
+    tokens: Sequence[int]
+    adapter: Adapter | None
+    logits: Tensor | None
+    cache: Any
+
+
 class Batch:
     """The answers that decode together under one set of weights. For the one thread that computes."""
 
@@ -45,8 +56,32 @@ class Batch:
         self._model = model
         self._mixture = mixture
         self._cache_name = cache_name(model)
+        self._keeps_logits = keeps_logits(model)
         self._rows: list[Row] = []
         self._cache: Any = None
+
+    def read(self, prompts: Sequence[Prompt]) -> None:
+        """Compute what follows every prompt, see `alike`."""
+        device = self._model.device
+        lengths = [len(prompt.tokens) for prompt in prompts]
+        size = max(lengths)
+        ids = torch.tensor([[0] * (size - len(one.tokens)) + list(one.tokens) for one in prompts], device=device)
+        places = torch.arange(size, device=device) - (size - torch.tensor(lengths, device=device))[:, None]
+        if self._mixture is not None:
+            self._mixture.use([prompt.adapter for prompt in prompts], size)
+        cache = DynamicCache(config=self._model.config)
+        options = {"logits_to_keep": 1} if self._keeps_logits else {}
+        output = self._model(
+            input_ids=ids,
+            attention_mask=(places >= 0).long(),  # (rows, size): everybody's last token is at the end
+            position_ids=places.clamp(min=0),
+            use_cache=True,
+            **{self._cache_name: cache},
+            **options,
+        )
+        for number, prompt in enumerate(prompts):
+            prompt.logits = output.logits[number, -1]
+            prompt.cache = _row(cache, number, lengths[number])
 
     def advance(self, rows: Sequence[Row]) -> None:
         """Compute the next logits of every row."""
@@ -58,7 +93,7 @@ class Batch:
         places = torch.arange(size + 1, device=device)
         mask = (places >= (size - lengths)[:, None]).long()  # (rows, size + 1): the new token is everybody's last
         if self._mixture is not None:
-            self._mixture.use([row.adapter for row in rows])
+            self._mixture.use([row.adapter for row in rows], 1)
         output = self._model(
             input_ids=torch.tensor([row.tokens[-1:] for row in rows], device=device),
             attention_mask=mask,
@@ -134,6 +169,44 @@ def _longer(room: Tensor) -> Tensor:
     longer = room.new_zeros(rows, heads, tokens + GROWTH, width)
     longer[:, :, :tokens] = room
     return longer
+
+
+def _row(cache: Any, number: int, length: int) -> Any:
+    """One row's cache of its own, over the memory of the joint one."""
+    own = DynamicCache()
+    own.layers = []
+    for layer in cache.layers:
+        part: Any = DynamicLayer()  # type: ignore[no-untyped-call]
+        part.dtype, part.device, part.is_initialized = layer.keys.dtype, layer.keys.device, True
+        part.keys, part.values = (
+            states[number : number + 1, :, states.shape[-2] - length :] for states in (layer.keys, layer.values)
+        )
+        own.layers.append(part)
+    return own
+
+
+def alike(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Those of the prompts that are read with the first: as long as it within a factor of two, and not too many."""
+    first = len(prompts[0].tokens)
+    found: list[Prompt] = []
+    longest = first
+    for prompt in prompts[:MOST_ROWS]:
+        size = max(longest, len(prompt.tokens))
+        if first <= 2 * len(prompt.tokens) <= 4 * first and (size * (len(found) + 1) <= MOST_READ or not found):
+            found.append(prompt)
+            longest = size
+    return found
+
+
+def keeps_logits(model: Any) -> bool:
+    """Whether a model can be told of how many tokens the logits are wanted."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def reads_rows(model: Any) -> bool:
+    """Whether a model can read several prompts together: as `takes_rows`, and its cache `is_joinable`."""
+    makes_default = getattr(model, "_supports_default_dynamic_cache", lambda: False)
+    return takes_rows(model) and makes_default() and is_joinable(DynamicCache(config=model.config))
 
 
 def cache_name(model: Any) -> str:

@@ -225,6 +225,9 @@ class ComposedGeneration(Generation):
         """None: several models compute each of its answers."""
         return []
 
+    def unread(self) -> None:
+        """None, likewise."""
+
     def forward(self, tokens: Sequence[int], cache: Any, keep: int) -> tuple[Tensor, Any]:
         """As of one model. cache: _Caches, None at the beginning."""
         caches: _Caches = _Caches([None] * len(self._members)) if cache is None else cache

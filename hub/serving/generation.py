@@ -8,6 +8,7 @@ import copy
 import inspect
 import secrets
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from adapterhub.hub.errors import InvalidRequest, TooLarge
 from adapterhub.hub.serving import contracts, grammar
-from adapterhub.hub.serving.batching import cache_name, is_joinable, takes_rows
+from adapterhub.hub.serving.batching import cache_name, is_joinable, keeps_logits, reads_rows, takes_rows
 from adapterhub.hub.serving.calling import Calling, rendered
 from adapterhub.hub.serving.grammar import Follower, Grammar
 from adapterhub.hub.serving.loading import Loaded
@@ -115,6 +116,16 @@ class _Answer:
         self.adapter: Adapter | None = None
 
 
+@dataclass
+class _Unread:
+    """A prompt, and what is known once it is read, see `batching.Prompt`."""
+
+    tokens: Sequence[int]
+    adapter: Adapter | None
+    logits: Tensor | None = None
+    cache: Any = None
+
+
 class Generation:
     """The computation of one request. `steps` yields after each piece of work; between two of them the model may
     compute for others, and must hold the weights of this request's variant again before the next."""
@@ -137,7 +148,14 @@ class Generation:
         self._calling = prompt.calling
         self._hidden = _hidden(self._tokenizer, self._calling)
         self._grammar = self._compiled()
-        self._has_logits_to_keep = "logits_to_keep" in inspect.signature(self._model.forward).parameters
+        self._has_logits_to_keep = keeps_logits(self._model)
+        self._unread = _Unread(prompt.tokens, loaded.adapter)
+        self._is_read_alone = (
+            request.n > 1
+            or (request.echo and request.logprobs is not None)
+            or loaded.is_patched
+            or not reads_rows(loaded.model)
+        )
 
     def steps(self) -> Iterator[Sequence[Event]]:
         """The events that each step brings, possibly none. Raises what torch raises."""
@@ -165,6 +183,10 @@ class Generation:
             if answer.logits is None and answer.tokens and (answer.is_joined or is_joinable(answer.cache))
         ]
 
+    def unread(self) -> _Unread | None:
+        """The prompt, where somebody else may read it."""
+        return None if self._is_read_alone or self._answers or self._unread.logits is not None else self._unread
+
     def _compiled(self) -> Grammar | None:
         """What every answer must follow."""
         if self._calling is not None and self._calling.choices:
@@ -184,7 +206,10 @@ class Generation:
             logits, cache = self.forward(self._start, None, keep=1)
             return (logits[-1], cache), (self._decode(tokens), ()) if self._request.echo else None
         wants_logprobs = self._request.echo and self._request.logprobs is not None
-        logits, cache = self.forward(tokens, None, keep=len(tokens) if wants_logprobs else 1)
+        if self._unread.logits is not None:
+            logits, cache = self._unread.logits[None], self._unread.cache
+        else:
+            logits, cache = self.forward(tokens, None, keep=len(tokens) if wants_logprobs else 1)
         if not self._request.echo:
             return (logits[-1], cache), None
         text = self._decode(tokens)

@@ -19,9 +19,11 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 from adapterhub.hub.errors import InvalidRequest
+from adapterhub.hub.serving import packed
 from adapterhub.merging.checkpoint import Checkpoint
 from adapterhub.merging.errors import MergingError
 from adapterhub.merging.folders import Folder, join, read_json
+from adapterhub.merging.quantised import Packed
 
 if TYPE_CHECKING:
     from adapterhub.hub.serving.mixture import Adapter
@@ -111,7 +113,7 @@ def load(source: Stored, device: torch.device) -> Loaded:
     """
     # the library sets torch's default dtype, which is the whole process's, while it builds a model
     with _one_at_a_time, _linked(source.folder, source.path) as folder:
-        model = _model(folder, source.name, device)
+        model = _model(folder, source.name, device, _packed(source))
         pooling, is_normalized = _pooling(source.folder, source.path)
         return Loaded(
             model=model,
@@ -130,6 +132,14 @@ def checkpoint(source: Stored) -> Checkpoint:
     """
     try:
         return Checkpoint.open(source.folder, source.path, name=source.name)
+    except MergingError as error:
+        raise InvalidRequest(str(error)) from error
+
+
+def _packed(source: Stored) -> Mapping[str, Packed]:
+    """The weights that are stored in few bits. Raises InvalidRequest for those that are not read."""
+    try:
+        return packed.packed_weights(checkpoint(source))
     except MergingError as error:
         raise InvalidRequest(str(error)) from error
 
@@ -156,19 +166,21 @@ def _without_code(value: Any) -> Any:
     return [_without_code(item) for item in value] if isinstance(value, list) else value
 
 
-def _model(folder: str, name: str, device: torch.device) -> transformers.PreTrainedModel:
+def _model(folder: str, name: str, device: torch.device, weights: Mapping[str, Packed]) -> transformers.PreTrainedModel:
     if not Path(folder, "config.json").is_file():
         raise InvalidRequest(f"{name}: no config.json, so this is not a model that can be served")
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         head = _head(config, name)
+        if weights:
+            config.quantization_config = packed.configured(weights)
         model, report = head.from_pretrained(
             folder,
             config=config,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
-            dtype="auto",
+            dtype=packed.dtype_of(weights) if weights else "auto",
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
@@ -179,13 +191,12 @@ def _model(folder: str, name: str, device: torch.device) -> transformers.PreTrai
         raise InvalidRequest(
             f"{name}: the weight files lack {wrong[0]} ({len(wrong)} in all) as config.json describes the model"
         )
+    packed.fill(model, weights)
     loaded: transformers.PreTrainedModel = model.to(device).eval().requires_grad_(False)
     return loaded
 
 
 def _head(config: Any, name: str) -> Any:
-    if getattr(config, "quantization_config", None):
-        raise InvalidRequest(f"{name}: config.json says its weights are quantised; serve the unquantised base")
     architecture = (config.architectures or [None])[0]
     for head, names in _HEADS:
         known = names.get(config.model_type, ())

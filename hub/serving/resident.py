@@ -20,9 +20,11 @@ from adapterhub.hub.errors import UnfitPatch
 from adapterhub.hub.serving import contracts
 from adapterhub.hub.serving.attaching import Attached
 from adapterhub.hub.serving.loading import Loaded
-from adapterhub.hub.serving.mixture import Adapter, Mixture, oriented
+from adapterhub.hub.serving.mixture import Adapter, Mixture, is_linear, oriented, sparse
+from adapterhub.hub.serving.naming import candidates
+from adapterhub.hub.serving.packed import PackedLinear
+from adapterhub.hub.serving.variants import Beside
 from adapterhub.merging.attachments import Attachment
-from adapterhub.merging.sites import live_name
 
 SAMPLED = 64
 """Elements of each tensor by which `Base.is_pristine` knows it."""
@@ -57,10 +59,14 @@ class Base:
         _untie(loaded.model)
         self._slots: Mapping[str, Tensor] = loaded.model.state_dict(keep_vars=True)
         self._pristine = {own: slot.detach() for own, slot in self._slots.items()}
+        self._modules: Mapping[str, nn.Module] = dict(loaded.model.named_modules())
+        self._packed = {
+            f"{path}.weight": module for path, module in self._modules.items() if isinstance(module, PackedLinear)
+        }
         self._own_names = {
             name: own
             for name, shape in shapes.items()
-            if (own := self._own_name(name)) and tuple(self._pristine[own].shape) == tuple(shape)
+            if (own := self._own_name(name)) in self._slots and tuple(self._pristine[own].shape) == tuple(shape)
         }
         self._applied: Variant | Mixture | None = None
         self.mixture = Mixture(loaded.model)
@@ -70,6 +76,11 @@ class Base:
     def is_pristine(self) -> bool:
         """Whether samples of all weights are what was loaded, bit for bit."""
         return _sampled(self._pristine.values()) == self._sampled
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether weights are in memory in fewer bits than the model computes with."""
+        return bool(self._packed)
 
     @property
     def size_bytes(self) -> int:
@@ -115,31 +126,32 @@ class Base:
             loaded = replace(loaded, is_patched=True, virtual_tokens=attached.virtual_tokens)
         return Variant(vid, named, loaded, attached)
 
-    def adapter(
-        self,
-        vid: str,
-        factors: Mapping[str, tuple[Tensor, Tensor]],
-        contract: Mapping[str, Any] = MappingProxyType({}),
-    ) -> Adapter | None:
-        """A variant that stays beside the weights: left (out, r) and right (r, in) by names in the weight files.
+    def adapter(self, vid: str, beside: Beside, contract: Mapping[str, Any] = MappingProxyType({})) -> Adapter | None:
+        """A variant that stays beside the weights.
 
-        None where one of them is no weight of a linear layer, or is tied to another.
+        None where a site of it is no weight of a linear layer, is tied to another, or is an expert's, which reads
+        tokens that a router chose: whose they are, nobody can tell.
         """
-        found = {}
-        for name, (left, right) in factors.items():
-            own = self._own_name(name) or ""
-            path, _, leaf = own.rpartition(".")
-            if leaf != "weight" or len(self._ties[own]) > 1:
-                return None
-            device = self._pristine[own].device
-            pair = oriented(self.loaded.model.get_submodule(path), left.to(device), right.to(device), self.dtype)
-            if pair is None:
-                return None
-            found[path] = pair
+        paths = {name: self._linear(name) for name in (*beside.factors, *beside.entries)}
+        if not all(paths.values()):
+            return None
+        factors, entries = {}, {}
+        for name, pair in beside.factors.items():
+            left, right = (one.to(self.device) for one in pair)
+            factors[paths[name]] = oriented(self._modules[paths[name]], left, right, self.dtype)
+        for name, (positions, values) in beside.entries.items():
+            entries[paths[name]] = sparse(self._modules[paths[name]], positions, values, self.device)
         loaded = contracts.under(self.loaded, contract) if contract else self.loaded
-        made = Adapter(vid, found, loaded)
+        made = Adapter(vid, factors, loaded, entries)
         made.loaded = replace(loaded, before_pass=lambda: self.mixture.use([made]), adapter=made)
         return made
+
+    def _linear(self, name: str) -> str:
+        """The path of the linear layer whose own this weight is, empty where there is none."""
+        own = self._own_name(name) or ""
+        path, _, leaf = own.rpartition(".")
+        is_own = leaf == "weight" and len(self._ties.get(own, ())) <= 1 and "experts" not in path.split(".")
+        return path if is_own and is_linear(self._modules[path]) else ""
 
     def apply(self, variant: Variant | Mixture | None) -> None:
         """Make the model compute as `variant`, as the mixture's rows say, or as the base itself for None.
@@ -155,7 +167,10 @@ class Base:
         if isinstance(variant, Mixture):
             return  # it goes on the model with its first rows
         for own, tensor in variant.tensors.items():
-            self._slots[own].data = tensor
+            if own in self._packed:
+                self._packed[own].weight = nn.Parameter(tensor, requires_grad=False)
+            else:
+                self._slots[own].data = tensor
         if variant.attached is not None:
             try:
                 variant.attached.put(self.loaded.model)
@@ -173,26 +188,27 @@ class Base:
         if self._applied.attached is not None:
             self._applied.attached.take_off()
         for own in self._applied.tensors:
-            self._slots[own].data = self._pristine[own]
+            if own in self._packed:
+                self._packed[own].weight = None
+            else:
+                self._slots[own].data = self._pristine[own]
         self._applied = None
 
     def _placed(self, name: str, tensor: Tensor) -> Tensor:
         own = self._own_name(name)
-        if own is None or self._pristine[own].shape != tensor.shape:
+        layer = self._packed.get(own or "")
+        if layer is not None and tensor.shape == (layer.out_features, layer.in_features):
+            return tensor.detach().to(device=self.device, dtype=layer.compute_dtype)
+        if own is None or layer is not None or self._pristine[own].shape != tensor.shape:
             raise UnfitPatch(
                 f"{name}: the model in memory has no parameter of that name and shape {tuple(tensor.shape)}"
             )
         return tensor.detach().to(device=self._pristine[own].device, dtype=self._pristine[own].dtype)
 
     def _own_name(self, name: str) -> str | None:
-        """The model's name of a tensor in the weight files.
-
-        There, the prefix of the model in a head may be missing, and modules may have names that loading changes.
-        """
-        prefix = f"{self.loaded.model.base_model_prefix}."
-        live = live_name(name, getattr(self.loaded.model.config, "model_type", None))
-        candidates = (name, prefix + name, name.removeprefix(prefix), live, prefix + live, live.removeprefix(prefix))
-        return next((own for own in candidates if own in self._slots), None)
+        """The model's name of a tensor in the weight files."""
+        known = candidates(self.loaded.model, name)
+        return next((own for own in known if own in self._slots or own in self._packed), None)
 
 
 def _ties(model: nn.Module) -> Mapping[str, tuple[str, ...]]:

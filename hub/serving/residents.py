@@ -1,9 +1,10 @@
 """What an engine holds in memory, by digest: bases, and the variants that were made of them.
 
-A variant of low rank is held merged, or beside the weights, where it shares passes with others and is there as soon as
-its files are read. Which, the measured cost decides: alone on its base it stays beside the weights until the time that
-this cost it would have paid for the merge, as with skis that one rents before one buys them; while others of the base
-are asked for too, it stays there, for merged ones take turns. Each request keeps the way in which it began.
+A variant of low rank, or of few entries, is held merged, or beside the weights, where it shares passes with others and
+is there as soon as its files are read. Which, the measured cost decides: alone on its base it stays beside the weights
+until the time that this cost it would have paid for the merge, as with skis that one rents before one buys them. While
+others of the base are asked for too, or were a moment ago, it stays there, for merged ones take turns; and so it does
+beside weights of 4 or 8 bits, of which a merge would make 16. Each request keeps the way in which it began.
 Imports torch: only an engine's process loads this.
 """
 
@@ -14,6 +15,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 
 import torch
 
@@ -32,10 +34,12 @@ from adapterhub.merging.plan import Plan
 MERGE_S_PER_BYTE = 1e-9
 """What a merge costs before any was measured."""
 MOST_REMEMBERED = 4096
+COMPANY_S = 5.0
+"""Seconds for which a variant that is no longer asked for counts as company of the others."""
 
 
 class _NotBeside(Exception):
-    """The variant is more than products added to linear layers that share their weights with nothing."""
+    """The variant is more than products and entries added to linear layers that share their weights with nothing."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Residents:
         self._pool = Pool(limit_bytes, lasting=(InvalidRequest, TooLarge, UnfitPatch))
         self._lock = threading.Lock()
         self._live: Counter[tuple[str, str]] = Counter()
+        self._left: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._merged_bytes: OrderedDict[str, int | None] = OrderedDict()
         self._merge_s_per_byte = MERGE_S_PER_BYTE
 
@@ -93,7 +98,7 @@ class Residents:
         try:
             variant: Variant | Adapter | None = None
             if not spec.is_base_alone:
-                variant = self._adapter(spec, base, how, plan) if self._is_beside(spec, how) else None
+                variant = self._adapter(spec, base, how, plan) if self._is_beside(spec, base, how) else None
                 keys.append(_adapter_key(spec) if variant is not None else _variant_key(spec))
                 variant = self._variant(spec, base, plan) if variant is None else variant
         except BaseException:
@@ -107,23 +112,38 @@ class Residents:
                 self._live[live] -= 1
                 if not self._live[live]:
                     del self._live[live]
+                self._left[live] = time.monotonic()
+                self._left.move_to_end(live)
+                while len(self._left) > MOST_REMEMBERED:
+                    self._left.popitem(last=False)
             for key in reversed(keys):
                 self._pool.release(key)
 
         return Lease(base, variant, execution_id(spec.vid, base, variant), release)
 
-    def _is_beside(self, spec: VariantSpec, how: str | None) -> bool:
+    def _is_beside(self, spec: VariantSpec, base: Base, how: str | None) -> bool:
         """Whether to try the variant beside the weights."""
         if how is not None:
             return how == RUN_TIME
+        if base.is_packed:
+            return True  # a merged weight would be widened for good
         with self._lock:
-            if any(digest == spec.base_digest and vid != spec.vid for digest, vid in self._live):
+            if self._has_company(spec):
                 return True
             size_bytes = self._merged_bytes.get(spec.vid, 0)
         if size_bytes is None or self._pool.holds(_variant_key(spec)):
             return False
         adapter = self._pool.peek(_adapter_key(spec))
         return not isinstance(adapter, Adapter) or adapter.paid_s < size_bytes * self._merge_s_per_byte
+
+    def _has_company(self, spec: VariantSpec) -> bool:
+        """Whether other variants of the base are in use, or were a moment ago. Under the lock."""
+        others = (key for key in self._live if key[0] == spec.base_digest)
+        if any(vid != spec.vid for _, vid in others):
+            return True
+        since = time.monotonic() - COMPANY_S
+        lately = takewhile(lambda key: self._left[key] > since, reversed(self._left))
+        return any(digest == spec.base_digest and vid != spec.vid for digest, vid in lately)
 
     def again(self, digest: str) -> Lease:
         """The base of that digest, to be looked at; for eviction this is no use of it.
@@ -201,20 +221,20 @@ class Residents:
         )
 
     def _adapter(self, spec: VariantSpec, base: Base, how: str | None, plan: Callable[[], Plan]) -> Adapter | None:
-        """Pinned; None where the variant is more than products of factors, InvalidRequest where it was asked for."""
+        """Pinned; None where the variant is more than can lie beside weights, InvalidRequest where it was asked for."""
         if self._merged_bytes.get(spec.vid, 0) is None:
             return _refused(spec, how)
 
         def measure() -> int:
             # here, so that the pool remembers a plan that is refused
-            size_bytes = variants.lowrank_bytes(plan())
+            size_bytes = variants.beside_bytes(plan())
             if size_bytes is None:
                 raise _NotBeside
             self._remember(spec.vid, variants.size_bytes(plan()))
             return size_bytes
 
         def make() -> Adapter:
-            made = base.adapter(spec.vid, variants.factors(plan()), plan().contract)
+            made = base.adapter(spec.vid, variants.beside(plan()), plan().contract)
             if made is None:
                 raise _NotBeside
             self._base(spec)
@@ -243,7 +263,7 @@ def _refused(spec: VariantSpec, how: str | None) -> Adapter | None:
     if how == RUN_TIME:
         raise InvalidRequest(
             f"{spec.label}: cannot run beside the weights of its base, since it is more than products of low rank "
-            "added to linear layers; leave execution out, or ask for it merged"
+            "and single entries added to linear layers; leave execution out, or ask for it merged"
         )
     return None
 

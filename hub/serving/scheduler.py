@@ -7,14 +7,14 @@ is ever continued under another's: caches belong to requests, and joint ones to 
 
 import threading
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
-from adapterhub.hub.serving.batching import MOST_ROWS, Batch, Row
+from adapterhub.hub.serving.batching import MOST_ROWS, Batch, Prompt, Row, alike
 from adapterhub.hub.serving.mixture import Adapter, Mixture
 from adapterhub.hub.serving.resident import Base, Variant
 
@@ -31,6 +31,9 @@ class Work(Protocol):
 
     def rows(self) -> Sequence[Row]:
         """Its answers whose next logits can be computed together with those of other requests."""
+
+    def unread(self) -> Prompt | None:
+        """Its prompt, where it can be read together with those of other requests."""
 
     def steps(self) -> Iterator[None]:
         """Computes a piece at each step, under the weights of its variant. Must not raise."""
@@ -134,6 +137,7 @@ class Scheduler:
                 if not begun:
                     return
                 if group.batch is not None:
+                    _read(group.batch, begun)
                     _decode(group.batch, begun)
                 for one in list(begun):
                     if not _step(*one):
@@ -151,17 +155,38 @@ def _applied(group: _Group) -> Exception | None:
     return None
 
 
-def _decode(batch: Batch, begun: list[tuple[Work, Iterator[None]]]) -> None:
+_T = TypeVar("_T")
+_Begun = list[tuple[Work, Iterator[None]]]
+
+
+def _read(batch: Batch, begun: _Begun) -> None:
+    """Read the prompts that wait, in as few passes as their lengths allow; one alone is read by itself."""
+    waiting = [(one, prompt) for one in begun if not one[0].is_cancelled and (prompt := one[0].unread()) is not None]
+    while len(waiting) > 1:
+        chosen = {id(prompt) for prompt in alike([prompt for _, prompt in waiting])}
+        together = [pair for pair in waiting if id(pair[1]) in chosen]
+        waiting = [pair for pair in waiting if id(pair[1]) not in chosen]
+        if len(together) > 1:
+            _pass(batch.read, together, begun)
+
+
+def _decode(batch: Batch, begun: _Begun) -> None:
     """Compute the next logits of all answers that wait for them, in one pass; one alone does it by itself."""
     waiting = [(one, row) for one in begun if not one[0].is_cancelled for row in one[0].rows()]
     waiting.sort(key=lambda pair: not pair[1].is_joined)  # nobody who is in the batch is left out of it
-    rows = [row for _, row in waiting[:MOST_ROWS]]
-    if len(rows) < 2 and not any(row.is_joined for row in rows):
-        return
+    together = waiting[:MOST_ROWS]
+    if len(together) > 1 or any(row.is_joined for _, row in together):
+        _pass(batch.advance, together, begun)
+
+
+def _pass(
+    compute: Callable[[Sequence[_T]], None], together: Sequence[tuple[tuple[Work, Iterator[None]], _T]], begun: _Begun
+) -> None:
+    """Compute for several; where it fails, all of them are told."""
     try:
-        batch.advance(rows)
+        compute([one for _, one in together])
     except Exception as error:  # noqa: BLE001 the edge of the computing thread: all who were in the pass are told
-        for one in {id(one): one for one, _ in waiting[:MOST_ROWS]}.values():
+        for one in {id(one): one for one, _ in together}.values():
             begun.remove(one)
             one[0].refuse(error)
             one[0].close()

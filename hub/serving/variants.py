@@ -6,6 +6,7 @@ Computes with torch: only an engine's process, and one that writes files for an 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from adapterhub.merging.ops.tensors import is_finite
 from adapterhub.merging.plan import Plan, plan
 from adapterhub.merging.recipes.canonical import Input
 from adapterhub.merging.recipes.expression import parse
-from adapterhub.merging.steps import Addend, TermDelta
+from adapterhub.merging.steps import Addend, OutputTensor, TermDelta
 from adapterhub.merging.terms import terms
 
 if TYPE_CHECKING:
@@ -77,8 +78,20 @@ def tensors(plan: Plan, base: Base) -> dict[str, Tensor]:
         return engine.variant(plan, device=str(base.device), base=base.tensors())
 
 
-def lowrank_bytes(plan: Plan) -> int | None:
-    """Bytes of what `factors` gives, in a dtype of two bytes; None for a plan that does more than add such products.
+@dataclass(frozen=True)
+class Beside:
+    """What is added to weights without touching them, weights and scales in it, by names in the weight files.
+
+    factors: left (out, r) and right (r, in), of which the product is added. entries: flat positions in the weight as
+    stored, int64 (nnz,), and what is added there, float32 (nnz,); a position may come several times.
+    """
+
+    factors: dict[str, tuple[Tensor, Tensor]]
+    entries: dict[str, tuple[Tensor, Tensor]]
+
+
+def beside_bytes(plan: Plan) -> int | None:
+    """Bytes of what `beside` gives once it is used; None for a plan that does more than add products and entries.
 
     None too where they would be more than half of the merged tensors: then nothing speaks for them.
     """
@@ -89,47 +102,61 @@ def lowrank_bytes(plan: Plan) -> int | None:
         if output.name in plan.touched:
             if not output.addends:
                 return None
-            merged += prod(output.shape)
+            merged += 2 * prod(output.shape)
             for addend in output.addends:
-                sizes = _factor_sizes(addend)
-                if sizes is None:
+                size = _beside_bytes(addend)
+                if size is None:
                     return None
-                rows, rank, columns = sizes
-                total += rank * (rows + columns)
-    return 2 * total if 2 * total <= merged else None
+                total += size
+    return total if 2 * total <= merged else None
 
 
-def _factor_sizes(addend: Addend) -> tuple[int, int, int] | None:
+def _beside_bytes(addend: Addend) -> int | None:
     if not isinstance(addend.delta, TermDelta):
         return None
     term = addend.delta.term
     spec = terms()[term.term]
-    if spec.factor_sizes is None or spec.effect != "additive":
+    shapes = {name: handle.shape for name, handle in term.fields.items()}
+    if not spec.is_additive:
         return None
-    return spec.factor_sizes({name: handle.shape for name, handle in term.fields.items()}, term.options)
+    if spec.factor_sizes is not None:
+        rows, rank, columns = spec.factor_sizes(shapes, term.options)
+        return 2 * rank * (rows + columns)
+    # a position of four bytes and a float32
+    return None if spec.entry_count is None else 8 * spec.entry_count(shapes)
 
 
-def factors(plan: Plan) -> dict[str, tuple[Tensor, Tensor]]:
-    """What is added to each weight as left (out, r) @ right (r, in), weights and scales in it, by names in the files.
-
-    For a plan of which `lowrank_bytes` knows the size. Raises UnfitPatch.
-    """
-    found = {}
+def beside(plan: Plan) -> Beside:
+    """What a plan adds of which `beside_bytes` knows the size. Raises UnfitPatch."""
+    found = Beside({}, {})
     with refusals():
         for output in plan.outputs:
-            if output.name not in plan.touched:
-                continue
-            pieces = []
-            for addend in output.addends:
-                assert isinstance(addend.delta, TermDelta)
-                make = terms()[addend.delta.term.term].factors
-                assert make is not None
-                pieces.append(Factors(*make(part(addend.delta.term, addend.weight), output.shape)))
-            left, right = concatenate(pieces)
-            if not (is_finite(left) and is_finite(right)):
-                raise errors.NonFinite(output.name, "the patches")
-            found[output.name] = (left, right)
+            if output.name in plan.touched:
+                _add_beside(found, output)
     return found
+
+
+def _add_beside(found: Beside, output: OutputTensor) -> None:
+    import torch
+
+    pieces, positions, values = [], [], []
+    for addend in output.addends:
+        assert isinstance(addend.delta, TermDelta)
+        spec, one = terms()[addend.delta.term.term], part(addend.delta.term, addend.weight)
+        if spec.factors is not None:
+            pieces.append(Factors(*spec.factors(one, output.shape)))
+        else:
+            assert spec.entries is not None
+            at, added = spec.entries(one, output.shape)
+            positions.append(at)
+            values.append(added)
+    if pieces:
+        found.factors[output.name] = concatenate(pieces)
+    if positions:
+        found.entries[output.name] = torch.cat(positions), torch.cat(values)
+    given = (*found.factors.get(output.name, ()), *values)
+    if not all(is_finite(one) for one in given):
+        raise errors.NonFinite(output.name, "the patches")
 
 
 @contextmanager

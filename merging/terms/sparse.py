@@ -42,6 +42,11 @@ def _norm(part: Part, shape: Sequence[int]) -> float:
     return float(part.fields["val"].double().norm()) * abs(part.weight)
 
 
+def _entries(part: Part, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    positions = flat_indices(part.fields, part.options["index"], shape)
+    return positions, part.fields["val"].float() * part.weight
+
+
 def _misfit(term: Stored) -> str | None:
     index = term.options.get("index", "flat")
     wanted = {"val", *DECODERS[index][0]}
@@ -75,4 +80,6 @@ SPEC = TermSpec(
     options=(Parameter("index", "str", "flat", "how positions are stored", choices=tuple(DECODERS)),),
     misfit=_misfit,
     bad_value=_bad_value,
+    entries=_entries,
+    entry_count=lambda shapes: shapes["val"][0],
 )

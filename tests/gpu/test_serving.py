@@ -9,7 +9,8 @@ from adapterhub.hub.serving.mixture import Adapter
 from adapterhub.hub.serving.protocol import MERGED, RUN_TIME
 from adapterhub.hub.serving.residents import Residents
 from tests.hub.serving import models
-from tests.hub.serving.test_batching import PROMPTS, by_transformers, greedy, texts, tuned
+from tests.hub.serving.passes import by_transformers, greedy, texts
+from tests.hub.serving.test_batching import PROMPTS, tuned
 
 pytestmark = pytest.mark.gpu
 

@@ -13,16 +13,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from adapterhub.errors import AdapterHubError
 from adapterhub.hub.errors import EngineUnavailable, InvalidRequest, Overloaded
 from adapterhub.hub.serving import compositions, frames, tasks
-from adapterhub.hub.serving.batching import Row
+from adapterhub.hub.serving.batching import Prompt, Row
 from adapterhub.hub.serving.compositions import Troupe
+from adapterhub.hub.serving.generation import Generation
+from adapterhub.hub.serving.preparing import Preparing
 from adapterhub.hub.serving.protocol import (
     MERGED,
     Generate,
@@ -56,7 +58,7 @@ class _Request:
         self._number = number
         self._done = done
         self._pieces: Pieces = iter(())
-        self._rows: Callable[[], Sequence[Row]] = tuple
+        self._generation: Generation | None = None
         self._lease: Lease | Troupe | None = None
         self.is_cancelled = False
         self.began = time.monotonic()
@@ -65,12 +67,15 @@ class _Request:
         """Keep the lease until the request is closed."""
         self._lease = lease
 
-    def compute(self, pieces: Pieces, rows: Callable[[], Sequence[Row]] = tuple) -> None:
-        """Take the answers, each computed when it is asked for. rows: as `Work.rows`."""
-        self._pieces, self._rows = pieces, rows
+    def compute(self, pieces: Pieces, generation: Generation | None = None) -> None:
+        """Take the answers, each computed when it is asked for. generation: where others may do parts of it."""
+        self._pieces, self._generation = pieces, generation
 
     def rows(self) -> Sequence[Row]:
-        return self._rows()
+        return () if self._generation is None else self._generation.rows()
+
+    def unread(self) -> Prompt | None:
+        return None if self._generation is None else self._generation.unread()
 
     def answer(self, message: Json) -> None:
         self._send({"id": self._number, **message})
@@ -130,7 +135,7 @@ class EmbeddedEngine:
         self._connection = connection
         self._residents = residents
         self._scheduler = Scheduler()
-        self._preparing = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="prepare")
+        self._preparing = Preparing(PREPARING_THREADS)
         self._requests: dict[int, _Request] = {}
         self._sending = threading.Lock()
 
@@ -141,7 +146,7 @@ class EmbeddedEngine:
         with self._connection.makefile("rb") as stream:
             while (frame := frames.read(stream)) is not None:
                 self._take(*frame)
-        self._preparing.shutdown(wait=False, cancel_futures=True)
+        self._preparing.cancel()
 
     def _take(self, message: Json, attachment: bytes) -> None:
         number, op = message["id"], message["op"]
@@ -155,7 +160,7 @@ class EmbeddedEngine:
             request.answer({"event": "state", **self._state()})
             request.close()
         else:
-            self._preparing.submit(self._prepare, request, message, attachment)
+            self._preparing.submit(partial(self._prepare, request, message, attachment))
 
     def _prepare(self, request: _Request, message: Json, attachment: bytes) -> None:
         """Make the weights resident, read the inputs, and hand the rest to the scheduler."""
@@ -221,7 +226,7 @@ def _generate(request: _Request, lease: Lease | Troupe, message: Json, attachmen
         for events in generation.steps():
             yield [event_to_json(event) for event in events]
 
-    request.compute(pieces(), generation.rows)
+    request.compute(pieces(), generation)
 
 
 def _task(request: _Request, lease: Lease | Troupe, message: Json, attachment: bytes) -> None:

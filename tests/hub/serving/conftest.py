@@ -1,14 +1,17 @@
 """One engine process for the tests that do not harm it, and the tiny models it serves."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from adapterhub.hub.serving.batching import Batch
 from adapterhub.hub.serving.client import EngineClient
 from adapterhub.hub.serving.protocol import Source
+from adapterhub.hub.serving.residents import Residents
 from adapterhub.hub.settings import Settings
 from tests.hub.serving import models
 
@@ -60,3 +63,36 @@ def one(folder: Path) -> Source:
 @pytest.fixture(scope="session")
 def two(folder: Path) -> Source:
     return models.source("demo/two", folder / "two", "lora")
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each joint pass had."""
+    found: list[int] = []
+    advance = Batch.advance
+
+    def counting(self: Batch, rows: Sequence[Any]) -> None:
+        found.append(len(rows))
+        advance(self, rows)
+
+    monkeypatch.setattr(Batch, "advance", counting)
+    return found
+
+
+@pytest.fixture
+def read_together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many prompts each joint pass read."""
+    found: list[int] = []
+    original = Batch.read
+
+    def counting(self: Batch, prompts: Sequence[Any]) -> None:
+        found.append(len(prompts))
+        original(self, prompts)
+
+    monkeypatch.setattr(Batch, "read", counting)
+    return found
+
+
+@pytest.fixture
+def residents() -> Residents:
+    return Residents(torch.device("cpu"), 1 << 30)

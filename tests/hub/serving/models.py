@@ -1,5 +1,6 @@
 """Tiny models and patches as their libraries save them, with a byte-level tokenizer."""
 
+import hashlib
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -109,6 +110,27 @@ def gpt2(folder: Path) -> Path:
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=BEGIN, eos_token_id=END
     )
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def opt(folder: Path) -> Path:
+    """A causal model that lays its rows one after the other before the linear layers of its feed-forward part."""
+    torch.manual_seed(0)
+    config = transformers.OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        bos_token_id=BEGIN,
+        eos_token_id=END,
+        pad_token_id=0,
+        init_std=0.3,
+    )
+    transformers.OPTForCausalLM(config).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 
@@ -272,5 +294,8 @@ def source(reference: str, folder: Path, kind: str = "model") -> Source:
 
 
 def spec(expression: str, base: Source, *patches: Source) -> VariantSpec:
-    """A recipe on a base, under the expression itself in the place of its digest."""
-    return VariantSpec(f"sha256:{expression}", expression, (base, *patches))
+    """A recipe on a base, under a digest of the expression and of its files."""
+    sources = (base, *patches)
+    files = [one.folder.digest(name) for one in sources for name in one.folder.names()]
+    digest = hashlib.sha256("\n".join([expression, *files]).encode()).hexdigest()
+    return VariantSpec(f"sha256:{digest}", expression, sources)

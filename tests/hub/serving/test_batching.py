@@ -1,104 +1,35 @@
 """Answers that decode together: of one variant, and of several that lie beside the weights; in this process."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adapterhub.hub.errors import InvalidRequest, UnfitPatch
 from adapterhub.hub.serving import variants
-from adapterhub.hub.serving.batching import Batch
-from adapterhub.hub.serving.generation import Generation, Prompt
+from adapterhub.hub.serving.batching import MOST_READ, MOST_ROWS, Batch, alike
 from adapterhub.hub.serving.mixture import Adapter, Mixture
-from adapterhub.hub.serving.protocol import MERGED, RUN_TIME, Delta, Generate, Sampling, VariantSpec
+from adapterhub.hub.serving.protocol import MERGED, RUN_TIME, Generate, Sampling, VariantSpec
 from adapterhub.hub.serving.resident import Variant
-from adapterhub.hub.serving.residents import Lease, Residents
+from adapterhub.hub.serving.residents import Residents
 from adapterhub.hub.serving.scheduler import Scheduler
 from tests.hub.serving import models
+from tests.hub.serving.passes import Collecting, by_transformers, greedy, texts
 
 PROMPTS = ["hello", "a much longer prompt than the others, so that rows are filled up on the left", "x", "of the sea"]
-
-
-def greedy(prompt: str, count: int) -> Generate:
-    return Generate(prompt=prompt, max_tokens=count, sampling=Sampling(temperature=0))
-
-
-class Collecting:
-    """A generation whose text is collected; after `late` steps of another it is submitted."""
-
-    is_cancelled = False
-
-    def __init__(self, lease: Lease, request: Generate, done: Callable[[], object]) -> None:
-        self.text = ""
-        self.error: Exception | None = None
-        self.lease = lease
-        self._generation = Generation(lease.loaded, request, Prompt(lease.loaded, request))
-        self._done = done
-
-    def rows(self) -> Sequence[Any]:
-        return self._generation.rows()
-
-    def steps(self) -> Iterator[None]:
-        for events in self._generation.steps():
-            self.text += "".join(event.text for event in events if isinstance(event, Delta))
-            yield
-
-    def refuse(self, error: Exception) -> None:
-        self.error = error
-
-    def close(self) -> None:
-        self.lease.release()
-        self._done()
-
-
-def texts(leases: Sequence[Lease], requests: Sequence[Generate]) -> list[str]:
-    """What the scheduler makes of requests that are there at the same time."""
-    done = threading.Semaphore(0)
-    scheduler = Scheduler(turn_s=0.0)
-    works = [Collecting(lease, request, done.release) for lease, request in zip(leases, requests, strict=True)]
-    for work in works:
-        scheduler.submit(work.lease.base, work.lease.variant, work)
-    scheduler.start()
-    for _ in works:
-        assert done.acquire(timeout=60)
-    assert [work.error for work in works] == [None] * len(works)
-    return [work.text for work in works]
-
-
-def by_transformers(model: Any, prompt: str, count: int) -> str:
-    tokenizer = models.tokenizer()
-    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-    out = model.generate(input_ids=ids, max_new_tokens=count, do_sample=False, pad_token_id=models.END)
-    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
 
 
 def tuned(base: Path, adapter: Path | None) -> Any:
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(base)
     return model if adapter is None else peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-
-
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows each joint pass had."""
-    found: list[int] = []
-    advance = Batch.advance
-
-    def counting(self: Batch, rows: Sequence[Any]) -> None:
-        found.append(len(rows))
-        advance(self, rows)
-
-    monkeypatch.setattr(Batch, "advance", counting)
-    return found
-
-
-@pytest.fixture
-def residents() -> Residents:
-    return Residents(torch.device("cpu"), 1 << 30)
 
 
 @pytest.mark.parametrize("make", [models.llama, models.gpt2])
@@ -113,6 +44,69 @@ def test_rows_of_several_lengths_answer_as_each_alone(
     alone = tuned(tmp_path / "base", None)
     assert found == [by_transformers(alone, *pair) for pair in zip(PROMPTS, counts, strict=True)]
     assert max(counted) == len(PROMPTS)
+
+
+SIMILAR = ["of the sea", "of the mountains", "and of the air"]
+
+
+@pytest.mark.parametrize("make", [models.llama, models.gpt2])
+def test_prompts_of_several_lengths_are_read_together_as_each_alone(
+    tmp_path: Path, residents: Residents, read_together: list[int], make: Callable[[Path], Path]
+) -> None:
+    spec = models.spec("demo/base", models.source("demo/base", make(tmp_path / "base")))
+    # the second prompt of all is much longer and waits for nobody; one answer never shares a decoding pass
+    prompts, counts = [SIMILAR[0], PROMPTS[1], *SIMILAR[1:]], [1, 12, 20, 5]
+    found = texts(
+        [residents.lease(spec) for _ in prompts], [greedy(*pair) for pair in zip(prompts, counts, strict=True)]
+    )
+    alone = tuned(tmp_path / "base", None)
+    assert found == [by_transformers(alone, *pair) for pair in zip(prompts, counts, strict=True)]
+    assert read_together == [len(SIMILAR)]
+
+
+def test_a_prompt_read_together_is_continued_alone(
+    tmp_path: Path, residents: Residents, read_together: list[int]
+) -> None:
+    spec = models.spec("demo/base", models.source("demo/base", models.llama(tmp_path / "base")))
+    found = texts([residents.lease(spec) for _ in range(2)], [greedy(SIMILAR[0], 1), greedy(SIMILAR[1], 20)])
+    alone = tuned(tmp_path / "base", None)
+    assert found == [by_transformers(alone, SIMILAR[0], 1), by_transformers(alone, SIMILAR[1], 20)]
+    assert read_together == [2]
+
+
+def test_prompts_are_read_alone_where_the_cache_is_more_than_tokens(
+    tmp_path: Path, residents: Residents, read_together: list[int]
+) -> None:
+    torch.manual_seed(0)
+    config = transformers.MistralConfig(
+        vocab_size=models.VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=8,
+        bos_token_id=models.BEGIN,
+        eos_token_id=models.END,
+        initializer_range=0.3,
+    )
+    transformers.MistralForCausalLM(config).save_pretrained(tmp_path / "base")
+    models.tokenizer().save_pretrained(tmp_path / "base")
+    spec = models.spec("demo/base", models.source("demo/base", tmp_path / "base"))
+    found = texts([residents.lease(spec) for _ in SIMILAR], [greedy(prompt, 12) for prompt in SIMILAR])
+    alone = tuned(tmp_path / "base", None)
+    assert found == [by_transformers(alone, prompt, 12) for prompt in SIMILAR]
+    assert read_together == []
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=200))
+def test_prompts_that_are_read_together_are_alike_and_few(lengths: list[int]) -> None:
+    prompts: list[Any] = [SimpleNamespace(tokens=[0] * length) for length in lengths]
+    found = [len(one.tokens) for one in alike(prompts)]
+    assert found[0] == lengths[0]
+    assert all(lengths[0] <= 2 * one and one <= 2 * lengths[0] for one in found)
+    assert len(found) <= MOST_ROWS
+    assert len(found) == 1 or len(found) * max(found) <= MOST_READ
 
 
 def test_several_answers_of_one_request_share_passes(tmp_path: Path, residents: Residents, counted: list[int]) -> None:
@@ -156,11 +150,40 @@ def test_variants_beside_the_weights_share_passes_and_answer_as_merged(
     assert not any(module._forward_hooks for module in leases[0].base.loaded.model.modules())
 
 
+@pytest.mark.parametrize("flattens", [False, True], ids=["llama", "opt"])
+def test_rows_of_uneven_adapters_share_passes(
+    tmp_path: Path, residents: Residents, read_together: list[int], counted: list[int], flattens: bool
+) -> None:
+    """Ranks, modules and numbers of rows differ; OPT lays its rows one after the other before its linear layers."""
+    base = models.opt(tmp_path / "base") if flattens else models.llama(tmp_path / "base")
+    targets = (("q_proj", "fc1"), ("fc1", "fc2")) if flattens else (("q_proj", "up_proj"), ("up_proj", "down_proj"))
+    for number, names in enumerate(targets):
+        models.lora(base, tmp_path / f"l{number}", seed=number + 1, targets=names, r=2 + 3 * number)
+    source = models.source("demo/base", base)
+    of = [
+        models.spec(f"demo/base + demo/l{n}", source, models.source(f"demo/l{n}", tmp_path / f"l{n}", "lora"))
+        for n in range(2)
+    ]
+    merged = [tuned(base, tmp_path / f"l{n}") for n in range(2)]
+    used, prompts = [0, 1, 0, 0, 1], [*SIMILAR, "of the rivers", "of the birds"]
+    counts = [20, 6, 9, 20, 20]
+    found = texts(
+        [residents.lease(of[number], RUN_TIME) for number in used],
+        [greedy(*pair) for pair in zip(prompts, counts, strict=True)],
+    )
+    expected = [
+        by_transformers(merged[n], prompt, count) for n, prompt, count in zip(used, prompts, counts, strict=True)
+    ]
+    assert found == expected
+    assert read_together == [5]
+    assert max(counted) == 5
+
+
 def test_the_test_above_notices_rows_that_are_exchanged(
     four: tuple[list[VariantSpec], list[Any]], residents: Residents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use = Mixture.use
-    monkeypatch.setattr(Mixture, "use", lambda self, rows: use(self, rows[1:] + rows[:1]))
+    monkeypatch.setattr(Mixture, "use", lambda self, rows, tokens=None: use(self, rows[1:] + rows[:1], tokens))
     specs, merged = four
     leases = [residents.lease(spec, RUN_TIME) for spec in specs[1:]]
     found = texts(leases, [greedy(prompt, 20) for prompt in PROMPTS[:3]])
@@ -205,7 +228,7 @@ def test_alone_a_variant_is_merged_once_it_has_paid_for_it(
 
 
 def test_with_others_a_variant_stays_beside_the_weights(
-    four: tuple[list[VariantSpec], list[Any]], residents: Residents
+    four: tuple[list[VariantSpec], list[Any]], residents: Residents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     specs = four[0]
     hot = residents.lease(specs[1], MERGED)
@@ -216,6 +239,10 @@ def test_with_others_a_variant_stays_beside_the_weights(
     assert isinstance(again.variant, Adapter)
     for lease in (other, again):
         lease.release()
+    after = residents.lease(specs[1], None)
+    assert after.variant is again.variant  # the other was there a moment ago
+    after.release()
+    monkeypatch.setattr("adapterhub.hub.serving.residents.COMPANY_S", 0.0)
     assert residents.lease(specs[1], None).variant is hot.variant
 
 

@@ -144,6 +144,9 @@ class Watching:
     def rows(self) -> list[Any]:
         return []
 
+    def unread(self) -> None:
+        pass
+
     def steps(self) -> Iterator[None]:
         for _ in range(50):
             self.seen.append(float(self._base.loaded.model.get_parameter(Q_PROJ)[0, 0]))
