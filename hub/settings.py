@@ -98,7 +98,9 @@ class Settings(BaseSettings):
     workers: int = Field(default=1, ge=0, le=64, description="Job processes.")
     threads: int = Field(default=0, ge=0, description="torch threads of a process; 0 follows the cgroup's quota.")
     pool_bytes: int = Field(
-        default=8 << 30, ge=1 << 20, description="Bytes of bases and variants the engine may keep resident."
+        default=8 << 30,
+        ge=1 << 20,
+        description="Bytes of bases, variants and the keys and values of answers that the engine may hold.",
     )
     warm: list[str] = Field(
         default=[],

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from adapterhub.hub.serving.mixture import Adapter, Mixture
+from adapterhub.hub.serving.rooms import room_of
 
 GROWTH = 64
 """Tokens by which the room of a joint cache grows at a time."""
@@ -27,14 +28,14 @@ MOST_READ = 4096
 class Row(Protocol):
     """An answer that waits for its next logits.
 
-    tokens: generated so far, of which the last is unread. length: tokens read. cache: its own, of one row, until it
-    has joined a batch. logits: where the next ones are put, (vocabulary,).
+    tokens: generated so far, of which the last is unread. length: tokens read. cache: its own, of one row, while it is
+    in no batch. logits: where the next ones are put, (vocabulary,).
     """
 
     tokens: list[int]
     length: int
     cache: Any
-    is_joined: bool
+    batch: "Batch | None"
     logits: Tensor | None
     adapter: Adapter | None
 
@@ -48,8 +49,46 @@ class Prompt(Protocol):
     cache: Any
 
 
+class Batches:
+    """All that decode under one set of weights: in one pass those whose lengths have the same power of two, so that
+    nobody is filled up to more than twice its length. For the one thread that computes."""
+
+    def __init__(self, model: Any, mixture: Mixture | None = None) -> None:
+        """mixture: where the rows go through adapters of their own."""
+        self._model = model
+        self._mixture = mixture
+        self._batches: dict[int, Batch] = {}
+
+    def read(self, prompts: Sequence[Prompt]) -> None:
+        """As `Batch.read`."""
+        Batch(self._model, self._mixture).read(prompts)
+
+    def passes(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """The rows of each pass: at most MOST_ROWS, and none for a row that decodes as well by itself.
+
+        rows: all that wait. Those that have outgrown their batch leave it; caches in which none of them is are
+        forgotten.
+        """
+        sizes: dict[int, list[Row]] = {}
+        for row in rows:
+            size = room_of(row.length + 1)
+            if row.batch is not None and row.batch is not self._batches.get(size):
+                row.batch.let_go(row)
+            sizes.setdefault(size, []).append(row)
+        used = {id(row.batch) for row in rows}
+        self._batches = {size: batch for size, batch in self._batches.items() if id(batch) in used}
+        # nobody who is in a batch is left out of it
+        found = [sorted(some, key=lambda row: row.batch is None)[:MOST_ROWS] for some in sizes.values()]
+        return [some for some in found if len(some) > 1 or some[0].batch is not None]
+
+    def advance(self, rows: Sequence[Row]) -> None:
+        """Compute the next logits of the rows of one of those passes."""
+        size = room_of(rows[0].length + 1)
+        self._batches.setdefault(size, Batch(self._model, self._mixture)).advance(rows)
+
+
 class Batch:
-    """The answers that decode together under one set of weights. For the one thread that computes."""
+    """The answers that decode in one pass. For the one thread that computes."""
 
     def __init__(self, model: Any, mixture: Mixture | None = None) -> None:
         """mixture: where the rows go through adapters of their own."""
@@ -105,6 +144,13 @@ class Batch:
             row.logits = output.logits[number, -1]
             row.length += 1
 
+    def let_go(self, row: Row) -> None:
+        """Give a row of this batch a cache of its own."""
+        row.cache, row.batch = _row(self._cache, self._number(row), row.length), None
+
+    def _number(self, row: Row) -> int:
+        return next(number for number, one in enumerate(self._rows) if one is row)
+
     def _join(self, rows: Sequence[Row]) -> None:
         """Let the cache hold these rows, in this order."""
         before, old = self._cache, {id(row): number for number, row in enumerate(self._rows)}
@@ -115,7 +161,7 @@ class Batch:
         for number in range(len(layers)):
             parts = []
             for row in rows:
-                if row.is_joined:
+                if row.batch is self:
                     at = old[id(row)]
                     parts.append((before.layers[number].keys[at], before.layers[number].values[at]))
                 else:
@@ -125,7 +171,7 @@ class Batch:
             if before is not None:
                 before.layers[number] = None  # its memory goes layer by layer
         for row in rows:
-            row.cache, row.is_joined = None, True
+            row.cache, row.batch = None, self
         self._cache, self._rows = joint, list(rows)
 
 

@@ -93,7 +93,7 @@ class Troupe:
         return sum(one.lease.size_bytes for one in self.members)
 
     def begin(self, request: Generate) -> tuple[Prompt, Generation]:
-        """The tokens of a request and what computes its answers. Raises InvalidRequest, TooLarge."""
+        """The tokens of a request and what computes its answers. Raises InvalidRequest, TooLarge, Overloaded."""
         with _naming(self.members[0]):
             prompt = Prompt(self.loaded, request)
         read = replace(request, prompt=prompt.tokens, messages=None)
@@ -104,6 +104,8 @@ class Troupe:
         beyond = [token for token in (*prompt.tokens, *request.sampling.logit_bias) if token >= width]
         if beyond:
             raise InvalidRequest(f"token {beyond[0]} is not among the {width} that all models of {self._title} have")
+        for one in self.members:
+            one.lease.make_room(prompt, request)
         return prompt, ComposedGeneration(self, request, prompt)
 
     def release(self) -> None:
@@ -227,6 +229,10 @@ class ComposedGeneration(Generation):
 
     def unread(self) -> None:
         """None, likewise."""
+
+    def make_room(self, tokens: int) -> None:
+        for lease in self._leases:
+            lease.room.need(tokens, self._request.n)
 
     def forward(self, tokens: Sequence[int], cache: Any, keep: int) -> tuple[Tensor, Any]:
         """As of one model. cache: _Caches, None at the beginning."""

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from adapterhub.hub.errors import InvalidRequest, TooLarge
 from adapterhub.hub.serving import contracts, grammar
-from adapterhub.hub.serving.batching import cache_name, is_joinable, keeps_logits, reads_rows, takes_rows
+from adapterhub.hub.serving.batching import Batch, cache_name, is_joinable, keeps_logits, reads_rows, takes_rows
 from adapterhub.hub.serving.calling import Calling, rendered
 from adapterhub.hub.serving.grammar import Follower, Grammar
 from adapterhub.hub.serving.loading import Loaded
 from adapterhub.hub.serving.mixture import Adapter
 from adapterhub.hub.serving.protocol import Called, Delta, Event, Finished, Generate, TokenLogprob
+from adapterhub.hub.serving.rooms import Room
 from adapterhub.hub.serving.sampling import Sampler
 from adapterhub.hub.serving.text import Detokeniser, StopTexts
 from adapterhub.hub.serving.tool_calls import Piece, Reader
@@ -112,7 +113,7 @@ class _Answer:
         self.cache: Any = None
         self.tokens: list[int] = []
         self.length = 0
-        self.is_joined = False
+        self.batch: Batch | None = None
         self.adapter: Adapter | None = None
 
 
@@ -130,12 +131,14 @@ class Generation:
     """The computation of one request. `steps` yields after each piece of work; between two of them the model may
     compute for others, and must hold the weights of this request's variant again before the next."""
 
-    def __init__(self, loaded: Loaded, request: Generate, prompt: Prompt) -> None:
+    def __init__(self, loaded: Loaded, request: Generate, prompt: Prompt, room: Room | None = None) -> None:
+        """room: where the memory of the answers is counted, None where it is not."""
         assert loaded.tokenizer is not None
         self._model: Any = loaded.model
         self._tokenizer: Any = loaded.tokenizer
         self._request = request
         self._prompt = prompt
+        self._room = room or Room()
         self._ends = end_tokens(loaded)
         self._is_pair = bool(self._model.config.is_encoder_decoder)
         self._encoded: Any = None
@@ -158,7 +161,8 @@ class Generation:
         )
 
     def steps(self) -> Iterator[Sequence[Event]]:
-        """The events that each step brings, possibly none. Raises what torch raises."""
+        """The events that each step brings, possibly none. Raises what torch raises, Overloaded where an answer gets
+        longer than there is memory for."""
         first, echoed = self._read_prompt()
         answers = self._answers = [self._answer(index, first) for index in range(self._request.n)]
         if echoed:
@@ -180,12 +184,16 @@ class Generation:
         return [
             answer
             for answer in self._answers
-            if answer.logits is None and answer.tokens and (answer.is_joined or is_joinable(answer.cache))
+            if answer.logits is None and answer.tokens and (answer.batch is not None or is_joinable(answer.cache))
         ]
 
     def unread(self) -> _Unread | None:
         """The prompt, where somebody else may read it."""
         return None if self._is_read_alone or self._answers or self._unread.logits is not None else self._unread
+
+    def make_room(self, tokens: int) -> None:
+        """Have memory for answers of so many tokens, the prompt's among them. Raises Overloaded, TooLarge."""
+        self._room.need(tokens, self._request.n)
 
     def _compiled(self) -> Grammar | None:
         """What every answer must follow."""
@@ -243,6 +251,7 @@ class Generation:
         answer.tokens.append(token)
         if token in self._ends:
             return self._finish(answer, "stop")
+        self.make_room(answer.length + 1)
         if follower is not None:
             follower.take(token)
         text = answer.stops.push(answer.detokeniser.push(token))

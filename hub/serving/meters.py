@@ -183,4 +183,5 @@ class _OfEngine(Collector):
         for tier in ("base", "variant", "adapter"):
             held = (one["size_bytes"] for one in state["resident"] if one["kind"] == tier)
             sizes.add_metric([tier], sum(held))
+        sizes.add_metric(["answers"], state.get("answers_bytes", 0))
         yield sizes

@@ -1,6 +1,7 @@
 """Keeps what is expensive to make in a bounded number of bytes: made once for all who wait, evicted by cost and size.
 
-Who uses an entry pins it; nothing pinned is evicted. Safe to call from any thread. Never imports torch.
+Who uses an entry pins it; nothing pinned is evicted. Bytes that others fill are counted with it.
+Safe to call from any thread. Never imports torch.
 """
 
 import threading
@@ -78,6 +79,12 @@ class Pool:
         self._lock = threading.Lock()
         self._entries: dict[Key, _Entry[Any]] = {}
         self._age = 0.0
+        self._reserved_bytes = 0
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes that are counted for others."""
+        return self._reserved_bytes
 
     @property
     def used_bytes(self) -> int:
@@ -155,10 +162,34 @@ class Pool:
             if was_used:
                 entry.priority = self._age + entry.cost_s / max(entry.size_bytes, 1)
 
+    def reserve(self, size_bytes: int) -> None:
+        """Count so many bytes, to be filled by whoever asks, until `give_back`. Raises as `acquire`."""
+
+        def count() -> None:
+            self._reserved_bytes += size_bytes
+
+        self._make_room(size_bytes, count, "this answer")
+
+    def resize(self, key: Key, by_bytes: int) -> None:
+        """Count so many bytes more, or fewer, for an entry, if it is there."""
+        with self._lock:
+            if key in self._entries:
+                self._entries[key].size_bytes += by_bytes
+
+    def give_back(self, size_bytes: int) -> None:
+        """So many of the reserved bytes are free again."""
+        with self._lock:
+            self._reserved_bytes -= size_bytes
+
     def _fill(self, key: Key, entry: _Entry[T], measure: Callable[[], int], make: Callable[[], T]) -> None:
         began = time.monotonic()
         try:
-            self._reserve(entry, measure())
+            size_bytes = measure()
+
+            def count() -> None:
+                entry.size_bytes = size_bytes
+
+            self._make_room(size_bytes, count, "this one")
             made = make()
         except BaseException as error:
             with self._lock:
@@ -185,7 +216,8 @@ class Pool:
             self.counts.refused += 1
             raise self._refused[key][1].with_traceback(None)
 
-    def _reserve(self, entry: _Entry[T], size_bytes: int) -> None:
+    def _make_room(self, size_bytes: int, count: Callable[[], None], what: str) -> None:
+        """Evict until so many bytes are free; `count` is called under the lock. what: for the message."""
         if size_bytes > self.limit_bytes:
             raise TooLarge(
                 f"this needs {size_bytes} bytes in memory; the server keeps at most {self.limit_bytes} "
@@ -194,20 +226,23 @@ class Pool:
         while True:
             with self._lock:
                 if self._used_bytes() + size_bytes <= self.limit_bytes:
-                    entry.size_bytes = size_bytes
+                    count()
                     return
-                evicted = self._evict()
+                evicted = self._evict(what)
             # outside the lock: it releases a pin of another entry
             evicted.on_evict()
 
-    def _evict(self) -> _Entry[Any]:
+    def _evict(self, what: str) -> _Entry[Any]:
         idle = {key: entry for key, entry in self._entries.items() if not entry.pins}
         if not idle:
-            raise Overloaded("every model in memory is in use and leaves no room for this one; try again later")
+            raise Overloaded(
+                f"what is in use leaves no room in memory for {what} (ADAPTERHUB_POOL_BYTES={self.limit_bytes}); "
+                "try again later"
+            )
         key = min(idle, key=lambda key: idle[key].priority)
         self._age = idle[key].priority
         self.counts.evictions += 1
         return self._entries.pop(key)
 
     def _used_bytes(self) -> int:
-        return sum(entry.size_bytes for entry in self._entries.values())
+        return self._reserved_bytes + sum(entry.size_bytes for entry in self._entries.values())

@@ -1,12 +1,11 @@
 """A base that stays in memory untouched, and the variants that borrow its model for a while.
 
-A variant owns only the tensors that differ. To compute with it, the model's parameters are pointed at its tensors; to
-leave it, they are pointed back at the base's own, which nobody ever wrote to: the base is restored bit for bit. Its
-run-time patches are on the model for the same time.
+A variant owns only the tensors that differ, and shares those that other variants have too. To compute with it, the
+model's parameters are pointed at its tensors; to leave it, they are pointed back at the base's own, which nobody ever
+wrote to: the base is restored bit for bit. Its run-time patches are on the model for the same time.
 Imports torch: only an engine's process loads this.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,11 +22,9 @@ from adapterhub.hub.serving.loading import Loaded
 from adapterhub.hub.serving.mixture import Adapter, Mixture, is_linear, oriented, sparse
 from adapterhub.hub.serving.naming import candidates
 from adapterhub.hub.serving.packed import PackedLinear
+from adapterhub.hub.serving.sharing import Hold, Shelf, sampled
 from adapterhub.hub.serving.variants import Beside
 from adapterhub.merging.attachments import Attachment
-
-SAMPLED = 64
-"""Elements of each tensor by which `Base.is_pristine` knows it."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +34,26 @@ class Variant:
     attached: its run-time patches, None without any. loaded: the base as this variant uses it.
     """
 
-    vid: str
-    tensors: Mapping[str, Tensor]
+    hold: Hold
     loaded: Loaded
     attached: Attached | None = None
 
     @property
+    def vid(self) -> str:
+        return self.hold.vid
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        return self.hold.tensors
+
+    @property
+    def added_bytes(self) -> int:
+        """Bytes of what no variant held before it; the rest it shares."""
+        return self.hold.added_bytes + (self.attached.size_bytes if self.attached else 0)
+
+    @property
     def size_bytes(self) -> int:
-        """Bytes that the variant occupies beyond its base; a tensor under two names counts once."""
+        """Bytes of what differs from its base; a tensor under two names counts once."""
         return _size_bytes(self.tensors.values()) + (self.attached.size_bytes if self.attached else 0)
 
 
@@ -69,13 +78,14 @@ class Base:
             if (own := self._own_name(name)) in self._slots and tuple(self._pristine[own].shape) == tuple(shape)
         }
         self._applied: Variant | Mixture | None = None
+        self._shelf = Shelf()
         self.mixture = Mixture(loaded.model)
-        self._sampled = _sampled(self._pristine.values())
+        self._sampled = sampled(self._pristine.values())
 
     @property
     def is_pristine(self) -> bool:
         """Whether samples of all weights are what was loaded, bit for bit."""
-        return _sampled(self._pristine.values()) == self._sampled
+        return sampled(self._pristine.values()) == self._sampled
 
     @property
     def is_packed(self) -> bool:
@@ -124,7 +134,11 @@ class Base:
         loaded = contracts.under(self.loaded, contract) if contract else self.loaded
         if attached is not None:
             loaded = replace(loaded, is_patched=True, virtual_tokens=attached.virtual_tokens)
-        return Variant(vid, named, loaded, attached)
+        return Variant(self._shelf.put(vid, named), loaded, attached)
+
+    def forget(self, variant: Variant) -> Mapping[str, int]:
+        """To be called once, when a variant is gone: the bytes of it that others hold and now answer for, by vid."""
+        return self._shelf.take(variant.hold)
 
     def adapter(self, vid: str, beside: Beside, contract: Mapping[str, Any] = MappingProxyType({})) -> Adapter | None:
         """A variant that stays beside the weights.
@@ -226,13 +240,6 @@ def _untie(model: nn.Module) -> None:
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 module._parameters[name] = nn.Parameter(parameter.detach(), requires_grad=False)
-
-
-def _sampled(tensors: Iterable[Tensor]) -> str:
-    """sha256 over elements of each tensor, evenly spaced."""
-    flat = (tensor.detach().reshape(-1) for tensor in tensors if tensor.numel())
-    samples = [one[:: max(1, one.numel() // SAMPLED)].contiguous().view(torch.uint8) for one in flat]
-    return hashlib.sha256(torch.cat(samples).cpu().numpy().tobytes() if samples else b"").hexdigest()
 
 
 def _size_bytes(tensors: Iterable[Tensor]) -> int:

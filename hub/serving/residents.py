@@ -12,8 +12,8 @@ import hashlib
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import takewhile
 
@@ -28,6 +28,7 @@ from adapterhub.hub.serving.mixture import Adapter
 from adapterhub.hub.serving.pool import Pool
 from adapterhub.hub.serving.protocol import MERGED, RUN_TIME, Generate, Json, VariantSpec
 from adapterhub.hub.serving.resident import Base, Variant
+from adapterhub.hub.serving.rooms import ANSWER, Room, bytes_a_token
 from adapterhub.merging.checkpoint import Checkpoint
 from adapterhub.merging.plan import Plan
 
@@ -50,6 +51,7 @@ class Lease:
     variant: Variant | Adapter | None
     execution_id: str
     release: Callable[[], None]
+    room: Room = field(default_factory=Room)
 
     @property
     def loaded(self) -> Loaded:
@@ -62,9 +64,14 @@ class Lease:
         return self.base.size_bytes if self.variant is None else self.variant.size_bytes
 
     def begin(self, request: Generate) -> tuple[Prompt, Generation]:
-        """The tokens of a request and what computes its answers. Raises InvalidRequest, TooLarge."""
+        """The tokens of a request and what computes its answers. Raises InvalidRequest, TooLarge, Overloaded."""
         prompt = Prompt(self.loaded, request)
-        return prompt, Generation(self.loaded, request, prompt)
+        self.make_room(prompt, request)
+        return prompt, Generation(self.loaded, request, prompt, self.room)
+
+    def make_room(self, prompt: Prompt, request: Generate) -> None:
+        """Count the memory of a request's answers, so far as is known at its beginning. Raises Overloaded, TooLarge."""
+        self.room.need(len(prompt.tokens) + min(prompt.max_tokens, ANSWER), request.n)
 
 
 class Residents:
@@ -77,6 +84,7 @@ class Residents:
         self._lock = threading.Lock()
         self._live: Counter[tuple[str, str]] = Counter()
         self._left: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._loaded: OrderedDict[str, None] = OrderedDict()
         self._merged_bytes: OrderedDict[str, int | None] = OrderedDict()
         self._merge_s_per_byte = MERGE_S_PER_BYTE
 
@@ -116,10 +124,12 @@ class Residents:
                 self._left.move_to_end(live)
                 while len(self._left) > MOST_REMEMBERED:
                     self._left.popitem(last=False)
+            room.free()
             for key in reversed(keys):
                 self._pool.release(key)
 
-        return Lease(base, variant, execution_id(spec.vid, base, variant), release)
+        room = Room(self._pool, bytes_a_token(base.loaded.model))
+        return Lease(base, variant, execution_id(spec.vid, base, variant), release, room)
 
     def _is_beside(self, spec: VariantSpec, base: Base, how: str | None) -> bool:
         """Whether to try the variant beside the weights."""
@@ -128,22 +138,30 @@ class Residents:
         if base.is_packed:
             return True  # a merged weight would be widened for good
         with self._lock:
-            if self._has_company(spec):
-                return True
             size_bytes = self._merged_bytes.get(spec.vid, 0)
-        if size_bytes is None or self._pool.holds(_variant_key(spec)):
+            if self._has_company(spec, self._live):
+                return True
+            since = time.monotonic() - COMPANY_S
+            is_lately = self._has_company(spec, takewhile(lambda key: self._left[key] > since, reversed(self._left)))
+        is_merged = self._pool.holds(_variant_key(spec))
+        if size_bytes is None or (is_merged and spec.vid in self._loaded):
             return False
+        if is_lately or is_merged:
+            return is_lately
         adapter = self._pool.peek(_adapter_key(spec))
         return not isinstance(adapter, Adapter) or adapter.paid_s < size_bytes * self._merge_s_per_byte
 
-    def _has_company(self, spec: VariantSpec) -> bool:
-        """Whether other variants of the base are in use, or were a moment ago. Under the lock."""
-        others = (key for key in self._live if key[0] == spec.base_digest)
-        if any(vid != spec.vid for _, vid in others):
-            return True
-        since = time.monotonic() - COMPANY_S
-        lately = takewhile(lambda key: self._left[key] > since, reversed(self._left))
-        return any(digest == spec.base_digest and vid != spec.vid for digest, vid in lately)
+    def _has_company(self, spec: VariantSpec, used: Iterable[tuple[str, str]]) -> bool:
+        """Whether another variant of the base is among those, which are named by base and vid."""
+        return any(digest == spec.base_digest and vid != spec.vid for digest, vid in used)
+
+    def load(self, spec: VariantSpec) -> Lease:
+        """What `spec` describes, merged; while it stays in memory, requests that come alone use it so. As `lease`."""
+        with self._lock:
+            self._loaded[spec.vid] = None
+            while len(self._loaded) > MOST_REMEMBERED:
+                self._loaded.popitem(last=False)
+        return self.lease(spec)
 
     def again(self, digest: str) -> Lease:
         """The base of that digest, to be looked at; for eviction this is no use of it.
@@ -159,7 +177,7 @@ class Residents:
     def pin(self, spec: VariantSpec) -> None:
         """Keep what `spec` describes in memory for good, merged, however often it is asked. Raises as `lease`."""
         for one in spec.models:
-            lease = self.lease(one)
+            lease = self.load(one)
             if self._pinned.setdefault(one.vid, lease) is not lease:
                 lease.release()
 
@@ -179,6 +197,7 @@ class Residents:
             "device": str(self.device),
             "limit_bytes": self._pool.limit_bytes,
             "used_bytes": self._pool.used_bytes,
+            "answers_bytes": self._pool.reserved_bytes,
             "resident": entries,
             "waiting": self._pool.waiting,
             **vars(self._pool.counts),
@@ -203,22 +222,28 @@ class Residents:
     def _variant(self, spec: VariantSpec, base: Base, plan: Callable[[], Plan]) -> Variant:
         """Pinned; as long as it is in memory, its base is."""
 
+        made_here: list[Variant] = []
+
+        def measure() -> int:
+            return variants.size_bytes(plan())
+
         def make() -> Variant:
             made = plan()
             began = time.monotonic()
             variant = base.variant(spec.vid, variants.tensors(made, base), made.attachments, made.contract)
             if variant.tensors:
                 self._merge_s_per_byte = (time.monotonic() - began) / variant.size_bytes
+            self._pool.resize(_variant_key(spec), variant.added_bytes - measure())
             self._base(spec)
+            made_here.append(variant)
             return variant
 
-        return self._pool.acquire(
-            _variant_key(spec),
-            measure=lambda: variants.size_bytes(plan()),
-            make=make,
-            on_evict=lambda: self._pool.release(_base_key(spec)),
-            label=spec.label,
-        )
+        def on_evict() -> None:
+            for vid, size_bytes in base.forget(made_here[0]).items():
+                self._pool.resize(("variant", vid), size_bytes)
+            self._pool.release(_base_key(spec))
+
+        return self._pool.acquire(_variant_key(spec), measure, make, on_evict, label=spec.label)
 
     def _adapter(self, spec: VariantSpec, base: Base, how: str | None, plan: Callable[[], Plan]) -> Adapter | None:
         """Pinned; None where the variant is more than can lie beside weights, InvalidRequest where it was asked for."""

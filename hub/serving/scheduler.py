@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from adapterhub.hub.serving.batching import MOST_ROWS, Batch, Prompt, Row, alike
+from adapterhub.hub.serving.batching import Batches, Prompt, Row, alike
 from adapterhub.hub.serving.mixture import Adapter, Mixture
 from adapterhub.hub.serving.resident import Base, Variant
 
@@ -60,7 +60,7 @@ class _Group:
 
     base: Weights
     variant: Variant | Mixture | None
-    batch: Batch | None
+    batches: Batches | None
     waiting: deque[Work] = field(default_factory=deque)
 
 
@@ -89,8 +89,8 @@ class Scheduler:
             key, mixture, variant = (base.digest, Mixture), base.mixture, None
         with self._changed:
             if key not in self._groups:
-                batch = Batch(base.loaded.model, mixture) if isinstance(base, Base) else None
-                self._groups[key] = _Group(base, mixture or variant, batch)
+                batches = Batches(base.loaded.model, mixture) if isinstance(base, Base) else None
+                self._groups[key] = _Group(base, mixture or variant, batches)
             self._groups[key].waiting.append(work)
             self._changed.notify()
 
@@ -136,9 +136,9 @@ class Scheduler:
                     begun.append((work, work.steps()))
                 if not begun:
                     return
-                if group.batch is not None:
-                    _read(group.batch, begun)
-                    _decode(group.batch, begun)
+                if group.batches is not None:
+                    _read(group.batches, begun)
+                    _decode(group.batches, begun)
                 for one in list(begun):
                     if not _step(*one):
                         begun.remove(one)
@@ -159,7 +159,7 @@ _T = TypeVar("_T")
 _Begun = list[tuple[Work, Iterator[None]]]
 
 
-def _read(batch: Batch, begun: _Begun) -> None:
+def _read(batches: Batches, begun: _Begun) -> None:
     """Read the prompts that wait, in as few passes as their lengths allow; one alone is read by itself."""
     waiting = [(one, prompt) for one in begun if not one[0].is_cancelled and (prompt := one[0].unread()) is not None]
     while len(waiting) > 1:
@@ -167,16 +167,17 @@ def _read(batch: Batch, begun: _Begun) -> None:
         together = [pair for pair in waiting if id(pair[1]) in chosen]
         waiting = [pair for pair in waiting if id(pair[1]) not in chosen]
         if len(together) > 1:
-            _pass(batch.read, together, begun)
+            _pass(batches.read, together, begun)
 
 
-def _decode(batch: Batch, begun: _Begun) -> None:
-    """Compute the next logits of all answers that wait for them, in one pass; one alone does it by itself."""
+def _decode(batches: Batches, begun: _Begun) -> None:
+    """Compute the next logits of all answers that wait for them, in few passes; one alone does it by itself."""
     waiting = [(one, row) for one in begun if not one[0].is_cancelled for row in one[0].rows()]
-    waiting.sort(key=lambda pair: not pair[1].is_joined)  # nobody who is in the batch is left out of it
-    together = waiting[:MOST_ROWS]
-    if len(together) > 1 or any(row.is_joined for _, row in together):
-        _pass(batch.advance, together, begun)
+    works = {id(row): one for one, row in waiting}
+    for rows in batches.passes([row for _, row in waiting]):
+        together = [(works[id(row)], row) for row in rows if works[id(row)] in begun]
+        if together:
+            _pass(batches.advance, together, begun)
 
 
 def _pass(

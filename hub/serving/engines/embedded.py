@@ -182,6 +182,8 @@ class EmbeddedEngine:
         _check(spec, op)
         if message.get("pinned"):
             self._residents.pin(spec)
+        if op == "load" and spec.composition is None:
+            return self._residents.load(spec)
         return compositions.lease(
             self._residents, spec, message["request"]["execution"] if op == "generate" else MERGED
         )

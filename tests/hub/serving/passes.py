@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from adapterhub.hub.serving.generation import Generation, Prompt
+from adapterhub.hub.errors import HubError
 from adapterhub.hub.serving.protocol import Delta, Generate, Sampling
 from adapterhub.hub.serving.residents import Lease
 from adapterhub.hub.serving.scheduler import Scheduler
@@ -16,7 +16,7 @@ def greedy(prompt: str, count: int) -> Generate:
 
 
 class Collecting:
-    """A generation whose text is collected; after `late` steps of another it is submitted."""
+    """A generation whose text is collected."""
 
     is_cancelled = False
 
@@ -24,7 +24,7 @@ class Collecting:
         self.text = ""
         self.error: Exception | None = None
         self.lease = lease
-        self._generation = Generation(lease.loaded, request, Prompt(lease.loaded, request))
+        _, self._generation = lease.begin(request)
         self._done = done
 
     def rows(self) -> Sequence[Any]:
@@ -34,9 +34,12 @@ class Collecting:
         return self._generation.unread()
 
     def steps(self) -> Iterator[None]:
-        for events in self._generation.steps():
-            self.text += "".join(event.text for event in events if isinstance(event, Delta))
-            yield
+        try:
+            for events in self._generation.steps():
+                self.text += "".join(event.text for event in events if isinstance(event, Delta))
+                yield
+        except HubError as error:
+            self.error = error
 
     def refuse(self, error: Exception) -> None:
         self.error = error
@@ -46,8 +49,8 @@ class Collecting:
         self._done()
 
 
-def texts(leases: Sequence[Lease], requests: Sequence[Generate]) -> list[str]:
-    """What the scheduler makes of requests that are there at the same time."""
+def submitted(leases: Sequence[Lease], requests: Sequence[Generate]) -> list[Collecting]:
+    """Requests that were there at the same time, done."""
     done = threading.Semaphore(0)
     scheduler = Scheduler(turn_s=0.0)
     works = [Collecting(lease, request, done.release) for lease, request in zip(leases, requests, strict=True)]
@@ -56,6 +59,12 @@ def texts(leases: Sequence[Lease], requests: Sequence[Generate]) -> list[str]:
     scheduler.start()
     for _ in works:
         assert done.acquire(timeout=60)
+    return works
+
+
+def texts(leases: Sequence[Lease], requests: Sequence[Generate]) -> list[str]:
+    """What the scheduler makes of requests that are there at the same time."""
+    works = submitted(leases, requests)
     assert [work.error for work in works] == [None] * len(works)
     return [work.text for work in works]
 

@@ -74,6 +74,31 @@ def test_a_prompt_read_together_is_continued_alone(
     assert read_together == [2]
 
 
+def test_rows_decode_with_those_of_like_length_and_move_on_as_they_grow(
+    tmp_path: Path, residents: Residents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no row is filled up to much more than its length: 512 tokens, then the powers of two."""
+    spec = models.spec("demo/base", models.source("demo/base", models.llama(tmp_path / "base", context=2048)))
+    passes: list[list[int]] = []
+    advance = Batch.advance
+
+    def noting(self: Batch, rows: Sequence[Any]) -> None:
+        passes.append([row.length for row in rows])
+        advance(self, rows)
+
+    monkeypatch.setattr(Batch, "advance", noting)
+    prompts = ["a" * 500, "b" * 503, "c" * 40, "of the sea", "d" * 700, "e" * 900]
+    counts = [30, 20, 40, 12, 25, 15]
+    found = texts(
+        [residents.lease(spec) for _ in prompts], [greedy(*pair) for pair in zip(prompts, counts, strict=True)]
+    )
+    alone = tuned(tmp_path / "base", None)
+    assert found == [by_transformers(alone, *pair) for pair in zip(prompts, counts, strict=True)]
+    assert all(max(lengths) < 512 or min(lengths) >= 511 for lengths in passes)
+    assert any(min(lengths) < 20 < 500 < max(lengths) for lengths in passes)
+    assert any(len(lengths) == 4 and min(lengths) >= 511 for lengths in passes)
+
+
 def test_prompts_are_read_alone_where_the_cache_is_more_than_tokens(
     tmp_path: Path, residents: Residents, read_together: list[int]
 ) -> None:
@@ -242,6 +267,9 @@ def test_with_others_a_variant_stays_beside_the_weights(
     after = residents.lease(specs[1], None)
     assert after.variant is again.variant  # the other was there a moment ago
     after.release()
+    residents.load(specs[1]).release()
+    assert residents.lease(specs[1], None).variant is hot.variant  # on purpose
+    residents._loaded.clear()
     monkeypatch.setattr("adapterhub.hub.serving.residents.COMPANY_S", 0.0)
     assert residents.lease(specs[1], None).variant is hot.variant
 

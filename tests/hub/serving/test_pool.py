@@ -107,3 +107,23 @@ def test_the_oldest_errors_are_forgotten_first() -> None:
         with pytest.raises(UnfitPatch):
             pool.acquire(("thing", str(number)), lambda: 1, fail)
     assert (pool.counts.loads, pool.counts.refused) == (MOST_REMEMBERED + 3, 1)
+
+
+def test_bytes_that_others_fill_are_counted_and_make_idle_entries_go() -> None:
+    pool = Pool(100)
+    put(pool, "held")
+    put(pool, "idle")
+    pool.release(("thing", "idle"))
+    pool.reserve(50)
+    assert names(pool) == {"held"}
+    assert (pool.used_bytes, pool.reserved_bytes) == (90, 50)
+    with pytest.raises(Overloaded, match="no room in memory for this answer"):
+        pool.reserve(11)
+    with pytest.raises(Overloaded, match="no room in memory for this one"):
+        put(pool, "next")
+    pool.give_back(50)
+    put(pool, "next")
+    assert (pool.used_bytes, pool.reserved_bytes) == (80, 0)
+    with pytest.raises(TooLarge):
+        pool.reserve(101)
+    assert names(pool) == {"held", "next"}
