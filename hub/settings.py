@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _PREFIX = "ADAPTERHUB_"
@@ -13,6 +13,17 @@ CLIENT_VARIABLES = frozenset(
     {"ADAPTERHUB_ENDPOINT", "ADAPTERHUB_TOKEN", "ADAPTERHUB_UPSTREAM_TOKEN", "ADAPTERHUB_DEBUG"}
 )
 """Variables of the command line client, which the service does not read and does not refuse."""
+
+
+class Elsewhere(BaseModel):
+    """A model that another OpenAI-compatible server computes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str = Field(pattern="^https?://")
+    model: str
+    api_key: SecretStr | None = None
+    logprobs: int = Field(default=20, ge=1)
 
 
 class Settings(BaseSettings):
@@ -101,6 +112,18 @@ class Settings(BaseSettings):
         default=8 << 30,
         ge=1 << 20,
         description="Bytes of bases, variants and the keys and values of answers that the engine may hold.",
+    )
+    served_elsewhere: dict[str, Elsewhere] = Field(
+        default={},
+        max_length=64,
+        description="Models that other OpenAI-compatible servers compute where they are members of compositions, as "
+        'JSON: {"lab/large": {"url": "https://host/v1", "model": "its name there", "api_key": "…", "logprobs": 20}}. '
+        "logprobs: how many log probabilities it tells at each token.",
+    )
+    max_logprobs: int = Field(
+        default=20,
+        ge=0,
+        description="Most alternatives whose log probabilities a completion may ask for at each token.",
     )
     warm: list[str] = Field(
         default=[],

@@ -1,6 +1,6 @@
 """From an expression's text to commits that the caller may read, and their files as the algebra takes them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -32,7 +32,8 @@ NAMES_COMPARED = 5000
 
 @dataclass(frozen=True)
 class Revision:
-    """What a name was resolved to: one model or patch of one commit. licence: as its card declares, None without."""
+    """What a name was resolved to: one model or patch of one commit. licence: as its card declares, None without.
+    has_weights: as of an Input."""
 
     repo: Repository
     commit: str
@@ -40,6 +41,7 @@ class Revision:
     kind: str
     licence: str | None
     patch: Patch
+    has_weights: bool = True
 
     @property
     def wanted(self) -> Wanted:
@@ -112,7 +114,8 @@ def _resolved(hub: Hub, caller: Caller, written: Inlined, pins: Mapping[str, str
     for ref in recipe.references():
         look_up(hub, caller, ref, pins.get(ref.address))
     with hub.db.read() as session:
-        found = {ref: find(session, caller, ref, pins.get(ref.address)) for ref in recipe.references()}
+        elsewhere = hub.settings.served_elsewhere
+        found = {ref: find(session, caller, ref, pins.get(ref.address), elsewhere) for ref in recipe.references()}
         bases: dict[Ref, Revision] = {}
 
         def on_base(node: Node) -> Node:
@@ -141,25 +144,36 @@ def look_up(hub: Hub, caller: Caller, ref: Ref, commit: str | None = None) -> No
         mirror.ensure(hub, caller, ref.name, commit or ref.revision)
 
 
-def find(session: Session, caller: Caller, ref: Ref, commit: str | None = None) -> Revision:
-    """What one name means; commit: in place of its revision. Raises as `resolve_expression`."""
+def find(
+    session: Session, caller: Caller, ref: Ref, commit: str | None = None, elsewhere: Collection[str] = ()
+) -> Revision:
+    """What one name means; commit: in place of its revision. Raises as `resolve_expression`.
+
+    elsewhere: repositories whose models another server computes; they need not hold weights.
+    """
     try:
         repo = repos.find(session, caller, ref.name)
     except RepoNotFound:
         raise UnknownName(_unknown(session, caller, ref)) from None
     require_content(session, caller, repo)
     oid = refs.resolve(session, repo, commit or ref.revision)
-    patch = _patch_at(session, repo, oid, ref)
+    has_weights = True
+    try:
+        patch = _patch_at(session, repo, oid, ref)
+    except InvalidRequest:
+        if ref.path or repo.full_name not in elsewhere:
+            raise
+        patch, has_weights = Patch(repository_id=repo.id, commit_oid=oid, kind=MODEL), False  # never added
     facts = session.get(RevisionFacts, (repo.id, oid))
     licence = patch.licence or (facts.licence if facts else None)
-    return Revision(repo, oid, patch.path, patch.kind, licence, patch)
+    return Revision(repo, oid, patch.path, patch.kind, licence, patch, has_weights)
 
 
 def as_input(session: Session, hub: Hub, revision: Revision) -> Input:
     """The revision as the algebra takes it: its files read lazily from the store."""
     folder = mirror_reading.folder(session, hub, revision.repo, revision.commit)
     declared = revision.patch.base_quantisation
-    return Input(revision.name, folder, revision.path, revision.kind, declared, revision.licence)
+    return Input(revision.name, folder, revision.path, revision.kind, declared, revision.licence, revision.has_weights)
 
 
 def mapped(one: Input) -> Input:

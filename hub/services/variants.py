@@ -1,17 +1,21 @@
 """What `model` means: a repository, `base:patch` or an expression, as something an engine can serve."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
+
+from sqlmodel import Session
 
 from adapterhub.hub.context import Hub
 from adapterhub.hub.db import tables
-from adapterhub.hub.errors import InvalidRequest, ModelNotFound, NotAuthenticated, RecipeNotFound
-from adapterhub.hub.services import mirror_inputs, recipe_views, recipes, search
+from adapterhub.hub.errors import InvalidRequest, ModelNotFound, NotAuthenticated, RecipeNotFound, RepoNotFound
+from adapterhub.hub.services import mirror_inputs, recipe_views, recipes, repos, saved_recipes, search
 from adapterhub.hub.services.access import Caller
 from adapterhub.hub.services.resolve import MODEL, Resolved, mapped, resolve_expression, resolve_recipe
-from adapterhub.hub.serving.protocol import Composition, Source, VariantSpec
+from adapterhub.hub.serving.protocol import Composition, Endpoint, Source, VariantSpec
+from adapterhub.hub.settings import Elsewhere
 from adapterhub.merging.checkpoint import MappedFolder
 from adapterhub.merging.errors import UnknownName
 from adapterhub.merging.recipes.canonical import Input, base_of, canonical, input_digest, recipe_digest
@@ -49,7 +53,7 @@ def served(hub: Hub, caller: Caller, model: str) -> VariantSpec:
         _remember(hub, caller, resolved)
     if not isinstance(resolved.recipe.root, Composed):
         return _spec(resolved.recipe, resolved.inputs, resolved.digest)
-    return _composed(resolved)
+    return _composed(resolved, hub.settings.served_elsewhere)
 
 
 def _spec(recipe: Recipe, inputs: Mapping[Ref, Input], digest: str) -> VariantSpec:
@@ -58,19 +62,29 @@ def _spec(recipe: Recipe, inputs: Mapping[Ref, Input], digest: str) -> VariantSp
     return VariantSpec(digest, str(recipe), tuple(_source(ref, mapped(inputs[ref])) for ref in refs))
 
 
-def _composed(resolved: Resolved) -> VariantSpec:
-    """Each member is a variant of its own digest, which others that are served share in memory."""
+def _composed(resolved: Resolved, elsewhere: Mapping[str, Elsewhere]) -> VariantSpec:
+    """Each member is a variant of its own digest, which others that are served share in memory.
+
+    elsewhere: by repository, who computes a member that is that model alone.
+    """
     composition = composition_of(resolved.recipe)
     digests = {ref: input_digest(one) for ref, one in resolved.inputs.items()}
     members = []
     for member in composition.members:
         inputs = {ref: resolved.inputs[ref] for ref in member.recipe.references()}
         known = {ref: digests[ref] for ref in inputs}
-        members.append(_spec(member.recipe, inputs, recipe_digest(canonical(member.recipe, inputs, digests=known))))
+        spec = _spec(member.recipe, inputs, recipe_digest(canonical(member.recipe, inputs, digests=known)))
+        there = elsewhere.get(spec.expression.partition("@")[0])
+        members.append(spec if there is None else replace(spec, endpoint=_endpoint(there)))
     told = Composition(
         composition.spec.name, parameters_json(composition.parameters), composition.weights, tuple(members)
     )
     return VariantSpec(resolved.digest, str(resolved.recipe), members[0].sources, told)
+
+
+def _endpoint(there: Elsewhere) -> Endpoint:
+    key = None if there.api_key is None else there.api_key.get_secret_value()
+    return Endpoint(there.url, there.model, key, there.logprobs)
 
 
 def _kept(hub: Hub, caller: Caller, model: str) -> Resolved:
@@ -116,20 +130,42 @@ def models(hub: Hub, caller: Caller) -> list[Listed]:
     """What this caller may serve by name: models, patches whose base is on this hub, and saved recipes."""
     with hub.db.read() as session:
         lines = search.search(session, caller, sort="updated", limit=LISTED)["items"]
-    commits = {line["id"]: line["commit"] for line in lines}
-    found = [
-        _listed(line, commits) for line in lines if line["kind"] == MODEL or (line["base"] or {}).get("repository")
-    ]
-    saved = recipe_views.listing(hub, caller, limit=LISTED)["items"]
-    return [*found, *(_listed_recipe(one) for one in saved if one["text"] is not None)]
+    return [*_listed_of(lines, lines), *_recipes(recipe_views.listing(hub, caller, limit=LISTED)["items"])]
 
 
 def model(hub: Hub, caller: Caller, name: str) -> Listed:
-    """One of `models`. Raises ModelNotFound."""
-    for one in models(hub, caller):
+    """One that could be among `models`, however many there are. Raises ModelNotFound."""
+    if name.startswith(saved_recipes.PREFIX):
+        owner, _, title = name.removeprefix(saved_recipes.PREFIX).partition("/")
+        named = recipe_views.listing(hub, caller, query=title, author=owner, limit=LISTED)["items"]
+        found = _recipes(named)
+    else:
+        with hub.db.read() as session:
+            lines = _lines(session, caller, name)
+            bases = [(line["base"] or {}).get("repository") for line in lines]
+            known = [one for base in bases if base for one in _lines(session, caller, base)]
+            found = _listed_of(lines, [*lines, *known])
+    for one in found:
         if one.name == name:
             return one
     raise ModelNotFound(f"{name}: no model of that name is listed for you")
+
+
+def _lines(session: Session, caller: Caller, name: str) -> list[dict[str, Any]]:
+    """What the catalogue says of a repository, nothing where it is not for this caller."""
+    with suppress(RepoNotFound):
+        return search.lines(session, caller, [repos.find(session, caller, name).id])
+    return []
+
+
+def _listed_of(lines: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]]) -> list[Listed]:
+    """known: lines of the bases, as far as they are at hand."""
+    commits = {line["id"]: line["commit"] for line in known}
+    return [_listed(line, commits) for line in lines if line["kind"] == MODEL or (line["base"] or {}).get("repository")]
+
+
+def _recipes(items: Sequence[Mapping[str, Any]]) -> list[Listed]:
+    return [_listed_recipe(one) for one in items if one["text"] is not None]
 
 
 def _listed(line: Mapping[str, Any], commits: Mapping[str, str]) -> Listed:

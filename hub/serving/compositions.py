@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from adapterhub.hub.errors import InvalidRequest, TooLarge, UnfitPatch
+from adapterhub.hub.serving.endpoints import RemoteLease, RemoteModel
 from adapterhub.hub.serving.generation import Generation, Prompt, end_tokens
 from adapterhub.hub.serving.loading import Loaded
 from adapterhub.hub.serving.mixture import Adapter, Mixture
@@ -46,7 +47,7 @@ class Member:
     """One model of a composition, in memory. name: in messages."""
 
     name: str
-    lease: Lease
+    lease: Lease | RemoteLease
 
     @property
     def loaded(self) -> Loaded:
@@ -64,7 +65,7 @@ class Stage:
 
 
 class Troupe:
-    """The models of a composition in memory until `release`, as a Lease is of one. Equal members are one."""
+    """The models of a composition, here or elsewhere, until `release`, as a Lease is of one. Equal ones are one."""
 
     variant = None
 
@@ -94,6 +95,9 @@ class Troupe:
 
     def begin(self, request: Generate) -> tuple[Prompt, Generation]:
         """The tokens of a request and what computes its answers. Raises InvalidRequest, TooLarge, Overloaded."""
+        remote = [one.name for one in self.members if isinstance(one.lease, RemoteLease)]
+        if remote and request.echo and request.logprobs is not None:
+            raise InvalidRequest(f"echo: {remote[0]} is elsewhere, and asked for what follows the prompt alone")
         with _naming(self.members[0]):
             prompt = Prompt(self.loaded, request)
         read = replace(request, prompt=prompt.tokens, messages=None)
@@ -130,7 +134,7 @@ def lease(residents: Residents, spec: VariantSpec, how: str | None = MERGED) -> 
     with ExitStack() as undo:
         members = []
         for one in composition.members:
-            found = residents.lease(one)
+            found = residents.lease(one) if one.endpoint is None else RemoteLease(one)
             undo.callback(found.release)
             members.append(Member(one.label, found))
         troupe = Troupe(spec, composition, members)
@@ -183,7 +187,7 @@ def _difference(one: Member, other: Member) -> str:
 def _width(loaded: Loaded) -> int:
     """How many tokens a model gives logits of."""
     model: Any = loaded.model
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings()  # none of one that is elsewhere
     return int(model.get_input_embeddings().num_embeddings if head is None else head.weight.shape[0])
 
 
@@ -217,6 +221,8 @@ class ComposedGeneration(Generation):
         self._members = [Generation(one.loaded, plain, prompt) for one in self._leases]
         self._ends = frozenset(token for one in self._leases for token in end_tokens(one.loaded))
         self._rows = list(troupe.rows)
+        here = (one.base.device for one in self._leases if isinstance(one, Lease))
+        self._device = next(here, torch.device("cpu"))
         self._weights = troupe.composition.weights
         self._operator = operators()[troupe.composition.operator]
         self._parameters = make_parameters(
@@ -240,6 +246,10 @@ class ComposedGeneration(Generation):
         has_read = bool(caches.read)
         caches.read.extend(tokens)
         found = []
+        for number, lease in enumerate(self._leases):
+            model: Any = lease.loaded.model
+            if isinstance(model, RemoteModel):
+                model.begin([*(caches.members[number] or ()), *tokens])
         for number, (lease, member) in enumerate(zip(self._leases, self._members, strict=True)):
             unread = caches.read if has_read and caches.members[number] is None else tokens
             try:
@@ -248,7 +258,7 @@ class ComposedGeneration(Generation):
                 logits, caches.members[number] = member.forward(unread, caches.members[number], keep)
             finally:
                 lease.base.apply(None)
-            found.append(logits[-keep:].float())
+            found.append(logits[-keep:].float().to(self._device))
         width = min(one.shape[-1] for one in found)
         logits = torch.stack([one[:, :width] for one in found])[self._rows]  # (members, kept, vocabulary)
         return torch.stack([self._composed(one) for one in logits.unbind(1)]), caches

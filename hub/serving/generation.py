@@ -310,7 +310,9 @@ class Generation:
         values, tokens = logprobs.topk(count)
         values = values.clamp(min=LEAST_LOGPROB)
         top = [(self._decode([int(one)]), float(value)) for one, value in zip(tokens, values, strict=True)]
-        return TokenLogprob(self._decode([token]), max(float(logprobs[token]), LEAST_LOGPROB), top, token)
+        return TokenLogprob(
+            self._decode([token]), max(float(logprobs[token]), LEAST_LOGPROB), top, token, tokens.tolist()
+        )
 
     def _decode(self, tokens: Sequence[int]) -> str:
         if self._hidden is not None:

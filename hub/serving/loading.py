@@ -125,6 +125,23 @@ def load(source: Stored, device: torch.device) -> Loaded:
         )
 
 
+def described(source: Stored, make: Callable[[transformers.PreTrainedConfig], Any]) -> Loaded:
+    """What a repository says of a model that is not read from it: its configuration, of which `make` makes what stands
+    for the model, and its tokenizer.
+
+    Raises InvalidRequest for files that do not say it.
+    """
+    with _one_at_a_time, _linked(source.folder, source.path) as folder:
+        if not Path(folder, "config.json").is_file():
+            raise InvalidRequest(f"{source.name}: no config.json, so its vocabulary and context are unknown")
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InvalidRequest(f"{source.name}: transformers does not read it: {_first_line(error)}") from error
+        tokenizer = _tokenizer(folder, source.name)
+        return Loaded(make(config), tokenizer, None, None, pooling=None, is_normalized=False)
+
+
 def checkpoint(source: Stored) -> Checkpoint:
     """The names and shapes in a repository's weight files, headers read and nothing else.
 

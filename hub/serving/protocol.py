@@ -43,18 +43,30 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Endpoint:
+    """Another OpenAI-compatible server that computes a model. logprobs: how many it is asked for at each token."""
+
+    url: str
+    model: str
+    api_key: str | None = field(default=None, repr=False)
+    logprobs: int = 20
+
+
+@dataclass(frozen=True)
 class VariantSpec:
     """What is to be served: a recipe and the files of its inputs. The base stands first among the sources.
 
     vid: the recipe's digest, under which the result is kept; two specs of one vid yield the same weights.
     expression: the recipe's text, as `adapterhub.merging.recipes` prints and parses it. composition: of models that
-    answer together; the sources are then those of the first.
+    answer together; the sources are then those of the first. endpoint: who computes it, as a member of a composition,
+    where that is not done here.
     """
 
     vid: str
     expression: str
     sources: tuple[Source, ...]
     composition: "Composition | None" = None
+    endpoint: Endpoint | None = None
 
     @property
     def models(self) -> tuple["VariantSpec", ...]:
@@ -92,12 +104,15 @@ class VariantSpec:
         """A JSON object that `from_json` turns into an equal spec."""
         sources = [source.to_json() for source in self.sources]
         more = {} if self.composition is None else {"composition": self.composition.to_json()}
+        more |= {} if self.endpoint is None else {"endpoint": vars(self.endpoint)}
         return {"vid": self.vid, "expression": self.expression, "sources": sources, **more}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "VariantSpec":
         composition = Composition.from_json(value["composition"]) if "composition" in value else None
-        return cls(value["vid"], value["expression"], tuple(map(Source.from_json, value["sources"])), composition)
+        endpoint = Endpoint(**value["endpoint"]) if "endpoint" in value else None
+        sources = tuple(map(Source.from_json, value["sources"]))
+        return cls(value["vid"], value["expression"], sources, composition, endpoint)
 
 
 @dataclass(frozen=True)
@@ -180,13 +195,15 @@ class Generate:
 class TokenLogprob:
     """One token, its log probability under the model (None for a prompt's first), and the likeliest in its place.
 
-    text: of this token alone. top: (text, log probability) pairs. id: in the model's vocabulary.
+    text: of this token alone. top: (text, log probability) pairs. id, top_ids: in the model's vocabulary, -1 and none
+    where nobody tells.
     """
 
     text: str
     logprob: float | None
     top: Sequence[tuple[str, float]] = ()
     id: int = -1
+    top_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -315,7 +332,7 @@ def event_from_json(value: Mapping[str, Any]) -> Event | None:
     fields = {key: item for key, item in value.items() if key not in ("event", "id")}
     if kind is Delta:
         logprobs = fields["logprobs"]
-        fields["logprobs"] = tuple(TokenLogprob(one["text"], one["logprob"], one["top"], one["id"]) for one in logprobs)
+        fields["logprobs"] = tuple(TokenLogprob(**one) for one in logprobs)
     return kind(**fields)
 
 

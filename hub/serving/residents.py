@@ -177,6 +177,8 @@ class Residents:
     def pin(self, spec: VariantSpec) -> None:
         """Keep what `spec` describes in memory for good, merged, however often it is asked. Raises as `lease`."""
         for one in spec.models:
+            if one.endpoint is not None:
+                continue
             lease = self.load(one)
             if self._pinned.setdefault(one.vid, lease) is not lease:
                 lease.release()

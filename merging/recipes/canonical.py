@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from adapterhub.merging import patches
 from adapterhub.merging.checkpoint import Folder
 from adapterhub.merging.errors import BaseMismatch, ExpressionError, InvalidParameter, InvalidPatch, UnknownName
-from adapterhub.merging.folders import canonical_json, json_digest
+from adapterhub.merging.folders import canonical_json, join, json_digest, read_json
 from adapterhub.merging.methods import methods
 from adapterhub.merging.patch import PatchKind
 from adapterhub.merging.recipes.compositions import composition_of
@@ -73,6 +73,7 @@ class Input:
     name: "ns/name@<commit, 40 hex digits>", or any text that names these bytes for good. folder: its files. path: the
     sub-folder that holds the patch. kind: "model" or a patch kind. quantisation: of the base a patch was trained on,
     where its own files do not say and somebody else does. licence: as its owner declares it, for the result's card.
+    has_weights: False for a model that is computed elsewhere, of which the configuration alone is known.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Input:
     kind: str = MODEL
     quantisation: str = "unknown"
     licence: str | None = None
+    has_weights: bool = True
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,8 @@ def canonical(
 
 def input_digest(one: Input) -> str:
     """The digest of the patch or model behind an input, "sha256:<hex>"; reads configurations and headers."""
+    if not one.has_weights:
+        return json_digest({"kind": MODEL, "config": read_json(one.folder, join(one.path, "config.json")), "files": []})
     return kind_of(one).read(one.folder, one.path, None).digest
 
 

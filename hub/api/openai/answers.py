@@ -170,15 +170,27 @@ def chat_logprobs(tokens: Sequence[TokenLogprob]) -> Json:
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(tokens: Sequence[TokenLogprob], offset: int = 0) -> Json:
-    """Log probabilities as a completion shows them; offset: characters of the answer before the first token."""
+def completion_logprobs(tokens: Sequence[TokenLogprob], offset: int = 0, *, by_id: bool = False) -> Json:
+    """Log probabilities as a completion shows them; offset: characters of the answer before the first token.
+
+    by_id: tokens as "token_id:<number>", as vLLM has them: texts of several may be the same.
+    """
     offsets = []
     for one in tokens:
         offsets.append(offset)
         offset += len(one.text)
+
+    def top(one: TokenLogprob) -> dict[str, float]:
+        names = map(_by_id, one.top_ids) if by_id else (text for text, _ in one.top)
+        return dict(zip(names, (value for _, value in one.top), strict=True))
+
     return {
-        "tokens": [one.text for one in tokens],
+        "tokens": [_by_id(one.id) if by_id else one.text for one in tokens],
         "token_logprobs": [one.logprob for one in tokens],
-        "top_logprobs": [dict(one.top) if one.logprob is not None else None for one in tokens],
+        "top_logprobs": [top(one) if one.logprob is not None else None for one in tokens],
         "text_offset": offsets,
     }
+
+
+def _by_id(token: int) -> str:
+    return f"token_id:{token}"

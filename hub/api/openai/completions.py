@@ -12,6 +12,7 @@ from adapterhub.hub.api.deps import CallerDep, HubDep
 from adapterhub.hub.api.openai import answers
 from adapterhub.hub.api.openai.requests import EngineDep, begun, named, unless_gone, variant
 from adapterhub.hub.api.openai.schemas import CompletionRequest
+from adapterhub.hub.errors import InvalidRequest
 from adapterhub.hub.serving.protocol import Delta, Event, Finished, Generate, Started
 
 router = APIRouter(tags=["openai"])
@@ -25,6 +26,11 @@ async def create_completion(
 
     With `echo`, `logprobs` and max_tokens=0 it tells how likely the model holds a text.
     """
+    most = hub.settings.max_logprobs
+    if (body.logprobs or 0) > most:
+        raise InvalidRequest(f"logprobs: {body.logprobs}; this server tells at most {most} (ADAPTERHUB_MAX_LOGPROBS)")
+    if body.return_tokens_as_token_ids and hub.settings.engine == "external":
+        raise InvalidRequest("return_tokens_as_token_ids: the external engine tells tokens as texts; leave it out")
     spec = await variant(hub, caller, body.served)
     asked = body.asked()
     events = answers.events_of(engine, spec, asked)
@@ -37,6 +43,7 @@ async def create_completion(
 async def _whole(
     body: CompletionRequest, asked: Sequence[Generate], events: AsyncGenerator[Event, None]
 ) -> dict[str, Any]:
+    by_id = body.return_tokens_as_token_ids
     async with aclosing(events):
         found, usage, execution_id = await answers.gathered(events, len(asked) * body.n)
     return {
@@ -45,7 +52,7 @@ async def _whole(
             _choice(
                 index,
                 one.text,
-                None if body.logprobs is None else answers.completion_logprobs(one.logprobs),
+                None if body.logprobs is None else answers.completion_logprobs(one.logprobs, by_id=by_id),
                 one.reason,
             )
             for index, one in enumerate(found)
@@ -67,7 +74,10 @@ async def _chunks(
         async for event in events:
             usage.count(event)
             if isinstance(event, Delta):
-                logprobs = answers.completion_logprobs(event.logprobs, told[event.index]) if event.logprobs else None
+                logprobs = None
+                if event.logprobs:
+                    by_id = body.return_tokens_as_token_ids
+                    logprobs = answers.completion_logprobs(event.logprobs, told[event.index], by_id=by_id)
                 told[event.index] += sum(len(one.text) for one in event.logprobs)
                 yield head | {"choices": [_choice(event.index, event.text, logprobs)]}
             elif isinstance(event, Finished):

@@ -26,8 +26,11 @@ EngineDep = Annotated[Measured, Depends(engine)]
 
 
 def named(spec: VariantSpec) -> dict[str, str]:
-    """The header that tells which recipe answered; the digest names it again, as `model="vid:..."`."""
-    return {"X-Adapterhub-Variant": spec.vid}
+    """The headers that tell which recipe answered, whose digest names it again, as `model="vid:..."`, and which of its
+    models are known by a list of the likeliest tokens alone."""
+    elsewhere = ((one.expression, one.endpoint) for one in spec.models if one.endpoint is not None)
+    told = "; ".join(f"{name}: {there.logprobs} log probabilities a token" for name, there in elsewhere)
+    return {"X-Adapterhub-Variant": spec.vid} | ({"X-Adapterhub-Approximate": told} if told else {})
 
 
 async def variant(hub: Hub, caller: Caller, model: str) -> VariantSpec:

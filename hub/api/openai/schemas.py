@@ -327,7 +327,8 @@ class CompletionRequest(_Request):
 
     prompt: str | Tokens | Annotated[list[str] | list[Tokens], Field(min_length=1, max_length=256)]
     max_tokens: Count | None = 16
-    logprobs: int | None = Field(default=None, ge=0, le=MAX_ALTERNATIVES)
+    logprobs: int | None = Field(default=None, ge=0)
+    return_tokens_as_token_ids: bool = False
     echo: bool = False
 
     def asked(self) -> list[Generate]:

@@ -31,7 +31,8 @@ def test_recipes_are_listed_and_served_by_their_names(client: openai.OpenAI, sav
         "lora",
         "recipe",
     }
-    asked = {"prompt": "hello", "max_tokens": 8, "temperature": 0}
+    merged = {"adapterhub": {"execution": "merged"}}
+    asked = {"prompt": "hello", "max_tokens": 8, "temperature": 0, "extra_body": merged}
     of_recipe, of_text = (
         client.completions.create(model=model, **asked)  # type: ignore[call-overload]
         for model in (saved, "admin/base + 0.7*admin/one")
@@ -79,3 +80,12 @@ def test_a_digest_names_what_answered_before(serving: Server, outsider: str, sav
         assert http.post("/v1/completions", json={**asked, "model": name}).status_code == 200
     with httpx.Client(base_url=serving.url) as http:
         assert http.post("/v1/completions", json={**asked, "model": name}).status_code == 401
+
+
+def test_one_is_found_as_it_is_listed(client: openai.OpenAI, saved: str) -> None:
+    listed = {one.id: one.to_dict() for one in client.models.list()}
+    for name in ("admin/base", "admin/one", saved):
+        assert client.models.retrieve(name).to_dict() == listed[name]
+    for name in ("admin/nobody", "recipe/admin/mixed2", "recipe/admin/mixe"):
+        with pytest.raises(openai.NotFoundError, match="no model of that name"):
+            client.models.retrieve(name)
