@@ -80,8 +80,22 @@ def make(
         (root / f"lora{number}" / "adapter_config.json").write_text(json.dumps(config_of_loras))
 
 
-def spec_of(root: Path, number: int | None) -> VariantSpec:
-    """The base alone, or with one LoRA; digests as the hub would know them."""
+def quantise(root: Path) -> None:
+    """The base as bitsandbytes stores it in nf4, computing in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    config: Any = BitsAndBytesConfig
+    how = config(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_pretrained(root / "base", quantization_config=how, device_map="cpu", dtype=torch.float32)
+    model.save_pretrained(root / "nf4")
+    tokenizer: Any = AutoTokenizer.from_pretrained(root / "base")
+    tokenizer.save_pretrained(root / "nf4")
+
+
+def spec_of(root: Path, number: int | None, name: str = "base") -> VariantSpec:
+    """The base of that name alone, or with one LoRA; digests as the hub would know them."""
     from adapterhub.hub.serving.protocol import Source, VariantSpec
     from adapterhub.merging.folders import LocalFolder, MappedFolder
 
@@ -90,10 +104,10 @@ def spec_of(root: Path, number: int | None) -> VariantSpec:
         files = {one: (root / name / one, f"sha256:{name}/{one}", local.size(one)) for one in local.names()}
         return Source(f"bench/{name}", f"bench/{name}@{'0' * 40}", kind, MappedFolder(files))
 
-    base = source("base", "model")
+    base = source(name, "model")
     if number is None:
-        return VariantSpec("sha256:base", "bench/base", (base,))
-    expression = f"bench/base + bench/lora{number}"
+        return VariantSpec(f"sha256:{name}", f"bench/{name}", (base,))
+    expression = f"bench/{name} + bench/lora{number}"
     return VariantSpec(f"sha256:{expression}", expression, (base, source(f"lora{number}", "lora")))
 
 
@@ -227,7 +241,24 @@ def folding(root: Path, threads: int) -> Mapping[str, float]:
     return {"ours": min(ours), "copy": min(copies), "peft": min(theirs)}
 
 
-CHILDREN = {one.__name__: one for one in (make, peft_mixed, merged_alone, folding)}
+def generated(root: Path, threads: int, name: str, rows: int, tokens: int) -> float:
+    """Tokens a second of transformers' generate, with the library that the model's files name."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads)
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_pretrained(root / name, device_map="cpu").eval()
+    ids = torch.randint(0, VOCABULARY, (rows, PROMPT_TOKENS))
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False, "pad_token_id": 0}
+    with torch.inference_mode():
+        model.generate(**given, max_new_tokens=2, min_new_tokens=2)
+        began = time.perf_counter()
+        model.generate(**given, max_new_tokens=tokens, min_new_tokens=tokens)
+        return rows * tokens / (time.perf_counter() - began)
+
+
+CHILDREN = {one.__name__: one for one in (make, quantise, peft_mixed, merged_alone, folding, generated)}
 
 
 def start(what: str, *arguments: Any) -> subprocess.Popen[str]:
@@ -306,6 +337,33 @@ async def throughput(engine: EngineClient, root: Path, options: argparse.Namespa
     }
 
 
+async def _packed(engine: EngineClient, root: Path, options: argparse.Namespace) -> Mapping[str, Any]:
+    found: dict[str, Any] = {}
+    for name in ("base", "nf4"):
+        for clients in (1, options.clients):
+            spec = [spec_of(root, None, name)]
+            found[f"{name} {clients}"] = await throughput_of(engine, spec, clients, options.tokens, None)
+    several = [spec_of(root, number, "nf4") for number in range(options.variants)]
+    found["loras"] = await throughput_of(engine, several, options.clients, options.tokens, None)
+    state = await engine.state()
+    found |= {one["name"].split("@")[0]: one["size_bytes"] for one in state["resident"] if one["kind"] == "base"}
+    return found
+
+
+def packed(root: Path, options: argparse.Namespace) -> None:
+    """A base of 4 bits, its weights widened at each pass, beside the same base in float32."""
+    result(start("quantise", root))
+    found = asyncio.run(with_engine(options.threads, lambda engine: _packed(engine, root, options)))
+    whole, bits = found["bench/base"], found["bench/nf4"]
+    show("the base in nf4, embeddings as they were", f"{bits / whole:.2f} x the bytes in float32")
+    for clients in (1, options.clients):
+        ratio = found[f"nf4 {clients}"] / found[f"base {clients}"]
+        show(f"  {clients} clients", f"{ratio:.2f} x the speed in float32", f"({found[f'nf4 {clients}']:.0f} tokens/s)")
+        theirs = result(start("generated", root, options.threads, "nf4", clients, options.tokens))
+        show("    bitsandbytes' by transformers' generate", f"{theirs:.0f} tokens/s")
+    show(f"  {options.variants} LoRAs beside it", f"{found['loras'] / found[f'nf4 {options.clients}']:.2f} x nf4 alone")
+
+
 def compare(root: Path, options: argparse.Namespace) -> None:
     threads, rows, tokens = options.threads, options.clients, options.tokens
     found = asyncio.run(with_engine(threads, lambda engine: throughput(engine, root, options)))
@@ -334,14 +392,14 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=100, help="variants for the measure of memory")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--only", nargs="*", default=[], help="memory, fold, first, throughput")
+    parser.add_argument("--only", nargs="*", default=[], help="memory, fold, first, throughput, packed")
     parser.add_argument("--folder", type=Path, help="where inputs lie; the system's temporary folder")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         child(options.child)
         return
-    wanted = options.only or ["fold", "first", "throughput", "memory"]
+    wanted = options.only or ["fold", "first", "throughput", "packed", "memory"]
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         root = Path(folder)
         result(start("make", root, options.hidden, options.layers, max(options.variants, 4), options.dtype))
@@ -363,6 +421,8 @@ def main() -> None:
             asyncio.run(with_engine(options.threads, lambda engine: first_token(engine, root, options.tokens)))
         if "throughput" in wanted:
             compare(root, options)
+        if "packed" in wanted:
+            packed(root, options)
         if "memory" in wanted:
             root = Path(folder, "many")
             root.mkdir()
