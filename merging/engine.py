@@ -128,7 +128,7 @@ def variant(
         here = resident.get(output.base.name)
         if here is not None:
             output = replace(output, dtype=dtype_name(here.dtype))
-        return output.name, fold(output, device=device, base=here).tensor
+        return output.name, fold(output, device=device, base=here)
 
     with one_thread_each():
         touched = [output for output in with_limits(plan.outputs) if output.name in plan.touched]

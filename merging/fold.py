@@ -49,29 +49,14 @@ class Norms(NamedTuple):
     told: Mapping[str, float] = {}
 
 
-class Folded(NamedTuple):
-    """One computed tensor, and what rounding took of its delta."""
-
-    tensor: torch.Tensor
-    norms: Norms
-
-
-def fold(
-    output: OutputTensor,
-    *,
-    device: str = "cpu",
-    base: torch.Tensor | None = None,
-    check: Callable[[], None] = lambda: None,
-) -> Folded:
+def fold(output: OutputTensor, *, device: str = "cpu", base: torch.Tensor | None = None) -> torch.Tensor:
     """The values of one output tensor on a device, in its dtype and shape. Arguments and errors as `Folding`'s."""
     import torch
 
-    folding = Folding(output, device=device, base=base, check=check)
+    folding = Folding(output, device=device, base=base)
     result = torch.empty(folding.W.shape, dtype=torch_dtype(output.dtype), device=folding.W.device)
-    target = as_matrix(result)
-    for start, rows in folding:
-        target[start : start + len(rows)] = rows
-    return Folded(result, folding.norms())
+    folding.fill(as_matrix(result))
+    return result
 
 
 class Folding:
@@ -113,6 +98,23 @@ class Folding:
             rounded, *squares = passes().rounded(before, tile, self._dtype)  # the one rounding, to nearest even
             is_sound = self._squares.add(*squares)
             yield start, rounded if is_sound else self._checked(rounded)
+
+    def fill(self, target: torch.Tensor) -> None:
+        """Put all values into a matrix, contiguous and of the output's dtype, and measure nothing: fewer passes."""
+        import torch
+
+        source = as_matrix(self.W)
+        wide = _working_dtype(self._output, self.W) if self._output.addends else self._dtype
+        act = _effects(self._output.name, self._output.addends, self.W, wide, self._tiles, self._told).act
+        for start, stop in self._tiles():
+            here = target[start:stop]
+            if wide == self._dtype:
+                act(here.copy_(source[start:stop]), start, stop)
+            else:
+                tile = source[start:stop].to(wide, copy=True, memory_format=torch.contiguous_format)
+                act(tile, start, stop)
+                here.copy_(tile)  # the one rounding, to nearest even
+            self._checked(here)
 
     def norms(self) -> Norms:
         """What was changed, once all rows were computed."""
