@@ -210,6 +210,9 @@ class LayoutWriter:
         self._fd: int | None = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._hash = hashlib.sha256(self.layout.header)
         self._hashed = len(self.layout.header)
+        self._unsynced = 0
+        self._syncing: threading.Thread | None = None
+        self._sync_error: OSError | None = None
         os.truncate(self._fd, self.layout.size_bytes)  # holes are zeros
         _write_at(self._fd, memoryview(self.layout.header), 0)
 
@@ -239,11 +242,30 @@ class LayoutWriter:
             view = memoryview(part).cast("B")
             if place + len(view) <= end:
                 _write_at(self._fd, view, place)
+                self._sync_some(len(view))
                 self._hash_written(name, view, place)
             place += len(view)
         if place != end:
             raise self._unplanned(name, place - start)
         self._hash_written(name, memoryview(b""), end)
+
+    def _sync_some(self, written: int) -> None:
+        """Let the system bring what lies in its cache to the disk while more is computed, and not all at the end."""
+        with self._lock:
+            self._unsynced += written
+            is_busy = self._syncing is not None and self._syncing.is_alive()
+            if self._unsynced < _SYNC_BYTES or is_busy:
+                return
+            self._unsynced = 0
+            self._syncing = threading.Thread(target=self._sync, name="sync", daemon=True)
+            self._syncing.start()
+
+    def _sync(self) -> None:
+        assert self._fd is not None
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:  # told once by the system, and so at `finish`
+            self._sync_error = error
 
     def _hash_written(self, name: str, view: memoryview, start: int) -> None:
         """Count in bytes that were written, and hash what has become whole from the start, unless a thread does so."""
@@ -293,6 +315,10 @@ class LayoutWriter:
             missing = self._unhashed[-1] if self._unhashed else "the writer is closed"
             raise InvalidPatch(f"{self.path.name}: not every planned tensor was written: {missing}")
         self._hash.update(bytes(self.layout.size_bytes - self._hashed))
+        if self._syncing is not None:
+            self._syncing.join()
+        if self._sync_error is not None:
+            raise self._sync_error
         os.fsync(self._fd)
         self._close()
         self._partial.replace(self.path)
@@ -307,6 +333,8 @@ class LayoutWriter:
 
     def _close(self) -> None:
         assert self._fd is not None
+        if self._syncing is not None:
+            self._syncing.join()
         os.close(self._fd)
         self._fd = None
 
@@ -330,6 +358,7 @@ class SafetensorsWriter(LayoutWriter):
 
 
 _PIECE_BYTES = 4 * 1024 * 1024
+_SYNC_BYTES = 128 * 1024 * 1024
 
 
 def _write_at(fd: int, view: memoryview, start: int) -> None:

@@ -91,11 +91,15 @@ class Folding:
             return
         wide = _working_dtype(self._output, self.W)
         whole = _effects(self._output.name, self._output.addends, self.W, wide, self._tiles, self._told)
+        of_models = _of_models_alone(whole, self._output)
         self._squares = _Squares()
         for start, stop in self._tiles():
-            before, tile = passes().widened(source[start:stop], wide)
-            whole.act(tile, start, stop)
-            rounded, *squares = passes().rounded(before, tile, self._dtype)  # the one rounding, to nearest even
+            if of_models is not None:
+                rounded, *squares = passes().merged(source[start:stop], of_models(start, stop), wide, self._dtype)
+            else:
+                before, tile = passes().widened(source[start:stop], wide)
+                whole.act(tile, start, stop)
+                rounded, *squares = passes().rounded(before, tile, self._dtype)  # the one rounding, to nearest even
             is_sound = self._squares.add(*squares)
             yield start, rounded if is_sound else self._checked(rounded)
 
@@ -197,20 +201,34 @@ def _effects(
                 others.append(_addition(merged, addend.weight))
             case TermDelta():
                 pass  # with all the others of its kind
-    differences = [_differences(group, device) for group in models.values()]
+    differences = [_Differences(group, device) for group in models.values()]
     return Effects(of_terms.changing, (*of_terms.additive, *differences, *others))
 
 
-def _differences(weighted: Sequence[tuple[float, ModelDelta]], device: str) -> Apply:
-    """What adds the weighted differences of models from one and the same base."""
-    here = as_matrix(read(weighted[0][1].base, device))
-    there = [(weight, as_matrix(read(delta.tuned, device))) for weight, delta in weighted]
+class _Differences:
+    """What adds the weighted differences of models from one and the same base. It is an Apply."""
 
-    def apply(tile: torch.Tensor, start: int, stop: int) -> None:
-        rows = [(weight, tuned[start:stop]) for weight, tuned in there]
-        passes().add_differences(tile, rows, here[start:stop])
+    def __init__(self, weighted: Sequence[tuple[float, ModelDelta]], device: str) -> None:
+        self.base = weighted[0][1].base
+        self._here = as_matrix(read(self.base, device))
+        self._there = [(weight, as_matrix(read(delta.tuned, device))) for weight, delta in weighted]
 
-    return apply
+    def rows(self, start: int, stop: int) -> list[tuple[float, torch.Tensor]]:
+        """The models' own values there, and their weights."""
+        return [(weight, tuned[start:stop]) for weight, tuned in self._there]
+
+    def __call__(self, tile: torch.Tensor, start: int, stop: int) -> None:
+        passes().add_differences(tile, self.rows(start, stop), self._here[start:stop])
+
+
+def _of_models_alone(
+    whole: Effects, output: OutputTensor
+) -> Callable[[int, int], list[tuple[float, torch.Tensor]]] | None:
+    """What gives the models' rows, where the whole effect is that of models on the tensor that they differ from."""
+    match whole:
+        case Effects(changing=(), additive=(_Differences() as only,)) if only.base is output.base:
+            return only.rows
+    return None
 
 
 def _is_by_pieces(step: MethodDelta, W: torch.Tensor) -> bool:

@@ -59,3 +59,31 @@ def rounded(before: Array, tile: Array, result: Array) -> tuple[Any, Any]:
         error = np.uint32(upper << _HALF).view(np.float32) - exact
         lost += error * error
     return changed, lost
+
+
+CHUNK = 4096
+"""Entries that go through all steps before the next: their float32 copies stay in a core's first cache."""
+
+
+@njit(**_OPTIONS)
+def merged(source: Array, tuned: Any, weights: Array, result: Array) -> tuple[Any, Any]:
+    """What `widen`, an `add_difference` for each model and `rounded` make, a chunk at a time. Gives its sums.
+
+    tuned: a tuple of bfloat16 arrays, whose differences are from `source`; weights: float32, one each.
+    """
+    before = np.empty(CHUNK, np.uint32)
+    tile = np.empty(CHUNK, np.uint32)
+    changed = np.float32(0)
+    lost = np.float32(0)
+    for start in range(0, source.size, CHUNK):
+        stop = min(start + CHUNK, source.size)
+        first, bits = before[: stop - start], tile[: stop - start]
+        base = source[start:stop]
+        widen(base, first, bits)
+        values = bits.view(np.float32)
+        for number in range(len(tuned)):
+            add_difference(tuned[number][start:stop], base, values, weights[number])
+        sums = rounded(first.view(np.float32), bits, result[start:stop])
+        changed += sums[0]
+        lost += sums[1]
+    return changed, lost

@@ -10,6 +10,8 @@ import functools
 import importlib
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
@@ -40,6 +42,14 @@ class Passes:
         for weight, tuned in weighted:
             change = tuned.to(tile.dtype, copy=True)
             tile.add_(change.sub_(before), alpha=weight)
+
+    def merged(
+        self, rows: torch.Tensor, weighted: Weighted, wide: torch.dtype, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, float, float]:
+        """What `widened`, `add_differences` from those rows themselves and `rounded` make of a matrix, and give."""
+        before, tile = self.widened(rows, wide)
+        self.add_differences(tile, weighted, rows)
+        return self.rounded(before, tile, dtype)
 
     def rounded(
         self, before: torch.Tensor, tile: torch.Tensor, dtype: torch.dtype
@@ -78,6 +88,20 @@ class CompiledPasses(Passes):
             return
         for weight, tuned in weighted:
             self._kernels.add_difference(_bits(tuned), _bits(base), tile.view(-1).numpy(), weight)
+
+    def merged(
+        self, rows: torch.Tensor, weighted: Weighted, wide: torch.dtype, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, float, float]:
+        import torch
+
+        tensors = [rows, *(tuned for _, tuned in weighted)]
+        if wide != torch.float32 or dtype != torch.bfloat16 or not all(map(_is_half, tensors)):
+            return super().merged(rows, weighted, wide, dtype)
+        source, *tuned = map(_bits, tensors)
+        result = torch.empty(rows.shape, dtype=dtype)
+        weights = np.array([weight for weight, _ in weighted], np.float32)
+        changed, lost = self._kernels.merged(source, tuple(tuned), weights, _bits(result))
+        return result, float(changed), float(lost)
 
     def rounded(
         self, before: torch.Tensor, tile: torch.Tensor, dtype: torch.dtype

@@ -1,12 +1,14 @@
+from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
+from adapterhub.merging import fold as folds
 from adapterhub.merging.checkpoint import TensorHandle
 from adapterhub.merging.errors import Cancelled, NonFinite, NotFoldable
-from adapterhub.merging.fold import fold
 from adapterhub.merging.methods import methods
 from adapterhub.merging.methods.ties import Parameters, ties
 from adapterhub.merging.ops.tensors import dtype_name, to_bytes
@@ -39,6 +41,21 @@ def term(kind: str, weight: float = 1.0, scale: float = 1.0, **fields: torch.Ten
 def lora(shape: tuple[int, int], weight: float = 1.0, seed: int = 1, r: int = 4) -> tuple[Addend, torch.Tensor]:
     A, B = random(r, shape[1], seed=seed), random(shape[0], r, seed=seed + 100)
     return term("lowrank", weight, 2.0, A=A, B=B), 2.0 * weight * B.double() @ A.double()
+
+
+class Folded(NamedTuple):
+    tensor: torch.Tensor
+    norms: folds.Norms
+
+
+def fold(output: OutputTensor, base: torch.Tensor | None = None, check: Callable[[], None] = lambda: None) -> Folded:
+    """Both ways: rows one after the other, with what was measured, and the whole tensor without, bit for bit equal."""
+    folding = folds.Folding(output, base=base, check=check)
+    rows = [rows.clone() for _, rows in folding]
+    whole = folds.fold(output, base=base)
+    tensor = torch.cat(rows).view(whole.shape) if rows else whole
+    assert torch.equal(tensor.view(torch.uint8), whole.contiguous().view(torch.uint8))
+    return Folded(whole, folding.norms())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

@@ -40,6 +40,16 @@ def test_a_sum_of_differences_is_torchs(seed: int, numel: int, weight: float) ->
     assert torch.equal(results[0][1].view(torch.int16), results[1][1].view(torch.int16))
 
 
+@given(st.integers(0, 2**31), st.integers(1, 9000), st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=4))
+def test_one_pass_for_all_models_gives_the_same_bits(seed: int, numel: int, weights: list[float]) -> None:
+    """More entries than a chunk has, and a last chunk that is short."""
+    base, *tuned = (halves(seed + number, numel) for number in range(1 + len(weights)))
+    weighted = list(zip(weights, tuned, strict=True))
+    results = [one.merged(base, weighted, torch.float32, torch.bfloat16) for one in (TORCH, COMPILED)]
+    assert torch.equal(results[0][0].view(torch.int16), results[1][0].view(torch.int16))
+    assert results[0][1:] == pytest.approx(results[1][1:], rel=1e-3, abs=1e-30)
+
+
 def test_ties_go_to_the_even_neighbour_and_subnormals_stay() -> None:
     bits = torch.tensor(
         [0x3F808000, 0x3F818000, 0x3F80_8001, 0x0000_8000, 0x0001_8000, -0x8000_0000], dtype=torch.int32
@@ -54,6 +64,14 @@ def test_sums_are_not_finite_where_an_entry_is_not(bad: float) -> None:
     tile = torch.tensor([[1.0], [bad], [2.0]])
     _, changed, lost = COMPILED.rounded(torch.zeros_like(tile), tile, torch.bfloat16)
     assert not torch.isfinite(torch.tensor([changed, lost])).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_models_of_other_dtypes_are_torchs(dtype: torch.dtype) -> None:
+    base, tuned = halves(1, 70).to(dtype), halves(2, 70).to(dtype)
+    results = [one.merged(base, [(0.3, tuned)], torch.float32, dtype) for one in (TORCH, COMPILED)]
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1:] == results[1][1:]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
