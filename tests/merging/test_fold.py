@@ -54,7 +54,7 @@ def fold(output: OutputTensor, base: torch.Tensor | None = None, check: Callable
     rows = [rows.clone() for _, rows in folding]
     whole = folds.fold(output, base=base)
     tensor = torch.cat(rows).view(whole.shape) if rows else whole
-    assert torch.equal(tensor.view(torch.uint8), whole.contiguous().view(torch.uint8))
+    assert torch.equal(tensor.reshape(-1).view(torch.uint8), whole.reshape(-1).view(torch.uint8))
     return Folded(whole, folding.norms())
 
 

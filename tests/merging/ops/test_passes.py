@@ -68,7 +68,7 @@ def test_sums_are_not_finite_where_an_entry_is_not(bad: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_models_of_other_dtypes_are_torchs(dtype: torch.dtype) -> None:
-    base, tuned = halves(1, 70).to(dtype), halves(2, 70).to(dtype)
+    base, tuned = halves(1, 70, spread=4).to(dtype), halves(2, 70, spread=4).to(dtype)
     results = [one.merged(base, [(0.3, tuned)], torch.float32, dtype) for one in (TORCH, COMPILED)]
     assert torch.equal(results[0][0], results[1][0])
     assert results[0][1:] == results[1][1:]
