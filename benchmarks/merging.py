@@ -297,6 +297,7 @@ def measure(what: str, root: Path, *arguments: Any, times: int = 1) -> Measured:
     for _ in range(times):
         with tempfile.TemporaryDirectory(dir=root) as folder:
             command = [sys.executable, __file__, "--child", json.dumps([what, str(root), f"{folder}/out", *arguments])]
+            os.sync()  # what was written before is not brought to the disk in the seconds of this run
             start = time.perf_counter()
             done = subprocess.run(command, check=False, capture_output=True, text=True)
             whole = time.perf_counter() - start
