@@ -26,6 +26,7 @@ from adapterhub.hub.serving.protocol import Endpoint, VariantSpec
 from adapterhub.hub.serving.rooms import Room
 
 ASK_S = 120.0
+MOST_BEGUN = 256
 _PREFIX = "token_id:"
 
 
@@ -75,6 +76,8 @@ class RemoteModel:
 
     def begin(self, tokens: Sequence[int]) -> None:
         """Ask already for what follows these tokens, which `forward` is to be called with next."""
+        while len(self._begun) >= MOST_BEGUN:  # of requests that ended in between
+            self._begun.pop(next(iter(self._begun)))
         self._begun[tuple(tokens)] = self._threads.submit(self._asked, tokens)
 
     def _asked(self, tokens: Sequence[int]) -> Mapping[int, float]:

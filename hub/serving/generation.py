@@ -216,6 +216,7 @@ class Generation:
         wants_logprobs = self._request.echo and self._request.logprobs is not None
         if self._unread.logits is not None:
             logits, cache = self._unread.logits[None], self._unread.cache
+            self._unread.cache = None  # it lies in the memory of all that were read with it
         else:
             logits, cache = self.forward(tokens, None, keep=len(tokens) if wants_logprobs else 1)
         if not self._request.echo:
