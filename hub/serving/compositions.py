@@ -1,13 +1,15 @@
 """Several models that answer as one: at each step all of them read the same tokens, and an operator makes one of their
 logits. What follows is as for a single model: sampling, stop texts, log probabilities, schemas.
 
-Members of one base take turns on its model within a step, each with a key-value cache of its own; between two steps
-every base is itself. Imports torch: only an engine's process loads this.
+Within a step, members that lie beside the weights of one base, and that base itself, are rows of one pass; others take
+turns on its model, each with a key-value cache of its own. Between two steps every base is itself.
+Imports torch: only an engine's process loads this.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -122,24 +124,59 @@ class Troupe:
 
 
 def lease(residents: Residents, spec: VariantSpec, how: str | None = MERGED) -> Lease | Troupe:
-    """What `spec` describes, in memory; how: as of `Residents.lease`, for one model. The members are merged.
+    """What `spec` describes, in memory; how: as of `Residents.lease`.
 
-    Raises as `Residents.lease`, and InvalidRequest as `Troupe`.
+    None lets members of a composition lie beside the weights of a base that they share, where they can; they are merged
+    else. Raises as `Residents.lease`, and InvalidRequest as `Troupe`.
     """
     composition = spec.composition
     if composition is None:
         return residents.lease(spec, how)
     if how == RUN_TIME:
-        raise InvalidRequest(f"execution: the models of {composition.operator}(...) are merged; leave it out")
+        raise InvalidRequest(
+            f"execution: models of {composition.operator}(...) run beside the weights where they share a base and can; "
+            "leave it out, or ask for them merged"
+        )
     with ExitStack() as undo:
         members = []
-        for one in composition.members:
-            found = residents.lease(one) if one.endpoint is None else RemoteLease(one)
+        for one, found in _leased(residents, composition, how):
             undo.callback(found.release)
             members.append(Member(one.label, found))
         troupe = Troupe(spec, composition, members)
         undo.pop_all()
         return troupe
+
+
+def pin(residents: Residents, spec: VariantSpec) -> None:
+    """Keep what `spec` describes in memory for good, as requests use it, however often it is asked.
+
+    Raises as `lease`.
+    """
+    if spec.composition is None:
+        residents.pin(spec)
+        return
+    for one, found in _leased(residents, spec.composition, None):
+        if isinstance(found, Lease):
+            residents.keep(one.vid, found)
+
+
+def _leased(
+    residents: Residents, composition: Composition, how: str | None
+) -> Iterator[tuple[VariantSpec, Lease | RemoteLease]]:
+    """The members one after the other, each in memory once it is given."""
+    sharing = Counter(one.base_digest for one in composition.members if one.endpoint is None)
+    for one in composition.members:
+        if one.endpoint is not None:
+            yield one, RemoteLease(one)
+        else:
+            yield one, _here(residents, one, is_beside=how is None and sharing[one.base_digest] > 1)
+
+
+def _here(residents: Residents, spec: VariantSpec, *, is_beside: bool) -> Lease:
+    if is_beside and not spec.is_base_alone:
+        with suppress(InvalidRequest):  # it is more than can lie there, or nothing that can be had at all
+            return residents.lease(spec, RUN_TIME)
+    return residents.lease(spec)
 
 
 # ---- what goes together ----------------------------------------------------------------------------------------------
@@ -203,11 +240,23 @@ def _naming(member: Member) -> Iterator[None]:
 # ---- computing -------------------------------------------------------------------------------------------------------
 
 
+def _groups(leases: Sequence[Lease | RemoteLease]) -> list[list[int]]:
+    """The members, by number, of each pass of a model."""
+    joint: dict[int, list[int]] = {}
+    alone = []
+    for number, one in enumerate(leases):
+        if isinstance(one, Lease) and (one.variant is None or isinstance(one.variant, Adapter)):
+            joint.setdefault(id(one.base), []).append(number)
+        else:
+            alone.append([number])
+    return [*joint.values(), *alone]
+
+
 @dataclass
 class _Caches:
-    """Of each member; and all tokens read so far, for members that have none and read everything again."""
+    """Of each group of members; and all tokens read so far, for those that have none and read everything again."""
 
-    members: list[Any]
+    groups: list[Any]
     read: list[int] = field(default_factory=list)
 
 
@@ -220,6 +269,7 @@ class ComposedGeneration(Generation):
         self._leases = [one.lease for one in troupe.members]
         self._members = [Generation(one.loaded, plain, prompt) for one in self._leases]
         self._ends = frozenset(token for one in self._leases for token in end_tokens(one.loaded))
+        self._groups = _groups(self._leases)
         self._rows = list(troupe.rows)
         here = (one.base.device for one in self._leases if isinstance(one, Lease))
         self._device = next(here, torch.device("cpu"))
@@ -242,26 +292,40 @@ class ComposedGeneration(Generation):
 
     def forward(self, tokens: Sequence[int], cache: Any, keep: int) -> tuple[Tensor, Any]:
         """As of one model. cache: _Caches, None at the beginning."""
-        caches: _Caches = _Caches([None] * len(self._members)) if cache is None else cache
+        caches: _Caches = _Caches([None] * len(self._groups)) if cache is None else cache
         has_read = bool(caches.read)
         caches.read.extend(tokens)
-        found = []
-        for number, lease in enumerate(self._leases):
-            model: Any = lease.loaded.model
+        found: dict[int, Tensor] = {}
+        for number, (first, *_) in enumerate(self._groups):
+            model: Any = self._leases[first].loaded.model
             if isinstance(model, RemoteModel):
-                model.begin([*(caches.members[number] or ()), *tokens])
-        for number, (lease, member) in enumerate(zip(self._leases, self._members, strict=True)):
-            unread = caches.read if has_read and caches.members[number] is None else tokens
+                model.begin([*(caches.groups[number] or ()), *tokens])
+        for number, group in enumerate(self._groups):
+            unread = caches.read if has_read and caches.groups[number] is None else tokens
+            base = self._leases[group[0]].base
             try:
-                assert not isinstance(lease.variant, Adapter)  # members are merged
-                lease.base.apply(lease.variant)
-                logits, caches.members[number] = member.forward(unread, caches.members[number], keep)
+                logits, caches.groups[number] = self._pass(group, unread, caches.groups[number], keep)
             finally:
-                lease.base.apply(None)
-            found.append(logits[-keep:].float().to(self._device))
-        width = min(one.shape[-1] for one in found)
-        logits = torch.stack([one[:, :width] for one in found])[self._rows]  # (members, kept, vocabulary)
+                base.apply(None)
+            found |= zip(group, logits[:, -keep:].float().to(self._device), strict=True)
+        width = min(one.shape[-1] for one in found.values())
+        every = [found[number][:, :width] for number in range(len(found))]
+        logits = torch.stack(every)[self._rows]  # (members, kept, vocabulary)
         return torch.stack([self._composed(one) for one in logits.unbind(1)]), caches
+
+    def _pass(self, group: Sequence[int], tokens: Sequence[int], cache: Any, keep: int) -> tuple[Tensor, Any]:
+        """Logits of a group's members, (members, kept, vocabulary), and the cache to go on with."""
+        leases, first = [self._leases[number] for number in group], self._members[group[0]]
+        lease = leases[0]
+        if len(group) == 1:
+            variant = lease.variant
+            lease.base.apply(lease.base.mixture if isinstance(variant, Adapter) else variant)  # type: ignore[union-attr]
+            logits, cache = first.forward(tokens, cache, keep)
+            return logits[None], cache
+        base: Any = lease.base
+        base.apply(base.mixture)
+        base.mixture.use([one.variant for one in leases], len(tokens))
+        return first.forward_rows(tokens, cache, keep, len(group))
 
     def _composed(self, logits: Tensor) -> Tensor:
         """(members, vocabulary) as (vocabulary,)."""

@@ -305,6 +305,14 @@ class Generation:
         # virtual tokens come before the text's own
         return output.logits[0, -len(tokens) :], getattr(output, self._cache_name, None)
 
+    def forward_rows(self, tokens: Sequence[int], cache: Any, keep: int, rows: int) -> tuple[Tensor, Any]:
+        """As `forward`, of so many rows that all read these tokens: (rows, kept, vocabulary). Whoever calls has said
+        what each row goes through."""
+        options = {"logits_to_keep": keep} if self._has_logits_to_keep else {}
+        ids = torch.tensor([tokens], device=self._model.device).expand(rows, -1)  # (rows, T)
+        output = self._model(input_ids=ids, **options, **{self._cache_name: cache}, use_cache=True)
+        return output.logits[:, -len(tokens) :], getattr(output, self._cache_name, None)
+
     def _logprob(self, logits: Tensor, token: int) -> TokenLogprob:
         logprobs = torch.log_softmax(logits.float(), dim=-1)
         count = min(self._request.logprobs or 0, logprobs.shape[-1])

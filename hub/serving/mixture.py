@@ -20,6 +20,9 @@ from transformers.pytorch_utils import Conv1D
 
 from adapterhub.hub.serving.loading import Loaded
 
+FEW = 2
+"""Adapters that are not worth to be laid one above the other."""
+
 
 @dataclass(eq=False)
 class Adapter:
@@ -141,13 +144,13 @@ class Mixture:
             output.view(-1, output.shape[-1]).addmm_(taken.reshape(-1, taken.shape[-1]) @ A.T, B.T)
         elif users:
             taken, output = self._by_row(taken), self._by_row(output)
-            if taken.shape[1] > 1:
+            if taken.shape[1] > 1 or len(users) <= FEW:
                 self._add_by_adapter(name, users, taken, output)
             else:
                 self._add_stacked(self._stack(name), taken, output)
 
     def _add_by_adapter(self, name: str, users: Sequence[Adapter], taken: Tensor, output: Tensor) -> None:
-        """Each adapter's own rows are work enough for a product. taken: (rows, tokens, in); output: likewise."""
+        """Each adapter takes its own rows: of many tokens, or adapters are few. taken, output: (rows, tokens, …)."""
         for one in users:
             A, B = one.factors[name]
             rows = self._rows_of[one]

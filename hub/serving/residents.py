@@ -176,12 +176,12 @@ class Residents:
 
     def pin(self, spec: VariantSpec) -> None:
         """Keep what `spec` describes in memory for good, merged, however often it is asked. Raises as `lease`."""
-        for one in spec.models:
-            if one.endpoint is not None:
-                continue
-            lease = self.load(one)
-            if self._pinned.setdefault(one.vid, lease) is not lease:
-                lease.release()
+        self.keep(spec.vid, self.load(spec))
+
+    def keep(self, vid: str, lease: Lease) -> None:
+        """Never release a lease, unless there is one of that vid already."""
+        if self._pinned.setdefault(vid, lease) is not lease:
+            lease.release()
 
     def state(self) -> Json:
         """Device, bytes, what is in memory, and what the pool did so far."""
@@ -254,7 +254,7 @@ class Residents:
 
         def measure() -> int:
             # here, so that the pool remembers a plan that is refused
-            size_bytes = variants.beside_bytes(plan())
+            size_bytes = variants.beside_bytes(plan(), base.dtype.itemsize)
             if size_bytes is None:
                 raise _NotBeside
             self._remember(spec.vid, variants.size_bytes(plan()))

@@ -90,8 +90,10 @@ class Beside:
     entries: dict[str, tuple[Tensor, Tensor]]
 
 
-def beside_bytes(plan: Plan) -> int | None:
+def beside_bytes(plan: Plan, itemsize: int) -> int | None:
     """Bytes of what `beside` gives once it is used; None for a plan that does more than add products and entries.
+
+    itemsize: bytes of an entry in the dtype in which the base computes.
 
     None too where they would be more than half of the merged tensors: then nothing speaks for them.
     """
@@ -102,16 +104,16 @@ def beside_bytes(plan: Plan) -> int | None:
         if output.name in plan.touched:
             if not output.addends:
                 return None
-            merged += 2 * prod(output.shape)
+            merged += itemsize * prod(output.shape)
             for addend in output.addends:
-                size = _beside_bytes(addend)
+                size = _beside_bytes(addend, itemsize)
                 if size is None:
                     return None
                 total += size
     return total if 2 * total <= merged else None
 
 
-def _beside_bytes(addend: Addend) -> int | None:
+def _beside_bytes(addend: Addend, itemsize: int) -> int | None:
     if not isinstance(addend.delta, TermDelta):
         return None
     term = addend.delta.term
@@ -121,7 +123,7 @@ def _beside_bytes(addend: Addend) -> int | None:
         return None
     if spec.factor_sizes is not None:
         rows, rank, columns = spec.factor_sizes(shapes, term.options)
-        return 2 * rank * (rows + columns)
+        return itemsize * rank * (rows + columns)
     # a position of four bytes and a float32
     return None if spec.entry_count is None else 8 * spec.entry_count(shapes)
 

@@ -181,12 +181,11 @@ class EmbeddedEngine:
         spec = VariantSpec.from_json(message["spec"])
         _check(spec, op)
         if message.get("pinned"):
-            self._residents.pin(spec)
+            compositions.pin(self._residents, spec)
         if op == "load" and spec.composition is None:
             return self._residents.load(spec)
-        return compositions.lease(
-            self._residents, spec, message["request"]["execution"] if op == "generate" else MERGED
-        )
+        how = MERGED if op == "task" else None if op == "load" else message["request"]["execution"]
+        return compositions.lease(self._residents, spec, how)
 
     def _state(self) -> Json:
         return {

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +15,11 @@ import torch
 import transformers
 
 from adapterhub.hub.errors import InvalidRequest, TooLarge
+from adapterhub.hub.serving import compositions
 from adapterhub.hub.serving.client import EngineClient
+from adapterhub.hub.serving.compositions import Troupe
 from adapterhub.hub.serving.protocol import (
+    MERGED,
     Composition,
     Delta,
     Finished,
@@ -27,6 +31,7 @@ from adapterhub.hub.serving.protocol import (
     TokenLogprob,
     VariantSpec,
 )
+from adapterhub.hub.serving.residents import Residents
 from adapterhub.hub.settings import Settings
 from tests.hub.serving import models
 from tests.hub.serving.conftest import EngineOnALoop
@@ -315,7 +320,12 @@ def test_a_composition_is_loaded_and_pinned_by_its_members(engine: EngineOnALoop
     spec = cast.composed("proxy", ["large", "small", "one"])
     loaded = engine.run(engine.client.load(spec))
     alone = [engine.run(engine.client.load(cast.specs[name])) for name in ("large", "small", "one")]
-    assert loaded["size_bytes"] == sum(one["size_bytes"] for one in alone)
+    resident = engine.run(engine.client.state())["resident"]
+    held = {(one["kind"], one["digest"]): one["size_bytes"] for one in resident}
+    # the third lies beside the weights of the second
+    adapter = held["adapter", cast.specs["one"].vid]
+    assert loaded["size_bytes"] == alone[0]["size_bytes"] + alone[1]["size_bytes"] + adapter
+    assert adapter < alone[2]["size_bytes"]
     assert loaded["execution_id"] not in [one["execution_id"] for one in alone]
 
 
@@ -338,6 +348,28 @@ def test_a_member_may_be_patched_at_run_time(engine: EngineOnALoop, cast: Cast, 
     assert engine.run(text_of(engine.client, cast.specs["small"])) == expected_text(cast.live["small"]())
 
 
+@pytest.mark.parametrize(("how", "passes"), [(None, 1), (MERGED, 3)], ids=["beside", "merged"])
+@torch.inference_mode()
+def test_members_of_one_base_are_rows_of_one_pass(how: str | None, passes: int, cast: Cast) -> None:
+    """Three members on the small model; passes a token, the first of which reads the prompt."""
+    members, weights, count = ["large", "small", "one", "two"], [0.7, -0.4], 5
+    spec = cast.composed("proxy", members, weights)
+    troupe = compositions.lease(Residents(torch.device("cpu"), 1 << 30), spec, how)
+    assert isinstance(troupe, Troupe)
+    counted: Counter[str] = Counter()
+    for name, member in zip(members[:2], troupe.members, strict=False):
+        model: Any = member.loaded.model
+        model.register_forward_pre_hook(lambda *given, name=name: counted.update([name]))
+    _, generation = troupe.begin(Generate(prompt="hello", max_tokens=count, sampling=Sampling(temperature=0)))
+    text = "".join(event.text for events in generation.steps() for event in events if isinstance(event, Delta))
+    assert text == cast.greedy("proxy", members, weights, count=count)
+    assert counted == {"large": count, "small": passes * count}
+    base: Any = troupe.members[1].lease.base
+    assert base.is_pristine
+    assert not any(module._forward_hooks for module in base.loaded.model.modules())
+    troupe.release()
+
+
 def test_members_are_pinned_for_good_and_let_go_where_one_does_not_fit(cast: Cast, tmp_path: Path) -> None:
     fresh = EngineOnALoop(EngineClient(Settings(device="cpu", threads=1, pool_bytes=1 << 30)))
 
@@ -358,7 +390,7 @@ def test_members_are_pinned_for_good_and_let_go_where_one_does_not_fit(cast: Cas
         assert sorted(pinned.values()) == [1, 1, 3]
         models.llama(tmp_path / "mute", seed=9, with_tokenizer=False)
         specs = cast.specs | {"mute": models.spec("demo/mute", models.source("demo/mute", tmp_path / "mute"))}
-        spec = replace(cast, specs=specs).composed("ensemble", ["one", "mute"], [1.0, 1.0])
+        spec = replace(cast, specs=specs).composed("ensemble", ["one", "small", "mute"], [1.0] * 3)
         assert "no tokenizer files" in refused(fresh, spec)
         assert pins(5) == pinned | {"demo/mute@" + "0" * 40: 0}
     finally:
