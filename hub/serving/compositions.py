@@ -21,10 +21,10 @@ from adapterhub.hub.errors import InvalidRequest, TooLarge, UnfitPatch
 from adapterhub.hub.serving.endpoints import RemoteLease, RemoteModel
 from adapterhub.hub.serving.generation import Generation, Prompt, end_tokens
 from adapterhub.hub.serving.loading import Loaded
-from adapterhub.hub.serving.mixture import Adapter, Mixture
+from adapterhub.hub.serving.mixture import Adapter
 from adapterhub.hub.serving.protocol import MERGED, RUN_TIME, Composition, Generate, VariantSpec
-from adapterhub.hub.serving.resident import Variant
 from adapterhub.hub.serving.residents import Lease, Residents
+from adapterhub.hub.serving.scheduler import Stage
 from adapterhub.merging.decoding import operators
 from adapterhub.merging.registry import make_parameters
 
@@ -54,16 +54,6 @@ class Member:
     @property
     def loaded(self) -> Loaded:
         return self.lease.loaded
-
-
-class Stage:
-    """What the scheduler gives turns to: the members switch weights themselves, so it has none to switch."""
-
-    def __init__(self, digest: str) -> None:
-        self.digest = digest
-
-    def apply(self, variant: Variant | Mixture | None) -> None:
-        """Nothing."""
 
 
 class Troupe:

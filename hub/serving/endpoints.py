@@ -24,6 +24,7 @@ from adapterhub.hub.serving import loading
 from adapterhub.hub.serving.loading import Loaded
 from adapterhub.hub.serving.protocol import Endpoint, VariantSpec
 from adapterhub.hub.serving.rooms import Room
+from adapterhub.hub.serving.scheduler import Stage
 
 ASK_S = 120.0
 MOST_BEGUN = 256
@@ -151,7 +152,7 @@ class RemoteLease:
     def __init__(self, spec: VariantSpec) -> None:
         """Raises InvalidRequest for a repository whose files do not say what model it is."""
         assert spec.endpoint is not None
-        self.base = _Nothing(spec.vid)
+        self.base = Stage(spec.vid)
         self.loaded = _described(spec, spec.endpoint)
         self.room = Room()
         told = "\0".join([spec.vid, spec.endpoint.url, spec.endpoint.model, str(spec.endpoint.logprobs)])
@@ -162,11 +163,3 @@ class RemoteLease:
 
     def release(self) -> None:
         """Nothing is held."""
-
-
-class _Nothing:
-    def __init__(self, digest: str) -> None:
-        self.digest = digest
-
-    def apply(self, variant: object) -> None:
-        """Nothing to switch."""

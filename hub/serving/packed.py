@@ -20,7 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from adapterhub.hub.errors import InvalidRequest
 from adapterhub.hub.serving.naming import candidates
 from adapterhub.merging.checkpoint import Checkpoint
-from adapterhub.merging.quantised import Coded, Packed, Scaled, packed
+from adapterhub.merging.quantised import Coded, Packed, packed
 
 ROWS_AT_ONCE = 1 << 20
 """Weights that are widened at a time: they stay in a core's cache."""
@@ -136,7 +136,6 @@ def packed_weights(stored: Checkpoint) -> dict[str, Packed]:
     for name, weight in weights.items():
         if isinstance(weight, Coded) and weight.blocksize % 2:
             raise InvalidRequest(f"{name}: packed in blocks of {weight.blocksize}; even ones are served")
-        assert isinstance(weight, Coded | Scaled)
     return weights
 
 

@@ -54,6 +54,16 @@ class Weights(Protocol):
     def apply(self, variant: Variant | Mixture | None) -> None: ...
 
 
+class Stage:
+    """Weights that switch themselves within a step, or are elsewhere: there is nothing to switch between turns."""
+
+    def __init__(self, digest: str) -> None:
+        self.digest = digest
+
+    def apply(self, variant: Variant | Mixture | None) -> None:
+        """Nothing."""
+
+
 @dataclass
 class _Group:
     """The requests of one variant, or of all beside the weights: `waiting` have not begun."""
