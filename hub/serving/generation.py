@@ -294,23 +294,21 @@ class Generation:
 
     def forward(self, tokens: Sequence[int], cache: Any, keep: int) -> tuple[Tensor, Any]:
         """Logits of the last `keep` tokens or more, (kept, vocabulary), and the cache to go on with."""
-        options = {"logits_to_keep": keep} if self._has_logits_to_keep else {}
-        ids = torch.tensor([tokens], device=self._model.device)  # (1, T)
-        if self._is_pair:
-            given: dict[str, Any] = {"decoder_input_ids": ids, "encoder_outputs": self._encoded}
-        else:
-            given = {"input_ids": ids, **options}
         self._before_pass()
-        output = self._model(**given, **{self._cache_name: cache}, use_cache=True)
-        # virtual tokens come before the text's own
-        return output.logits[0, -len(tokens) :], getattr(output, self._cache_name, None)
+        logits, cache = self.forward_rows(tokens, cache, keep, 1)
+        return logits[0], cache
 
     def forward_rows(self, tokens: Sequence[int], cache: Any, keep: int, rows: int) -> tuple[Tensor, Any]:
         """As `forward`, of so many rows that all read these tokens: (rows, kept, vocabulary). Whoever calls has said
         what each row goes through."""
         options = {"logits_to_keep": keep} if self._has_logits_to_keep else {}
         ids = torch.tensor([tokens], device=self._model.device).expand(rows, -1)  # (rows, T)
-        output = self._model(input_ids=ids, **options, **{self._cache_name: cache}, use_cache=True)
+        if self._is_pair:
+            given: dict[str, Any] = {"decoder_input_ids": ids, "encoder_outputs": self._encoded}
+        else:
+            given = {"input_ids": ids, **options}
+        output = self._model(**given, **{self._cache_name: cache}, use_cache=True)
+        # virtual tokens come before the text's own
         return output.logits[:, -len(tokens) :], getattr(output, self._cache_name, None)
 
     def _logprob(self, logits: Tensor, token: int) -> TokenLogprob:
