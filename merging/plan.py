@@ -67,8 +67,8 @@ from adapterhub.merging.terms import terms
 MAX_TOTAL_RANK = 32_768
 """Most columns that the low-rank terms of one site may have together."""
 
-RUNTIME_BYTES = 320 << 20
-"""Memory of a merging process without its steps: Python, torch, and what they keep."""
+RUNTIME_BYTES = 384 << 20
+"""Memory of a merging process without its steps: Python, torch, what they keep, and what waits to be written."""
 
 FLOATS: Mapping[str, str] = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Dtypes a result may have, and torch's names of them."""
