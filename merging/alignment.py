@@ -81,14 +81,15 @@ class Alignment:
 def aligned_inputs(recipe: Recipe, base_ref: Ref, base: Checkpoint, inputs: Mapping[Ref, Input]) -> Alignment:
     """A recipe's models in one vocabulary, under all their names; the base alone where no setting asks for it.
 
-    base: opened already, and rounded to the dtype that the recipe says, as the others are here. Raises UnknownName for
-    a model of the setting that is not given, and what `align` raises.
+    base: opened already, and rounded to the dtype that the recipe says, as the others are here; of a stack the lowest
+    slice's. Models of a stack have all their layers here. Raises UnknownName for a model of the setting that is not
+    given, and what `align` raises.
     """
     policy, dtype = recipe.form.tokenizer, recipe.form.dtype
     if policy is None:
         return Alignment({base_ref: base}, base_ref)
     references = [base_ref, *known(recipe, inputs)]
-    same = aliases([*references, *named_by(recipe, inputs)], inputs)
+    same = aliases([*references, *named_by(recipe, inputs)], inputs, are_whole=True)
     opened = {base_ref: base}
     for ref in same.values():
         if ref not in opened and inputs[ref].kind == MODEL:

@@ -21,7 +21,7 @@ from adapterhub.merging.ops.passes import passes
 from adapterhub.merging.ops.quantise import quantisation_error
 from adapterhub.merging.ops.tensors import accumulator, as_matrix, dtype_name, is_finite, is_floating, torch_dtype
 from adapterhub.merging.ops.tiles import RELEASE_TILES, TILE_ELEMENTS, tiles
-from adapterhub.merging.registry import Measured, MergeSite, Piece
+from adapterhub.merging.registry import Combination, Measured, MergeSite, Piece
 from adapterhub.merging.statistics import SiteStatistics
 from adapterhub.merging.steps import Addend, MethodDelta, ModelDelta, OutputTensor, TermDelta, handles_of
 from adapterhub.merging.terms import terms
@@ -95,7 +95,8 @@ class Folding:
         self._squares = _Squares()
         for start, stop in self._tiles():
             if of_models is not None:
-                rounded, *squares = passes().merged(source[start:stop], of_models(start, stop), wide, self._dtype)
+                of_base, rows = of_models.of_base, of_models.rows(start, stop)
+                rounded, *squares = passes().merged(source[start:stop], of_base, rows, wide, self._dtype)
             else:
                 before, tile = passes().widened(source[start:stop], wide)
                 whole.act(tile, start, stop)
@@ -195,7 +196,7 @@ def _effects(
                 models.setdefault(id(base), []).append((addend.weight, addend.delta))
             case MethodDelta() if _is_by_pieces(addend.delta, W):
                 pieces = StepPieces(name, addend.delta, W, wide, ranges, told)
-                others.append(_piecewise(pieces, addend.delta, addend.weight))
+                others.append(_Piecewise(pieces, addend.delta, addend.weight))
             case MethodDelta():
                 merged = _merge(name, addend.delta, W.to(wide, memory_format=torch.contiguous_format), told)
                 others.append(_addition(merged, addend.weight))
@@ -207,6 +208,8 @@ def _effects(
 
 class _Differences:
     """What adds the weighted differences of models from one and the same base. It is an Apply."""
+
+    of_base = 0.0
 
     def __init__(self, weighted: Sequence[tuple[float, ModelDelta]], device: str) -> None:
         self.base = weighted[0][1].base
@@ -221,13 +224,13 @@ class _Differences:
         passes().add_differences(tile, self.rows(start, stop), self._here[start:stop])
 
 
-def _of_models_alone(
-    whole: Effects, output: OutputTensor
-) -> Callable[[int, int], list[tuple[float, torch.Tensor]]] | None:
+def _of_models_alone(whole: Effects, output: OutputTensor) -> _Differences | _Piecewise | None:
     """What gives the models' rows, where the whole effect is that of models on the tensor that they differ from."""
     match whole:
         case Effects(changing=(), additive=(_Differences() as only,)) if only.base is output.base:
-            return only.rows
+            return only
+        case Effects(changing=(), additive=(_Piecewise() as only,)) if only.is_of_models:
+            return only
     return None
 
 
@@ -239,16 +242,37 @@ def _is_by_pieces(step: MethodDelta, W: torch.Tensor) -> bool:
     return methods()[step.method].by_pieces is not None and W.device.type == "cpu" and not is_whole
 
 
-def _piecewise(pieces: StepPieces, step: MethodDelta, weight: float) -> Apply:
-    """What adds a method's result where some rows suffice to know it."""
-    by_pieces = methods()[step.method].by_pieces
-    assert by_pieces is not None
-    merged = by_pieces(pieces, step.weights, step.parameters)
+class _Piecewise:
+    """What adds a method's result where some rows suffice to know it. It is an Apply.
 
-    def apply(tile: torch.Tensor, start: int, stop: int) -> None:
-        tile.add_(merged(pieces.checked(start, stop)).view(tile.shape), alpha=weight)
+    is_of_models: whether that is a sum of the base and of models' differences from it, of_base times the base among
+    them.
+    """
 
-    return apply
+    def __init__(self, pieces: StepPieces, step: MethodDelta, weight: float) -> None:
+        by_pieces = methods()[step.method].by_pieces
+        assert by_pieces is not None
+        self._pieces, self._weight = pieces, weight
+        self._merged = by_pieces(pieces, step.weights, step.parameters)
+        self.of_base = weight * self._merged.of_base if isinstance(self._merged, Combination) else 0.0
+        self.is_of_models = isinstance(self._merged, Combination) and pieces.are_models
+
+    def rows(self, start: int, stop: int) -> list[tuple[float, torch.Tensor]]:
+        """The models' own values there, and their weights, where it is a sum of such."""
+        assert isinstance(self._merged, Combination)
+        return [
+            (self._weight * factor, tuned)
+            for factor, tuned in zip(self._merged.of_deltas, self._pieces.tuned(start, stop), strict=True)
+        ]
+
+    def __call__(self, tile: torch.Tensor, start: int, stop: int) -> None:
+        piece = self._pieces.checked(start, stop)
+        if not isinstance(self._merged, Combination):
+            tile.add_(self._merged(piece).view(tile.shape), alpha=self._weight)
+            return
+        tile.add_(piece.base.view(tile.shape), alpha=self.of_base)  # as `Passes.merged` does it
+        for factor, delta in zip(self._merged.of_deltas, piece.deltas, strict=True):
+            tile.add_(delta.view(tile.shape), alpha=self._weight * factor)
 
 
 class StepPieces:
@@ -270,6 +294,26 @@ class StepPieces:
         self._tuned = [_only_model(addends, self._source) for addends in step.inputs]
         self._inputs = [_effects(name, addends, W, wide, ranges, told) for addends in step.inputs]
 
+    @property
+    def are_models(self) -> bool:
+        """Whether every delta is the difference of one model from the very base."""
+        return None not in self._tuned
+
+    def tuned(self, start: int, stop: int) -> list[torch.Tensor]:
+        """Rows of those models."""
+        return [one[start:stop] for one in self._tuned if one is not None]
+
+    def products(self) -> tuple[float, float, float]:
+        found = [0.0, 0.0, 0.0]
+        for start, stop in self._ranges():
+            if self.are_models:
+                pair = self._source[start:stop], self.tuned(start, stop)[0]
+            else:
+                piece = self._piece(start, stop)
+                pair = piece.base, piece.base.double() + piece.deltas[0]
+            found = [total + part for total, part in zip(found, passes().products(*pair), strict=True)]
+        return found[0], found[1], found[2]
+
     def __iter__(self) -> Iterator[Piece]:
         for start, stop in self._ranges():
             yield self._piece(start, stop)
@@ -282,13 +326,14 @@ class StepPieces:
         return piece
 
     def _piece(self, start: int, stop: int) -> Piece:
-        base = self._source[start:stop].to(self._wide)
+        source = self._source[start:stop]
+        base = passes().wide(source, self._wide)
         deltas = []
         for tuned, whole in zip(self._tuned, self._inputs, strict=True):
             if tuned is None:
                 deltas.append(whole.change_rows(base, start, stop))
             else:
-                deltas.append(tuned[start:stop].to(self._wide, copy=True).sub_(base))
+                deltas.append(passes().difference(tuned[start:stop], source, self._wide))
         return Piece(start * self._source.shape[1], base, deltas)
 
 

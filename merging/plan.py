@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from adapterhub.merging import heads as heads_of
 from adapterhub.merging import patches
-from adapterhub.merging.alignment import aligned_inputs, check_patches
+from adapterhub.merging.alignment import Alignment, aligned_inputs, check_patches
 from adapterhub.merging.attachments import Attachment, is_runtime, not_foldable, split
 from adapterhub.merging.carried import Carried
 from adapterhub.merging.casting import cast_model, cast_patch
@@ -55,8 +55,7 @@ from adapterhub.merging.recipes.canonical import (
     slices_of,
 )
 from adapterhub.merging.recipes.head_policy import policy
-from adapterhub.merging.recipes.nodes import Composed, Delta, Form, Recipe, Ref, Stack
-from adapterhub.merging.recipes.tokenizer import TokenizerPolicy
+from adapterhub.merging.recipes.nodes import Composed, Delta, Recipe, Ref, Stack
 from adapterhub.merging.recipes.values import parameters_at, parameters_json
 from adapterhub.merging.reduction import Reduction, limits_of
 from adapterhub.merging.replicas import replicated
@@ -205,8 +204,7 @@ def plan(
     kind = None if as_kind == MODEL else as_kind
     references = known(recipe, inputs)
     base_ref = base_of(recipe, inputs)
-    stored = Checkpoint.open(inputs[base_ref].folder, inputs[base_ref].path, name=inputs[base_ref].name)
-    base, base_quantisation = cast_model(dequantised(stored), form.dtype), quantisation_of(stored.config)
+    base, base_quantisation = _opened(inputs[base_ref], form.dtype)
     aligned = aligned_inputs(recipe, base_ref, base, inputs)
     if aligned.report and kind is not None:
         raise NotRepresentable(f"--as {kind}: a tokenizer setting is one of models; leave out either")
@@ -283,18 +281,21 @@ def _stack_plan(
             "repository"
         )
     dtype = recipe.form.result_dtype if dtype is None else _float_name(dtype)
-    _check_tokenizer(recipe.form)
     known(recipe, inputs)
+    parts = slices_of(recipe)
+    lowest = base_of(parts[0], inputs)
+    aligned = aligned_inputs(recipe, lowest, _opened(inputs[lowest], recipe.form.dtype)[0], inputs)
     slices, start = [], 0
-    for one in slices_of(recipe):
-        slices.append(_Slice.of(one, inputs, start))
+    for one in parts:
+        slices.append(_Slice.of(one, inputs, start, aligned))
         start = slices[-1].end
     outputs: list[OutputTensor] = []
     for number, part in enumerate(slices):
         is_first, is_last = number == 0, number == len(slices) - 1
-        found = part.sums.outputs(dtype, {})
+        found = part.sums.outputs(dtype, aligned.dtypes)
         outputs += [one for one in found if in_slice(one.name, is_first=is_first, is_last=is_last)]
     outputs.sort(key=lambda one: one.name)
+    _check_rows(outputs, slices[0].base.name)
     tensors = {one.name: one.base for one in outputs}
     whole = replace(slices[0].base, tensors=tensors, config=stacked_config(part.configured for part in slices))
     digests = {ref: patch.digest for part in slices for ref, patch in part.read.items()}
@@ -307,11 +308,22 @@ def _stack_plan(
         export=None,
         config=_config(whole, any(part.sums.is_untied for part in slices), dtype),
         metadata={"format": "pt"},
-        copied_files=_copied_files(whole),
+        copied_files=tuple(filter(aligned.is_copied, _copied_files(whole))),
         peak_bytes=_peak_bytes(outputs, None, memory_bytes),
         memory_bytes=memory_bytes,
         notes=tuple(dict.fromkeys((*recipe.notes, *(note for part in slices for note in part.notes)))),
+        files=aligned.files,
+        vocabulary=aligned.report,
     )
+
+
+def _check_rows(outputs: Iterable[OutputTensor], name: str) -> None:
+    """Raises ShapeMismatch where the tables of a stack, which are of several models, have rows for other tokens."""
+    tables = [one for one in outputs if has_row_for_each_token(one.name)]
+    for one in tables[1:]:
+        if one.shape[0] != tables[0].shape[0]:
+            cure = f"{tables[0].name} comes from a model of another vocabulary; write tokenizer_source: union, or base"
+            raise ShapeMismatch(one.name, one.shape, name, (tables[0].shape[0], *one.shape[1:]), cure)
 
 
 @dataclass(frozen=True)
@@ -329,15 +341,16 @@ class _Slice:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, recipe: Recipe, inputs: Mapping[Ref, Input], start: int) -> Self:
+    def of(cls, recipe: Recipe, inputs: Mapping[Ref, Input], start: int, aligned: Alignment) -> Self:
         """The slice that begins at layer `start` of the result. Raises as `plan`."""
         dtype, base_ref = recipe.form.dtype, base_of(recipe, inputs)
-        stored = Checkpoint.open(inputs[base_ref].folder, inputs[base_ref].path, name=inputs[base_ref].name)
-        quantisation = quantisation_of(stored.config)
-        model = cast_model(dequantised(stored), dtype)
+        model, quantisation = _opened(inputs[base_ref], dtype)
+        model = aligned.models[base_ref] if aligned.is_aligned else model
         views = {ref: View(*ref.layers, start) for ref in recipe.references() if ref.layers is not None}
         base = views[base_ref].of_model(model)
-        read = {ref: view.of_patch(_read_slice(ref, inputs, base, model, dtype, view)) for ref, view in views.items()}
+        read = {ref: _read_slice(ref, inputs, base, model, dtype, view, aligned) for ref, view in views.items()}
+        check_patches(read, inputs, aligned, attaches=False)
+        read = {ref: view.of_patch(read[ref]) for ref, view in views.items()}
         normal = normalise(recipe, inputs, {ref: patch.digest for ref, patch in read.items()})
         check_predecessors({ref: read[ref] for ref in _refs(normal.parts)}, inputs, model)
         first, end = views[base_ref].first, views[base_ref].end
@@ -346,8 +359,20 @@ class _Slice:
         return cls(base, read, _Sums(base, read, inputs, normal, quantisation), start + end - first, configured, notes)
 
 
+def _opened(one: Input, dtype: str | None) -> tuple[Checkpoint, str]:
+    """A base, dequantised and rounded to a dtype, and how it was quantised."""
+    stored = Checkpoint.open(one.folder, one.path, name=one.name)
+    return cast_model(dequantised(stored), dtype), quantisation_of(stored.config)
+
+
 def _read_slice(
-    ref: Ref, inputs: Mapping[Ref, Input], base: Checkpoint, model: Checkpoint, dtype: str | None, view: View
+    ref: Ref,
+    inputs: Mapping[Ref, Input],
+    base: Checkpoint,
+    model: Checkpoint,
+    dtype: str | None,
+    view: View,
+    aligned: Alignment,
 ) -> Patch:
     """An input of a slice, before its layers are numbered anew. A full model need only fit in the layers of the slice.
 
@@ -362,6 +387,8 @@ def _read_slice(
             )
         return patch
     patch = cast_patch(kind_of(one).read(one.folder, one.path, None), dtype)
+    if aligned.is_aligned:
+        patch = _of_model(patch, aligned.models[ref])
     found = {view.name(term.site): term.fields["value"] for term in patch.terms}
     for name, handle in base.tensors.items():
         if name not in found:
@@ -369,17 +396,6 @@ def _read_slice(
         if found[name].shape != handle.shape:
             raise ShapeMismatch(name, found[name].shape, base.name, handle.shape)
     return patch
-
-
-def _check_tokenizer(form: Form) -> None:
-    """Raises NotRepresentable for a tokenizer or chat template of a stack that is not its lowest base's."""
-    policy = form.tokenizer
-    if policy is None or policy in (TokenizerPolicy("base"), TokenizerPolicy("base", prefers_base=False)):
-        return
-    raise NotRepresentable(
-        "tokenizer: the models of a stack are not aligned to one vocabulary, and it takes its lowest one's; write "
-        "tokenizer_source: base, or merge the models to one vocabulary first and stack the results"
-    )
 
 
 def _read(
@@ -424,8 +440,7 @@ def _read_model(
     if aligned is not None:
         model, here = aligned
         check_fits(model, here)
-        terms = tuple(SiteTerm(name, "replace", {"value": handle}) for name, handle in model.tensors.items())
-        return replace(kind_of(one).read(one.folder, one.path, None), terms=terms)
+        return _of_model(kind_of(one).read(one.folder, one.path, None), model)
     if any_head:
         patch = kind_of(one).read(one.folder, one.path, None)
         heads_of.check_fits(patch, base)
@@ -440,6 +455,12 @@ def _read_model(
             "and the base's alone with tokenizer_source: base"
         )
         raise ShapeMismatch(error.site, error.found, error.base, error.expected, cure) from error
+
+
+def _of_model(patch: Patch, model: Checkpoint) -> Patch:
+    """A full model's patch with the tensors of that model, which was aligned."""
+    terms = tuple(SiteTerm(name, "replace", {"value": handle}) for name, handle in model.tensors.items())
+    return replace(patch, terms=terms)
 
 
 def _repeated(base: Checkpoint, base_ref: Ref, read: Mapping[Ref, Patch], inputs: Mapping[Ref, Input]) -> Checkpoint:

@@ -217,6 +217,20 @@ class Piece(NamedTuple):
     deltas: Sequence[torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Combination:
+    """A merged delta that is the same weighted sum of the base and the deltas in every piece. It makes a piece's."""
+
+    of_base: float
+    of_deltas: tuple[float, ...]
+
+    def __call__(self, piece: Piece) -> torch.Tensor:
+        merged = piece.base.mul(self.of_base)
+        for factor, delta in zip(self.of_deltas, piece.deltas, strict=True):
+            merged.add_(delta, alpha=factor)
+        return merged
+
+
 class Pieces(Protocol):
     """One tensor's deltas as pieces in order, computed anew each time they are iterated. The rest is as in MergeSite.
 
@@ -239,6 +253,10 @@ class Pieces(Protocol):
     @property
     def limits(self) -> Sequence[Sequence[Threshold]]: ...
 
+    def products(self) -> tuple[float, float, float]:
+        """W · W, W · V and V · V of the base W and of V, the base with its first delta, in float64."""
+        ...
+
     def __iter__(self) -> Iterator[Piece]: ...
 
 
@@ -258,7 +276,7 @@ class MethodSpec:
     needed: fewest inputs at these parameters, where that depends on them.
     by_pieces: `(pieces, weights, parameters)` looks at a tensor as often as it must, and gives the function that makes
     the merged delta of a piece, in any shape of its entries, called in their order: the same as `function`, in memory
-    that does not grow with the tensor.
+    that does not grow with the tensor. Where that is a `Combination`, models take fewer passes.
     global_counts: `(parameters, entries of a whole patch)` says how many of the largest of them `by_pieces` looks for;
     none where the parameters ask for no more than a tensor.
     check: raises InvalidParameter for parameters that do not go together, before any work.

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapterhub.merging.ops import spherical
-from adapterhub.merging.registry import MethodSpec, parameter
+from adapterhub.merging.registry import Combination, MethodSpec, parameter
 
 if TYPE_CHECKING:
     import torch
 
-    from adapterhub.merging.registry import MergeSite, Piece, Pieces
+    from adapterhub.merging.registry import MergeSite, Pieces
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ def slerp(
     return spherical.slerp(site.base, site.base + deltas[0], parameters.t) - site.base
 
 
-def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) -> Callable[[Piece], torch.Tensor]:
+def by_pieces(pieces: Pieces, weights: Sequence[float], parameters: Parameters) -> Combination:
     """The same, some rows at a time."""
     left, right = spherical.shares(pieces, parameters.t)
-    return lambda piece: piece.base.mul(left + right - 1).add_(piece.deltas[0], alpha=right)
+    return Combination(left + right - 1, (right,))
 
 
 SPEC = MethodSpec(

@@ -10,7 +10,7 @@ earlier process compiled. bfloat16 is the upper half of a float32, so it travels
 from typing import Any
 
 import numpy as np
-from numba import float32, njit, types, uint16, uint32, void
+from numba import float32, float64, njit, types, uint16, uint32, void
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -27,6 +27,21 @@ def widen(source: Array, first: Array, second: Array) -> None:
         second[i] = bits
 
 
+@njit([void(uint16[::1], uint32[::1])], **_OPTIONS)
+def widen_once(source: Array, result: Array) -> None:
+    """Puts bfloat16 into a float32 array, whose bits are given."""
+    for i in range(source.size):
+        result[i] = np.uint32(np.uint32(source[i]) << _HALF)
+
+
+@njit([void(uint16[::1], uint16[::1], float32[::1])], **_OPTIONS)
+def difference(tuned: Array, base: Array, result: Array) -> None:
+    """result = tuned - base, both in bfloat16."""
+    for i in range(tuned.size):
+        after = np.uint32(np.uint32(tuned[i]) << _HALF).view(np.float32)
+        result[i] = after - np.uint32(np.uint32(base[i]) << _HALF).view(np.float32)
+
+
 @njit([void(uint16[::1], uint16[::1], float32[::1], float32)], fastmath={"contract"}, **_OPTIONS)
 def add_difference(tuned: Array, base: Array, tile: Array, weight: float) -> None:
     """tile += weight · (tuned - base), tuned and base in bfloat16."""
@@ -34,6 +49,26 @@ def add_difference(tuned: Array, base: Array, tile: Array, weight: float) -> Non
         after = np.uint32(np.uint32(tuned[i]) << _HALF).view(np.float32)
         before = np.uint32(np.uint32(base[i]) << _HALF).view(np.float32)
         tile[i] += weight * (after - before)
+
+
+@njit([types.UniTuple(float64, 3)(uint16[::1], uint16[::1])], fastmath={"reassoc", "contract", "nsz"}, **_OPTIONS)
+def products(first: Array, second: Array) -> tuple[Any, Any, Any]:
+    """first · first, first · second and second · second of bfloat16, in float64."""
+    squares, mixed, others = np.float64(0), np.float64(0), np.float64(0)
+    for i in range(first.size):
+        x = np.float64(np.uint32(np.uint32(first[i]) << _HALF).view(np.float32))
+        y = np.float64(np.uint32(np.uint32(second[i]) << _HALF).view(np.float32))
+        squares += x * x
+        mixed += x * y
+        others += y * y
+    return squares, mixed, others
+
+
+@njit([void(float32[::1], float32[::1], float32)], fastmath={"contract"}, **_OPTIONS)
+def add_scaled(source: Array, tile: Array, weight: float) -> None:
+    """tile += weight · source."""
+    for i in range(source.size):
+        tile[i] += weight * source[i]
 
 
 @njit(
@@ -66,10 +101,11 @@ CHUNK = 4096
 
 
 @njit(**_OPTIONS)
-def merged(source: Array, tuned: Any, weights: Array, result: Array) -> tuple[Any, Any]:
-    """What `widen`, an `add_difference` for each model and `rounded` make, a chunk at a time. Gives its sums.
+def merged(source: Array, of_source: Any, tuned: Any, weights: Array, result: Array) -> tuple[Any, Any]:
+    """What `widen`, `add_scaled`, an `add_difference` for each model and `rounded` make, a chunk at a time.
 
-    tuned: a tuple of bfloat16 arrays, whose differences are from `source`; weights: float32, one each.
+    Gives its sums. of_source: float32, what of `source` is added to it; tuned: a tuple of bfloat16 arrays, whose
+    differences are from `source`; weights: float32, one each.
     """
     before = np.empty(CHUNK, np.uint32)
     tile = np.empty(CHUNK, np.uint32)
@@ -81,6 +117,8 @@ def merged(source: Array, tuned: Any, weights: Array, result: Array) -> tuple[An
         base = source[start:stop]
         widen(base, first, bits)
         values = bits.view(np.float32)
+        if of_source:
+            add_scaled(first.view(np.float32), values, of_source)
         for number in range(len(tuned)):
             add_difference(tuned[number][start:stop], base, values, weights[number])
         sums = rounded(first.view(np.float32), bits, result[start:stop])

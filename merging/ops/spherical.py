@@ -34,18 +34,12 @@ def slerp(a: torch.Tensor, b: torch.Tensor, t: float, *, nearly: float = 0.9995)
 def shares(pieces: Pieces, t: float, *, nearly: float = 0.9995) -> tuple[float, float]:
     """The factors of W and W + Δ whose sum `slerp` gives, of a base and its first delta that come in pieces.
 
-    Source: as `slerp`; the angle is that of the whole tensors, its products in the pieces' dtype piece by piece and in
-    float64 over them: x·x, x·d and d·d of the base x and the delta d, which need no x + d.
+    Source: as `slerp`; the angle is that of the whole tensors.
     """
-    of_base = mixed = of_delta = 0.0
-    for piece in pieces:
-        x, d = piece.base.reshape(-1), piece.deltas[0].reshape(-1)
-        of_base += float(x.dot(x))
-        mixed += float(x.dot(d))
-        of_delta += float(d.dot(d))
-    lengths = [math.sqrt(max(0.0, square)) for square in (of_base, of_base + 2 * mixed + of_delta)]
+    of_base, mixed, of_tuned = pieces.products()
+    lengths = math.sqrt(of_base), math.sqrt(of_tuned)
     units = [length if length > TINY else 1.0 for length in lengths]
-    cosine = _clamped((of_base + mixed) / units[0] / units[1])
+    cosine = _clamped(mixed / units[0] / units[1])
     if abs(cosine) > nearly:
         return 1 - t, t
     angle = math.acos(cosine)

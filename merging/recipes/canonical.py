@@ -236,10 +236,16 @@ def named_by(recipe: Recipe, inputs: Mapping[Ref, Input]) -> tuple[Ref, ...]:
     return found
 
 
-def aliases(references: Iterable[Ref], inputs: Mapping[Ref, Input]) -> Mapping[Ref, Ref]:
-    """The one reference that stands for each: two names of one commit are one input, and the first stands for both."""
+def aliases(references: Iterable[Ref], inputs: Mapping[Ref, Input], *, are_whole: bool = False) -> Mapping[Ref, Ref]:
+    """The one reference that stands for each: two names of one commit are one input, and the first stands for both.
+
+    are_whole: whether layers of an input are that input too.
+    """
     first: dict[tuple[Any, ...], Ref] = {}
-    return {ref: first.setdefault((inputs[ref].name, inputs[ref].path, ref.layers), ref) for ref in references}
+    return {
+        ref: first.setdefault((inputs[ref].name, inputs[ref].path, None if are_whole else ref.layers), ref)
+        for ref in references
+    }
 
 
 def parts_of(recipe: Recipe) -> tuple[Recipe, ...]:

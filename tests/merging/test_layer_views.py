@@ -17,7 +17,6 @@ from adapterhub.merging.errors import (
     InvalidParameter,
     MergingError,
     NotFoldable,
-    NotRepresentable,
     ShapeMismatch,
 )
 from adapterhub.merging.layer_views import View, is_before_layers, layer_count, stacked_config
@@ -145,12 +144,13 @@ def test_models_without_tokenizers_keep_their_rows(folders: Mapping[str, Path]) 
         planned(text.format("tokenizer_source: union"), folders)
 
 
-def test_a_stack_takes_its_lowest_bases_tokenizer_alone(folders: Mapping[str, Path]) -> None:
+def test_a_stack_takes_tokenizer_settings_of_whole_models(folders: Mapping[str, Path]) -> None:
     slices = "[{{sources: [{{model: a, layer_range: [0, 2]}}]}}, {{sources: [{{model: a, layer_range: [1, 3]}}]}}]"
     text = f"{{{{merge_method: passthrough, slices: {slices}, {{}}}}}}"
     assert planned(text.format("tokenizer_source: base"), folders).outputs
-    for told in ("tokenizer_source: union", "chat_template: chatml", "tokenizer: {pad_to_multiple_of: 8}"):
-        with pytest.raises(NotRepresentable, match="write tokenizer_source: base, or merge the models to one"):
+    assert "chat_template.jinja" in planned(text.format("chat_template: chatml"), folders).files
+    for told in ("tokenizer_source: union", "tokenizer: {source: base, pad_to_multiple_of: 8}"):
+        with pytest.raises(InvalidParameter, match="has no tokenizer files"):
             planned(text.format(told), folders)
 
 

@@ -239,6 +239,11 @@ class Rows:
         self.limits: list[list[Threshold]] = []
         self._deltas, self._base, self._step = [as_matrix(one) for one in deltas], as_matrix(base), step
 
+    def products(self) -> tuple[float, float, float]:
+        W = self._base.double().flatten()
+        V = W + self._deltas[0].double().flatten()
+        return float(W.dot(W)), float(W.dot(V)), float(V.dot(V))
+
     def __iter__(self) -> Iterator[Piece]:
         rows, columns = self._base.shape
         step = self._step if len(self.shape) > 1 else max(1, rows)

@@ -40,12 +40,36 @@ def test_a_sum_of_differences_is_torchs(seed: int, numel: int, weight: float) ->
     assert torch.equal(results[0][1].view(torch.int16), results[1][1].view(torch.int16))
 
 
-@given(st.integers(0, 2**31), st.integers(1, 9000), st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=4))
-def test_one_pass_for_all_models_gives_the_same_bits(seed: int, numel: int, weights: list[float]) -> None:
+@given(st.integers(0, 2**31), st.integers(1, 70))
+def test_a_base_and_a_difference_from_it_are_torchs(seed: int, numel: int) -> None:
+    base, tuned = halves(seed, numel), halves(seed + 1, numel)
+    expected, found = (
+        torch.stack([one.wide(base, torch.float32), one.difference(tuned, base, torch.float32)])
+        for one in (TORCH, COMPILED)
+    )
+    assert torch.equal(expected.view(torch.int32), found.view(torch.int32))
+
+
+@given(st.integers(0, 2**31), st.integers(1, 9000))
+def test_products_are_those_of_float64(seed: int, numel: int) -> None:
+    first, second = halves(seed, numel), halves(seed + 1, numel)
+    x, y = first.double().flatten(), second.double().flatten()
+    expected = [float((a * b).sum()) for a, b in ((x, x), (x, y), (y, y))]
+    for one in (TORCH, COMPILED):
+        assert one.products(first, second) == pytest.approx(expected, rel=1e-12, abs=1e-12 * expected[0] * expected[2])
+
+
+FACTOR = st.floats(-3, 3, width=32)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 9000), FACTOR | st.just(0.0), st.lists(FACTOR, min_size=1, max_size=4))
+def test_one_pass_for_all_models_gives_the_same_bits(
+    seed: int, numel: int, of_rows: float, weights: list[float]
+) -> None:
     """More entries than a chunk has, and a last chunk that is short."""
     base, *tuned = (halves(seed + number, numel) for number in range(1 + len(weights)))
     weighted = list(zip(weights, tuned, strict=True))
-    results = [one.merged(base, weighted, torch.float32, torch.bfloat16) for one in (TORCH, COMPILED)]
+    results = [one.merged(base, of_rows, weighted, torch.float32, torch.bfloat16) for one in (TORCH, COMPILED)]
     assert torch.equal(results[0][0].view(torch.int16), results[1][0].view(torch.int16))
     assert results[0][1:] == pytest.approx(results[1][1:], rel=1e-3, abs=1e-30)
 
@@ -69,7 +93,7 @@ def test_sums_are_not_finite_where_an_entry_is_not(bad: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_models_of_other_dtypes_are_torchs(dtype: torch.dtype) -> None:
     base, tuned = halves(1, 70, spread=4).to(dtype), halves(2, 70, spread=4).to(dtype)
-    results = [one.merged(base, [(0.3, tuned)], torch.float32, dtype) for one in (TORCH, COMPILED)]
+    results = [one.merged(base, 0.1, [(0.3, tuned)], torch.float32, dtype) for one in (TORCH, COMPILED)]
     assert torch.equal(results[0][0], results[1][0])
     assert results[0][1:] == results[1][1:]
 
