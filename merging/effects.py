@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from adapterhub.merging.errors import NotFoldable
 from adapterhub.merging.ops.tensors import as_matrix, from_bytes
 from adapterhub.merging.ops.tiles import tiles
+from adapterhub.merging.ops.uploads import uploaded
 from adapterhub.merging.registry import Apply, Part
 from adapterhub.merging.terms import terms
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 def read(handle: TensorHandle, device: str = "cpu") -> torch.Tensor:
     """The handle's values on a device. On a CPU they may share the mapped file's memory: not to be written to."""
-    return from_bytes(handle.read(), handle.dtype, handle.shape).to(device)
+    return uploaded(from_bytes(handle.read(), handle.dtype, handle.shape), device)
 
 
 def part(term: SiteTerm, weight: float = 1.0, device: str = "cpu") -> Part:

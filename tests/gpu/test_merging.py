@@ -12,6 +12,7 @@ from adapterhub.merging.effects import read
 from adapterhub.merging.errors import MergingError
 from adapterhub.merging.folders import LocalFolder
 from adapterhub.merging.methods import methods
+from adapterhub.merging.ops.uploads import PIECE_BYTES, uploaded
 from adapterhub.merging.plan import Plan, plan
 from adapterhub.merging.recipes.canonical import Input
 from adapterhub.merging.recipes.expression import parse
@@ -84,3 +85,15 @@ def test_every_method_is_the_cpus(folder: Path, device: torch.device, method: st
     except MergingError as error:
         pytest.skip(f"needs more than these inputs: {error}")
     check(folder, expression, dtype, device, CLOSE.get(method, 1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.bool])
+def test_tensors_arrive_as_they_are_while_more_are_on_their_way(device: torch.device, dtype: torch.dtype) -> None:
+    sizes = [0, 1, PIECE_BYTES - 1, PIECE_BYTES, 2 * PIECE_BYTES + 3]
+    sent = [torch.randint(0, 2 if dtype == torch.bool else 100, (size,)).to(dtype) for size in sizes]
+    there = [uploaded(one, device) for one in sent]
+    sums = [one.double().sum() for one in there]  # used at once, on the current stream
+    for one, arrived, total in zip(sent, there, sums, strict=True):
+        assert arrived.device.type == device.type
+        assert torch.equal(arrived.cpu(), one)
+        assert float(total) == float(one.double().sum())
