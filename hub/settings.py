@@ -130,6 +130,12 @@ class Settings(BaseSettings):
         max_length=256,
         description="Models and expressions that are loaded at the start and stay.",
     )
+    served_recipes: int = Field(
+        default=10_000,
+        ge=1,
+        description="Expressions that are known because they were asked for, so that vid:sha256-… finds them; beyond "
+        "that the longest unasked are forgotten. What was merged or saved is kept.",
+    )
     merge_memory_bytes: int = Field(default=2 << 30, ge=1 << 24, description="Bytes of memory one merge may use.")
     regular_max_bytes: int = Field(
         default=1 << 20, ge=1024, description="Largest file that a commit may carry inside its own body."

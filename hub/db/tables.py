@@ -40,8 +40,8 @@ def _time(**column: Any) -> Any:
     return Field(default_factory=now, sa_type=UtcDateTime, **column)
 
 
-def _optional_time() -> Any:
-    return Field(default=None, sa_type=UtcDateTime, nullable=True)
+def _optional_time(*, index: bool = False) -> Any:
+    return Field(default=None, sa_type=UtcDateTime, nullable=True, index=index)
 
 
 def _json(default: type) -> Any:
@@ -296,7 +296,11 @@ class LineageEdge(SQLModel, table=True):
 
 
 class Recipe(SQLModel, table=True):
-    """A recipe in canonical form, named by its digest; text is what the user wrote."""
+    """A recipe in canonical form, named by its digest; text is what the user wrote.
+
+    served_at: when it was last asked for, to the day, where that is the only reason to know it; null for one that is
+    kept for good.
+    """
 
     __tablename__ = "recipe"
     digest: str = Field(primary_key=True)
@@ -304,6 +308,7 @@ class Recipe(SQLModel, table=True):
     text: str = Field(sa_type=Text)
     created_by: str | None = Field(default=None, foreign_key="account.id")
     created_at: datetime = _time()
+    served_at: datetime | None = _optional_time(index=True)
 
 
 class SavedRecipe(SQLModel, table=True):

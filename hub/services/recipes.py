@@ -4,13 +4,15 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from sqlmodel import Session
+from sqlalchemy import delete
+from sqlmodel import Session, col, func, select
 
 from adapterhub.hub.context import Hub
-from adapterhub.hub.db.tables import Recipe
+from adapterhub.hub.db.tables import Recipe, now
 from adapterhub.hub.errors import InvalidRequest, NotFetched, RecipeNotFound
 from adapterhub.hub.services import licences, mirror_inputs, rates, recipe_texts, recipe_views, saved_recipes
 from adapterhub.hub.services.access import Caller
@@ -193,10 +195,54 @@ def _checked(hub: Hub, resolved: Resolved, *, as_kind: str | None = None, dtype:
 
 
 def keep(session: Session, caller: Caller, canonical: str, text: str) -> None:
-    """Remember a canonical recipe by its digest; the first text that led to it stays."""
+    """Remember a canonical recipe by its digest, for good; the first text that led to it stays."""
+    found = session.get(Recipe, recipe_digest(canonical))
+    if found is None:
+        session.add(_row(caller, canonical, text))
+    else:
+        found.served_at = None
+
+
+def keep_served(hub: Hub, caller: Caller, canonical: str, text: str) -> None:
+    """Remember a recipe because it is served: of those the hub knows so many, the longest unasked go first."""
     digest = recipe_digest(canonical)
-    if session.get(Recipe, digest) is None:
-        session.add(Recipe(digest=digest, canonical=canonical, text=text, created_by=caller.account_id))
+    with hub.db.read() as session:
+        found = session.get(Recipe, digest)
+        if found is not None and (found.served_at is None or now() - found.served_at < _DAY):
+            return
+    most = hub.settings.served_recipes
+
+    def work(session: Session) -> None:
+        found = session.get(Recipe, digest)
+        if found is None:
+            found = _row(caller, canonical, text)
+            session.add(found)
+        elif found.served_at is None:
+            return
+        found.served_at = now()
+        session.flush()
+        count = session.exec(select(func.count()).where(col(Recipe.served_at).is_not(None))).one()
+        if count > most:
+            _forget(session, count - most + most // 10)  # some more, so that not every request has to
+
+    hub.db.transact(work)
+
+
+_DAY = timedelta(days=1)
+
+
+def _row(caller: Caller, canonical: str, text: str) -> Recipe:
+    return Recipe(digest=recipe_digest(canonical), canonical=canonical, text=text, created_by=caller.account_id)
+
+
+def _forget(session: Session, count: int) -> None:
+    """Delete so many recipes that were only served, the longest unasked first."""
+    oldest = (
+        select(Recipe.digest).where(col(Recipe.served_at).is_not(None)).order_by(col(Recipe.served_at)).limit(count)
+    )
+    digests = session.exec(oldest).all()
+    for start in range(0, len(digests), 500):
+        session.exec(delete(Recipe).where(col(Recipe.digest).in_(digests[start : start + 500])))
 
 
 def show(hub: Hub, caller: Caller, digest: str) -> dict[str, Any]:

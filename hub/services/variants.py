@@ -9,7 +9,6 @@ from typing import Any
 from sqlmodel import Session
 
 from adapterhub.hub.context import Hub
-from adapterhub.hub.db import tables
 from adapterhub.hub.errors import InvalidRequest, ModelNotFound, NotAuthenticated, RecipeNotFound, RepoNotFound
 from adapterhub.hub.services import mirror_inputs, recipe_views, recipes, repos, saved_recipes, search
 from adapterhub.hub.services.access import Caller
@@ -50,7 +49,7 @@ def served(hub: Hub, caller: Caller, model: str) -> VariantSpec:
         )
     mirror_inputs.require(hub, resolved.wanted)
     if not caller.is_anonymous:
-        _remember(hub, caller, resolved)
+        recipes.keep_served(hub, caller, resolved.canonical, str(resolved.recipe))
     if not isinstance(resolved.recipe.root, Composed):
         return _spec(resolved.recipe, resolved.inputs, resolved.digest)
     return _composed(resolved, hub.settings.served_elsewhere)
@@ -96,14 +95,6 @@ def _kept(hub: Hub, caller: Caller, model: str) -> Resolved:
             f"{model}: its result is {found.as_kind or found.dtype}; merge it and serve the repository"
         )
     return resolve_recipe(hub, caller, found.recipe)
-
-
-def _remember(hub: Hub, caller: Caller, resolved: Resolved) -> None:
-    with hub.db.read() as session:
-        if session.get(tables.Recipe, resolved.digest) is not None:
-            return
-    text = str(resolved.recipe)
-    hub.db.transact(lambda session: recipes.keep(session, caller, resolved.canonical, text))
 
 
 def _source(ref: Ref, one: Input) -> Source:

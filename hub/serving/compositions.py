@@ -9,6 +9,7 @@ Imports torch: only an engine's process loads this.
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from adapterhub.hub.serving.endpoints import RemoteLease, RemoteModel
 from adapterhub.hub.serving.generation import Generation, Prompt, end_tokens
 from adapterhub.hub.serving.loading import Loaded
 from adapterhub.hub.serving.mixture import Adapter
-from adapterhub.hub.serving.protocol import MERGED, RUN_TIME, Composition, Generate, VariantSpec
+from adapterhub.hub.serving.protocol import MERGED, RUN_TIME, Composition, Event, Generate, VariantSpec
 from adapterhub.hub.serving.residents import Lease, Residents
 from adapterhub.hub.serving.scheduler import Stage
 from adapterhub.merging.decoding import operators
@@ -231,11 +232,13 @@ def _naming(member: Member) -> Iterator[None]:
 
 
 def _groups(leases: Sequence[Lease | RemoteLease]) -> list[list[int]]:
-    """The members, by number, of each pass of a model."""
+    """The members here, by number, of each pass of a model."""
     joint: dict[int, list[int]] = {}
     alone = []
     for number, one in enumerate(leases):
-        if isinstance(one, Lease) and (one.variant is None or isinstance(one.variant, Adapter)):
+        if isinstance(one, RemoteLease):
+            continue
+        if one.variant is None or isinstance(one.variant, Adapter):
             joint.setdefault(id(one.base), []).append(number)
         else:
             alone.append([number])
@@ -244,10 +247,15 @@ def _groups(leases: Sequence[Lease | RemoteLease]) -> list[list[int]]:
 
 @dataclass
 class _Caches:
-    """Of each group of members; and all tokens read so far, for those that have none and read everything again."""
+    """Of each group of members; and all tokens read so far, for those that have none and read everything again.
+
+    begun: the next step's part of those that compute here, by member, and what was asked of those elsewhere, in order;
+    None before that.
+    """
 
     groups: list[Any]
     read: list[int] = field(default_factory=list)
+    begun: "tuple[dict[int, Tensor], list[Future[Tensor]]] | None" = None
 
 
 class ComposedGeneration(Generation):
@@ -257,9 +265,13 @@ class ComposedGeneration(Generation):
         super().__init__(troupe.loaded, request, prompt)
         plain = replace(request, json_schema=None)
         self._leases = [one.lease for one in troupe.members]
-        self._members = [Generation(one.loaded, plain, prompt) for one in self._leases]
+        self._members = [Generation(one.loaded, plain, prompt) for one in self._leases]  # for their passes
         self._ends = frozenset(token for one in self._leases for token in end_tokens(one.loaded))
         self._groups = _groups(self._leases)
+        models: list[Any] = [one.loaded.model for one in self._leases]
+        self._elsewhere = {number: one for number, one in enumerate(models) if isinstance(one, RemoteModel)}
+        self._first = self._empty()
+        self._asked: list[Future[Tensor]] = []
         self._rows = list(troupe.rows)
         here = (one.base.device for one in self._leases if isinstance(one, Lease))
         self._device = next(here, torch.device("cpu"))
@@ -280,16 +292,38 @@ class ComposedGeneration(Generation):
         for lease in self._leases:
             lease.room.need(tokens, self._request.n)
 
-    def forward(self, tokens: Sequence[int], cache: Any, keep: int) -> tuple[Tensor, Any]:
-        """As of one model. cache: _Caches, None at the beginning."""
-        caches: _Caches = _Caches([None] * len(self._groups)) if cache is None else cache
+    def awaited(self) -> Future[Any] | None:
+        return next((one for one in self._asked if not one.done()), None)
+
+    def steps(self) -> Iterator[Sequence[Event]]:
+        """As of one model. While a model elsewhere computes, steps bring nothing."""
+        if not self._elsewhere:
+            yield from super().steps()
+            return
+        self._begin(self._prompt.tokens, self._first)
+        yield from self._until_told()
+        for events in super().steps():
+            yield events
+            for answer in self._answers:
+                if answer.tokens and answer.logits is None:
+                    self._begin(answer.tokens[-1:], answer.cache)
+            yield from self._until_told()
+
+    def _until_told(self) -> Iterator[Sequence[Event]]:
+        while self.awaited() is not None:
+            yield ()
+        self._asked.clear()
+
+    def _empty(self) -> _Caches:
+        return _Caches([None] * len(self._groups))
+
+    def _begin(self, tokens: Sequence[int], caches: _Caches, keep: int = 1) -> None:
+        """Ask all who are elsewhere for the next step, and compute the others' part of it."""
+        asked = [model.ask([*caches.read, *tokens]) for model in self._elsewhere.values()]
+        self._asked += asked
         has_read = bool(caches.read)
         caches.read.extend(tokens)
         found: dict[int, Tensor] = {}
-        for number, (first, *_) in enumerate(self._groups):
-            model: Any = self._leases[first].loaded.model
-            if isinstance(model, RemoteModel):
-                model.begin([*(caches.groups[number] or ()), *tokens])
         for number, group in enumerate(self._groups):
             unread = caches.read if has_read and caches.groups[number] is None else tokens
             base = self._leases[group[0]].base
@@ -298,6 +332,18 @@ class ComposedGeneration(Generation):
             finally:
                 base.apply(None)
             found |= zip(group, logits[:, -keep:].float().to(self._device), strict=True)
+        caches.begun = found, asked
+
+    def forward(self, tokens: Sequence[int], cache: Any, keep: int) -> tuple[Tensor, Any]:
+        """As of one model. cache: _Caches, None at the beginning."""
+        caches: _Caches = self._first if cache is None else cache
+        if caches.begun is None:
+            self._begin(tokens, caches, keep)
+        assert caches.begun is not None
+        (found, asked), caches.begun = caches.begun, None
+        found |= {
+            number: one.result()[None].to(self._device) for number, one in zip(self._elsewhere, asked, strict=True)
+        }
         width = min(one.shape[-1] for one in found.values())
         every = [found[number][:, :width] for number in range(len(found))]
         logits = torch.stack(every)[self._rows]  # (members, kept, vocabulary)

@@ -27,12 +27,11 @@ from adapterhub.hub.serving.rooms import Room
 from adapterhub.hub.serving.scheduler import Stage
 
 ASK_S = 120.0
-MOST_BEGUN = 256
 _PREFIX = "token_id:"
 
 
 class RemoteModel:
-    """Stands where a transformers model stands: `forward` gives the logits of the next token, (1, 1, vocabulary)."""
+    """Stands where a transformers model stands, and is asked instead of computed."""
 
     def __init__(self, name: str, endpoint: Endpoint, config: Any) -> None:
         self.config = config
@@ -49,7 +48,6 @@ class RemoteModel:
             trust_env=False,
         )
         self._threads = ThreadPoolExecutor(16, thread_name_prefix="endpoint")  # none of them computes
-        self._begun: dict[tuple[int, ...], Future[Mapping[int, float]]] = {}
 
     def can_generate(self) -> bool:
         return True
@@ -57,29 +55,26 @@ class RemoteModel:
     def generate(self) -> None:
         """Never called; that it is there says what kind of model this is."""
 
+    def forward(self, input_ids: Tensor, past_key_values: Any, use_cache: bool) -> None:
+        """Never called; its parameters say what kind of model this is."""
+
     def get_input_embeddings(self) -> Any:
         return SimpleNamespace(num_embeddings=self.config.get_text_config().vocab_size)
 
     def get_output_embeddings(self) -> None:
         """Nothing: it is elsewhere."""
 
-    def __call__(self, **given: Any) -> Any:
-        return self.forward(**given)
+    def ask(self, tokens: Sequence[int]) -> "Future[Tensor]":
+        """The logits of the token after these, float32 (vocabulary,), once they are there.
 
-    def forward(self, input_ids: Tensor, past_key_values: list[int] | None = None, use_cache: bool = True) -> Any:
-        """Raises EngineUnavailable, Overloaded, InvalidRequest."""
-        tokens = [*(past_key_values or ()), *input_ids[0].tolist()]
-        begun = self._begun.pop(tuple(tokens), None)
-        told = self._asked(tokens) if begun is None else begun.result()
-        vocabulary = self.get_input_embeddings().num_embeddings
-        logits = spread(told, vocabulary, self._name)[None, None]
-        return SimpleNamespace(logits=logits, past_key_values=tokens)
+        In place of them EngineUnavailable, Overloaded, InvalidRequest.
+        """
+        return self._threads.submit(lambda: spread(self._asked(tokens), self._vocabulary, self._name))
 
-    def begin(self, tokens: Sequence[int]) -> None:
-        """Ask already for what follows these tokens, which `forward` is to be called with next."""
-        while len(self._begun) >= MOST_BEGUN:  # of requests that ended in between
-            self._begun.pop(next(iter(self._begun)))
-        self._begun[tuple(tokens)] = self._threads.submit(self._asked, tokens)
+    @property
+    def _vocabulary(self) -> int:
+        found: int = self.get_input_embeddings().num_embeddings
+        return found
 
     def _asked(self, tokens: Sequence[int]) -> Mapping[int, float]:
         body = {

@@ -8,6 +8,7 @@ import copy
 import inspect
 import secrets
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,6 +191,10 @@ class Generation:
     def unread(self) -> _Unread | None:
         """The prompt, where somebody else may read it."""
         return None if self._is_read_alone or self._answers or self._unread.logits is not None else self._unread
+
+    def awaited(self) -> Future[Any] | None:
+        """What somebody else computes, and the next step needs; None where there is no such thing."""
+        return None
 
     def make_room(self, tokens: int) -> None:
         """Have memory for answers of so many tokens, the prompt's among them. Raises Overloaded, TooLarge."""

@@ -8,9 +8,10 @@ is ever continued under another's: caches belong to requests, and joint ones to 
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -35,8 +36,11 @@ class Work(Protocol):
     def unread(self) -> Prompt | None:
         """Its prompt, where it can be read together with those of other requests."""
 
-    def steps(self) -> Iterator[None]:
-        """Computes a piece at each step, under the weights of its variant. Must not raise."""
+    def steps(self) -> Iterator[Future[Any] | None]:
+        """Computes a piece at each step, under the weights of its variant. Must not raise.
+
+        A step that gives a future wants no further one before that is done, and others compute meanwhile.
+        """
 
     def refuse(self, error: Exception) -> None:
         """Called instead of further steps where its variant cannot be applied."""
@@ -64,14 +68,19 @@ class Stage:
         """Nothing."""
 
 
+_Steps = Iterator[Future[Any] | None]
+_Begun = list[tuple[Work, _Steps]]
+
+
 @dataclass
 class _Group:
-    """The requests of one variant, or of all beside the weights: `waiting` have not begun."""
+    """The requests of one variant, or of all beside the weights. waiting: those that have not begun, or go on."""
 
+    key: Hashable
     base: Weights
     variant: Variant | Mixture | None
     batches: Batches | None
-    waiting: deque[Work] = field(default_factory=deque)
+    waiting: deque[tuple[Work, _Steps]] = field(default_factory=deque)
 
 
 class Scheduler:
@@ -97,15 +106,17 @@ class Scheduler:
         if isinstance(variant, Adapter):
             assert isinstance(base, Base)  # an adapter lies on one
             key, mixture, variant = (base.digest, Mixture), base.mixture, None
+        batches = Batches(base.loaded.model, mixture) if isinstance(base, Base) else None
+        self._queue(_Group(key, base, mixture or variant, batches), work, work.steps())
+
+    def _queue(self, group: _Group, work: Work, steps: _Steps) -> None:
+        """Have a work compute with its group, which is the one given where none of its key waits."""
         with self._changed:
-            if key not in self._groups:
-                batches = Batches(base.loaded.model, mixture) if isinstance(base, Base) else None
-                self._groups[key] = _Group(base, mixture or variant, batches)
-            self._groups[key].waiting.append(work)
+            self._groups.setdefault(group.key, group).waiting.append((work, steps))
             self._changed.notify()
 
     def _run(self) -> None:
-        running: dict[Hashable, list[tuple[Work, Iterator[None]]]] = {}
+        running: dict[Hashable, _Begun] = {}
         last: Hashable = None
         while True:
             with self._changed:
@@ -129,31 +140,45 @@ class Scheduler:
             del running[key]
             group.base.apply(None)
 
-    def _refuse(self, group: _Group, begun: list[tuple[Work, Iterator[None]]], failure: Exception) -> None:
+    def _refuse(self, group: _Group, begun: _Begun, failure: Exception) -> None:
         while group.waiting:
-            begun.append((group.waiting.popleft(), iter(())))
+            begun.append(group.waiting.popleft())
         for work, _ in begun:
             work.refuse(failure)
             work.close()
         begun.clear()
 
-    def _turn(self, group: _Group, begun: list[tuple[Work, Iterator[None]]]) -> None:
+    def _turn(self, group: _Group, begun: _Begun) -> None:
         ends = monotonic() + self._turn_s
         with torch.inference_mode():
             while True:
                 while group.waiting:
-                    work = group.waiting.popleft()
-                    begun.append((work, work.steps()))
+                    begun.append(group.waiting.popleft())
                 if not begun:
                     return
                 if group.batches is not None:
                     _read(group.batches, begun)
                     _decode(group.batches, begun)
                 for one in list(begun):
-                    if not _step(*one):
+                    if not self._step(group, *one):
                         begun.remove(one)
                 if monotonic() >= ends and len(self._groups) > 1:
                     return
+
+    def _step(self, group: _Group, work: Work, steps: _Steps) -> bool:
+        """Whether there is more to do now; what waits for something comes back to its group by itself."""
+        if work.is_cancelled:
+            work.close()
+            return False
+        try:
+            awaited = next(steps)
+        except StopIteration:
+            work.close()
+            return False
+        if awaited is None:
+            return True
+        awaited.add_done_callback(lambda _: self._queue(group, work, steps))
+        return False
 
 
 def _applied(group: _Group) -> Exception | None:
@@ -166,7 +191,6 @@ def _applied(group: _Group) -> Exception | None:
 
 
 _T = TypeVar("_T")
-_Begun = list[tuple[Work, Iterator[None]]]
 
 
 def _read(batches: Batches, begun: _Begun) -> None:
@@ -191,7 +215,7 @@ def _decode(batches: Batches, begun: _Begun) -> None:
 
 
 def _pass(
-    compute: Callable[[Sequence[_T]], None], together: Sequence[tuple[tuple[Work, Iterator[None]], _T]], begun: _Begun
+    compute: Callable[[Sequence[_T]], None], together: Sequence[tuple[tuple[Work, _Steps], _T]], begun: _Begun
 ) -> None:
     """Compute for several; where it fails, all of them are told."""
     try:
@@ -201,14 +225,3 @@ def _pass(
             begun.remove(one)
             one[0].refuse(error)
             one[0].close()
-
-
-def _step(work: Work, steps: Iterator[None]) -> bool:
-    """Whether there is more to do."""
-    if not work.is_cancelled and next(steps, _END) is not _END:
-        return True
-    work.close()
-    return False
-
-
-_END = object()

@@ -41,4 +41,4 @@ def uploaded(values: torch.Tensor, device: torch.device | str) -> torch.Tensor:
 def _stream(device: str) -> torch.cuda.Stream:
     import torch
 
-    return torch.cuda.Stream(torch.device(device))
+    return torch.cuda.Stream(torch.device(device))  # type: ignore[no-untyped-call]

@@ -13,8 +13,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -80,12 +82,12 @@ class _Request:
     def answer(self, message: Json) -> None:
         self._send({"id": self._number, **message})
 
-    def steps(self) -> Iterator[None]:
+    def steps(self) -> Iterator[Future[Any] | None]:
         with self.refusing():
             for piece in self._pieces:
                 for message in piece:
                     self.answer(message)
-                yield
+                yield None if self._generation is None else self._generation.awaited()
 
     def refusing(self) -> "_Refusing":
         """Answers whatever is raised inside."""

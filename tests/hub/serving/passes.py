@@ -2,9 +2,11 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from adapterhub.hub.errors import HubError
+from adapterhub.hub.serving.compositions import Troupe
 from adapterhub.hub.serving.protocol import Delta, Generate, Sampling
 from adapterhub.hub.serving.residents import Lease
 from adapterhub.hub.serving.scheduler import Scheduler
@@ -20,7 +22,7 @@ class Collecting:
 
     is_cancelled = False
 
-    def __init__(self, lease: Lease, request: Generate, done: Callable[[], object]) -> None:
+    def __init__(self, lease: Lease | Troupe, request: Generate, done: Callable[[], object]) -> None:
         self.text = ""
         self.error: Exception | None = None
         self.lease = lease
@@ -33,11 +35,11 @@ class Collecting:
     def unread(self) -> Any:
         return self._generation.unread()
 
-    def steps(self) -> Iterator[None]:
+    def steps(self) -> Iterator["Future[Any] | None"]:
         try:
             for events in self._generation.steps():
                 self.text += "".join(event.text for event in events if isinstance(event, Delta))
-                yield
+                yield self._generation.awaited()
         except HubError as error:
             self.error = error
 
@@ -49,7 +51,7 @@ class Collecting:
         self._done()
 
 
-def submitted(leases: Sequence[Lease], requests: Sequence[Generate]) -> list[Collecting]:
+def submitted(leases: Sequence[Lease | Troupe], requests: Sequence[Generate]) -> list[Collecting]:
     """Requests that were there at the same time, done."""
     done = threading.Semaphore(0)
     scheduler = Scheduler(turn_s=0.0)
@@ -62,7 +64,7 @@ def submitted(leases: Sequence[Lease], requests: Sequence[Generate]) -> list[Col
     return works
 
 
-def texts(leases: Sequence[Lease], requests: Sequence[Generate]) -> list[str]:
+def texts(leases: Sequence[Lease | Troupe], requests: Sequence[Generate]) -> list[str]:
     """What the scheduler makes of requests that are there at the same time."""
     works = submitted(leases, requests)
     assert [work.error for work in works] == [None] * len(works)
