@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,12 +23,16 @@ from adapterhub.hub.errors import InvalidRequest, UnfitPatch
 from adapterhub.hub.serving.materials import UNFINISHED, Form, Material, Order
 from adapterhub.hub.serving.protocol import VariantSpec, error_to_json
 from adapterhub.hub.serving.variants import planned, refusals
-from adapterhub.merging import engine
+from adapterhub.merging import engine, serveability
+from adapterhub.merging.checkpoint import Checkpoint, LocalFolder
 from adapterhub.merging.contracts import base_template
 from adapterhub.merging.patch import Export
 from adapterhub.merging.patterns import matching, read_pattern
 from adapterhub.merging.peft_adapter import CONFIG, PREFIX, WEIGHTS
 from adapterhub.merging.plan import Plan
+from adapterhub.merging.serveable import engines
+from adapterhub.merging.serving_features import look
+from adapterhub.merging.serving_rules import asked
 
 _FACTORS = (".lora_A.weight", ".lora_B.weight")
 _ANY_DTYPE = frozenset({"dtype", "torch_dtype"})
@@ -104,10 +109,14 @@ def _written(order: Order, plan: Plan, name: str, form: Form) -> Material:
     shutil.rmtree(unfinished, ignore_errors=True)
     with refusals():
         result = engine.run(plan, unfinished, threads=order.threads)
-    rank = _level(unfinished) if form == "lora" else 0
+    rank = 0
+    if form == "lora":
+        rank = _level(unfinished)
+        if order.engine:
+            rank = _fitted(unfinished, order.engine, plan.base)
     size_bytes = sum(file.stat().st_size for file in unfinished.glob("*.safetensors"))
     error = float(result.report.get("reduction", {}).get("error", 0.0))
-    material = Material(name, form, size_bytes, rank, error, has_own_template)
+    material = Material(name, form, size_bytes, rank, error, has_own_template, order.engine if form == "lora" else "")
     material.write(unfinished)
     target = order.folder / name
     shutil.rmtree(target, ignore_errors=True)  # one that is not whole, else it would have been found
@@ -151,6 +160,29 @@ def _level(folder: Path) -> int:
     save_file({name: one.contiguous() for name, one in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return rank
+
+
+def _fitted(folder: Path, engine: str, base: Checkpoint) -> int:
+    """Give an adapter the form that the engine applies whole, where that is another one. Gives the largest rank.
+
+    Raises UnfitPatch for one of which the engine would leave out, or misread, a part.
+    """
+    name, _, version = engine.partition("@")
+    chosen, known = asked(engine if version[:1].isdigit() else name, engines())
+    found = look(LocalFolder(folder), "", chosen, known, base)
+    verdict = serveability.judge(found)
+    lost = next((one for one in verdict.tensors if one.verdict == "not"), None)
+    if lost is not None:
+        module = lost.tensor.removeprefix(PREFIX)
+        raise UnfitPatch(f"{module}: {chosen.title} would not apply it as it is meant: {lost.why}")
+    if verdict.verdict == "after a rewrite":
+        with TemporaryDirectory(dir=folder.parent, suffix=UNFINISHED) as place:
+            other = Path(place) / "adapter"
+            serveability.write(found, verdict, other)
+            for file in (WEIGHTS, CONFIG):
+                (other / file).replace(folder / file)
+        return _level(folder)
+    return verdict.rank or 0
 
 
 def main() -> None:

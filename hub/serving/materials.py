@@ -50,7 +50,8 @@ class Material:
     """What was written for an engine. name: its folder's, and the engine's name for it.
 
     rank: the largest of a LoRA's modules, 0 for a model. error: ‖Δ - B·A‖/‖Δ‖ of one whose ranks were reduced.
-    has_own_template: whether its patches want chats in another way than the base.
+    has_own_template: whether its patches want chats in another way than the base. engine: whose rules a LoRA was held
+    against, as in "vllm@0.33.1".
     """
 
     name: str
@@ -59,6 +60,7 @@ class Material:
     rank: int = 0
     error: float = 0.0
     has_own_template: bool = False
+    engine: str = ""
 
     def write(self, folder: Path) -> None:
         (folder / FACTS).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
@@ -79,7 +81,10 @@ def stem(digest: str) -> str:
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be written: the recipe, where, and what the engine takes. is_base: the base itself, as a model."""
+    """What is to be written: the recipe, where, and what the engine takes. is_base: the base itself, as a model.
+
+    engine: as of a Material; "" where nobody knows.
+    """
 
     spec: VariantSpec
     folder: Path
@@ -89,6 +94,7 @@ class Order:
     memory_bytes: int
     threads: int
     is_base: bool = False
+    engine: str = ""
 
     @property
     def lora(self) -> str:
@@ -105,11 +111,10 @@ class Order:
     def found(self) -> Material | None:
         """What lies there already and the engine takes: an exact LoRA before a truncated one before a model."""
         if not self.is_base:
-            exact = Material.read(self.folder / self.lora)
-            if exact is not None and exact.rank <= self.max_rank:
-                return exact
-            if self.may_truncate and (made := Material.read(self.folder / self.truncated)) is not None:
-                return made
+            for name in (self.lora, self.truncated)[: 1 + self.may_truncate]:
+                made = Material.read(self.folder / name)
+                if made is not None and made.rank <= self.max_rank and made.engine == self.engine:
+                    return made
         return Material.read(self.folder / self.model) if self.may_be_dense else None
 
     def to_json(self) -> Json:
@@ -133,14 +138,15 @@ class Materials:
         self._refused: dict[str, tuple[float, AdapterHubError]] = {}
         self._one_at_a_time = asyncio.Semaphore(1)
 
-    async def get(self, spec: VariantSpec, *, is_base: bool = False) -> Material:
+    async def get(self, spec: VariantSpec, *, is_base: bool = False, engine: str = "") -> Material:
         """The recipe as files, written once however many ask at the same time.
 
-        is_base: the base of the recipe as a model. Raises UnfitPatch, InvalidRequest, TooLarge for what cannot be
-        written in a form that the engine takes, told again for REMEMBERED_S without another try; EngineUnavailable.
+        is_base: the base of the recipe as a model; engine: as of an Order. Raises UnfitPatch, InvalidRequest, TooLarge
+        for what cannot be written in a form that the engine takes, told again for REMEMBERED_S without another try;
+        EngineUnavailable.
         """
-        order = self._order(spec, is_base)
-        key = order.model if is_base else order.lora
+        order = self._order(spec, is_base, engine)
+        key = order.model if is_base else f"{order.lora} {engine}"
         found = await asyncio.to_thread(order.found)
         if found is None:
             self._check_refused(key)
@@ -165,7 +171,7 @@ class Materials:
             if path.is_dir() and path.stat().st_mtime < time.time() - ABANDONED_S:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _order(self, spec: VariantSpec, is_base: bool) -> Order:
+    def _order(self, spec: VariantSpec, is_base: bool, engine: str) -> Order:
         given = self._settings
         return Order(
             spec,
@@ -176,6 +182,7 @@ class Materials:
             given.merge_memory_bytes,
             threads_of(given.threads),
             is_base,
+            engine,
         )
 
     async def _make(self, order: Order, key: str) -> Material:

@@ -304,7 +304,8 @@ class ExternalEngine:
             )
         found = await self._ensure_connected()
         self._check_base(spec, found.facts)
-        return None if spec.is_base_alone else await self._materials.get(spec)
+        engine = f"{found.server.kind}@{found.facts.version}"
+        return None if spec.is_base_alone else await self._materials.get(spec, engine=engine)
 
     def _check_base(self, spec: VariantSpec, facts: Facts) -> None:
         """Raises InvalidRequest for another base than the server's, as far as names and a commit tell.

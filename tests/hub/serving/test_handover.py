@@ -194,3 +194,37 @@ def test_a_refusal_is_told_again_without_another_try(stored: Path, tmp_path: Pat
 def sum_of(weight: float, base: Source, patch: Source) -> VariantSpec:
     found = models.spec(f"lab/base + {weight}*{patch.reference}", base, patch)
     return VariantSpec(f"sha256:{int(weight * 100):064x}", found.expression, found.sources)
+
+
+@pytest.mark.parametrize("version", ["0.33.1", "0.33.1.dev7+gabc", "nightly"])
+def test_vllm_gets_adapters_of_single_projections_as_they_are(
+    stored: Path, order: Callable[..., Order], version: str
+) -> None:
+    asked = order("lab/base + lab/two", engine=f"vllm@{version}")
+    made = handover.write(asked)
+    assert (made.rank, made.engine) == (3, f"vllm@{version}")
+    check_sum(deltas(asked.folder / made.name), (1.0, deltas(stored / "two")))
+    assert asked.found() == made
+    assert order("lab/base + lab/two", engine="sglang@0.5.9").found() is None
+
+
+def test_sglang_gets_the_projections_that_it_looks_for_together(stored: Path, order: Callable[..., Order]) -> None:
+    """It would refuse q without v, so there is a v that adds nothing."""
+    asked = order("lab/base + lab/two", engine="sglang@0.5.9")
+    found = deltas(asked.folder / handover.write(asked).name)
+    given = deltas(stored / "two")
+    assert found.keys() > given.keys()
+    assert all(not delta.any() for module, delta in found.items() if module not in given)
+    check_sum({module: found[module] for module in given}, (1.0, given))
+
+
+def test_what_an_engine_would_apply_nowhere_is_refused(stored: Path, tmp_path: Path) -> None:
+    """vLLM's class of GPT-2 takes no adapters."""
+    models.gpt2(tmp_path / "gpt2")
+    lora = models.lora(tmp_path / "gpt2", tmp_path / "tuned", seed=1, targets=("c_attn",))
+    spec = models.spec(
+        "lab/gpt2 + lab/tuned", models.source("lab/gpt2", tmp_path / "gpt2"), models.source("lab/tuned", lora, "lora")
+    )
+    order = Order(spec, tmp_path / "handed", 8, may_truncate=False, may_be_dense=False, memory_bytes=1 << 28, threads=1)
+    with pytest.raises(UnfitPatch, match="vLLM would not apply it as it is meant"):
+        handover.write(Order(**{**vars(order), "engine": "vllm@0.33.1"}))
