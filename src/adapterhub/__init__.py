@@ -6,7 +6,7 @@ as symbolic links. It imports nothing of them.
 
 import os.path
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 if not os.path.isdir(os.path.join(os.path.dirname(__file__), "hub")):
     # git on a system without symbolic links writes them as text files; importing on would register every variant twice
