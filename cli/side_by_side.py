@@ -64,7 +64,7 @@ def _grid(columns: Sequence[_Column]) -> RenderableType:
 
     grid = Table.grid(expand=True)
     for _ in columns:
-        grid.add_column(ratio=1)
+        grid.add_column(ratio=1, overflow="fold")
     grid.add_row(
         *(
             Panel(
