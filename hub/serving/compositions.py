@@ -263,6 +263,7 @@ class ComposedGeneration(Generation):
 
     def __init__(self, troupe: Troupe, request: Generate, prompt: Prompt) -> None:
         super().__init__(troupe.loaded, request, prompt)
+        self._reads_pieces = False
         plain = replace(request, json_schema=None)
         self._leases = [one.lease for one in troupe.members]
         self._members = [Generation(one.loaded, plain, prompt) for one in self._leases]  # for their passes

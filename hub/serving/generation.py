@@ -7,7 +7,7 @@ steps of different variants mixes nothing. Imports torch: only an engine's proce
 import copy
 import inspect
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +92,10 @@ def _chat_tokens(tokenizer: Any, messages: Sequence[Any]) -> list[int]:
     return list(tokenizer(rendered(tokenizer, messages), add_special_tokens=False)["input_ids"])
 
 
+PIECE = 512
+"""Tokens of a prompt that are read at a time: between two pieces others compute, and memory is that of one."""
+
+
 class _Answer:
     """One of the n answers: its cache, sampler and text so far."""
 
@@ -154,17 +158,18 @@ class Generation:
         self._grammar = self._compiled()
         self._has_logits_to_keep = keeps_logits(self._model)
         self._unread = _Unread(prompt.tokens, loaded.adapter)
+        self._reads_pieces = reads_rows(loaded.model) and not loaded.is_patched
         self._is_read_alone = (
             request.n > 1
             or (request.echo and request.logprobs is not None)
-            or loaded.is_patched
-            or not reads_rows(loaded.model)
+            or not self._reads_pieces
+            or len(prompt.tokens) > PIECE
         )
 
     def steps(self) -> Iterator[Sequence[Event]]:
         """The events that each step brings, possibly none. Raises what torch raises, Overloaded where an answer gets
         longer than there is memory for."""
-        first, echoed = self._read_prompt()
+        first, echoed = yield from self._read_prompt()
         answers = self._answers = [self._answer(index, first) for index in range(self._request.n)]
         if echoed:
             yield [Delta(answer.index, *echoed) for answer in answers]
@@ -210,7 +215,10 @@ class Generation:
             return None
         return Grammar(text, self._tokenizer, self._model.get_input_embeddings().num_embeddings, self._ends)
 
-    def _read_prompt(self) -> tuple[tuple[Tensor, Any], tuple[str, tuple[TokenLogprob, ...]] | None]:
+    def _read_prompt(
+        self,
+    ) -> Generator[Sequence[Event], None, tuple[tuple[Tensor, Any], tuple[str, tuple[TokenLogprob, ...]] | None]]:
+        """Logits (vocabulary,) and cache after the prompt, and what is echoed of it."""
         tokens = self._prompt.tokens
         if self._is_pair:
             ids = torch.tensor([tokens], device=self._model.device)  # (1, T)
@@ -219,19 +227,22 @@ class Generation:
             logits, cache = self.forward(self._start, None, keep=1)
             return (logits[-1], cache), (self._decode(tokens), ()) if self._request.echo else None
         wants_logprobs = self._request.echo and self._request.logprobs is not None
+        told = [TokenLogprob(self._decode(tokens[:1]), None, id=tokens[0])] if wants_logprobs else []
         if self._unread.logits is not None:
-            logits, cache = self._unread.logits[None], self._unread.cache
+            last, cache = self._unread.logits, self._unread.cache
             self._unread.cache = None  # it lies in the memory of all that were read with it
         else:
-            logits, cache = self.forward(tokens, None, keep=len(tokens) if wants_logprobs else 1)
-        if not self._request.echo:
-            return (logits[-1], cache), None
-        text = self._decode(tokens)
-        if not wants_logprobs:
-            return (logits[-1], cache), (text, ())
-        first = TokenLogprob(self._decode(tokens[:1]), None, id=tokens[0])
-        rest = (self._logprob(logits[at], token) for at, token in enumerate(tokens[1:]))
-        return (logits[-1], cache), (text, (first, *rest))
+            size, cache = PIECE if self._reads_pieces else len(tokens), None
+            for start in range(0, len(tokens), size):
+                if start:
+                    yield ()
+                piece = tokens[start : start + size]
+                logits, cache = self.forward(piece, cache, keep=len(piece) if wants_logprobs else 1)
+                last = logits[-1]
+                if wants_logprobs:
+                    following = tokens[start + 1 : start + 1 + len(piece)]
+                    told += [self._logprob(logits[at], token) for at, token in enumerate(following)]
+        return (last, cache), (self._decode(tokens), tuple(told)) if self._request.echo else None
 
     def _answer(self, index: int, first: tuple[Tensor, Any]) -> _Answer:
         sampling = self._request.sampling
