@@ -276,7 +276,8 @@ def test_slices_of_several_vocabularies_merge_as_in_mergekit(
                 torch.testing.assert_close(found[table][row], mean_row(tokens[row], table, folders))
             found[table] = found[table].masked_fill(is_lacking[:, None], 0.0)
     error = roundings(found, theirs, torch.float32)
-    record(f"{name}-slices-tokenizer", "llama", "float32", "mergekit 0.1.5 run_merge", error, "method")
+    if name == "slerp":
+        record("slerp-slices-tokenizer", "llama", "float32", "mergekit 0.1.5 run_merge", error, "method")
     assert error <= 1.0
     made: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     assert made(**ours(TEXT, return_tensors="pt")).logits.shape[-1] == len(made.get_input_embeddings().weight)
