@@ -67,6 +67,7 @@ class BlockFile:
         self._is_closed = False
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._uncached = _open_uncached(path) if size_bytes >= UNCACHED_BYTES else None
+        self._is_refused = False  # whether writes past the cache were
 
     def put(self, view: memoryview, start: int) -> None:
         """Put bytes, as a view of single bytes, at a place. Raises the OSError that writing met, now or before."""
@@ -106,7 +107,8 @@ class BlockFile:
         for thread in self._threads:
             thread.join()
         os.close(self._fd)
-        self._cache()
+        if self._uncached is not None:
+            os.close(self._uncached)
 
     # ---- blocks in memory ----------------------------------------------------------------------------------------
 
@@ -229,21 +231,15 @@ class BlockFile:
 
     def _written_uncached(self, views: Sequence[memoryview], start: int) -> bool:
         """Whether whole blocks were written past the cache; the file ends after the last of them until `finish`."""
-        if self._uncached is None:
+        if self._uncached is None or self._is_refused:
             return False
         try:
             return os.pwritev(self._uncached, views, start) == sum(map(len, views))
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            self._cache()  # opened so, and yet it cannot
+            self._is_refused = True  # opened so, and yet it cannot; not closed, for another thread may write now
             return False
-
-    def _cache(self) -> None:
-        """Go through the system's cache from here on."""
-        if self._uncached is not None:
-            os.close(self._uncached)
-            self._uncached = None
 
 
 def _cut(start: int, end: int) -> Iterator[tuple[int, int, int]]:

@@ -283,11 +283,12 @@ def _stack_plan(
     dtype = recipe.form.result_dtype if dtype is None else _float_name(dtype)
     known(recipe, inputs)
     parts = slices_of(recipe)
-    lowest = base_of(parts[0], inputs)
-    aligned = aligned_inputs(recipe, lowest, _opened(inputs[lowest], recipe.form.dtype)[0], inputs)
+    bases = {ref: _opened(inputs[ref], recipe.form.dtype) for ref in (base_of(one, inputs) for one in parts)}
+    lowest = next(iter(bases))
+    aligned = aligned_inputs(recipe, lowest, bases[lowest][0], inputs)
     slices, start = [], 0
     for one in parts:
-        slices.append(_Slice.of(one, inputs, start, aligned))
+        slices.append(_Slice.of(one, inputs, start, bases, aligned))
         start = slices[-1].end
     outputs: list[OutputTensor] = []
     for number, part in enumerate(slices):
@@ -341,10 +342,17 @@ class _Slice:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, recipe: Recipe, inputs: Mapping[Ref, Input], start: int, aligned: Alignment) -> Self:
-        """The slice that begins at layer `start` of the result. Raises as `plan`."""
+    def of(
+        cls,
+        recipe: Recipe,
+        inputs: Mapping[Ref, Input],
+        start: int,
+        bases: Mapping[Ref, tuple[Checkpoint, str]],
+        aligned: Alignment,
+    ) -> Self:
+        """The slice that begins at layer `start` of the result. bases: as `_opened` gives them. Raises as `plan`."""
         dtype, base_ref = recipe.form.dtype, base_of(recipe, inputs)
-        model, quantisation = _opened(inputs[base_ref], dtype)
+        model, quantisation = bases[base_ref]
         model = aligned.models[base_ref] if aligned.is_aligned else model
         views = {ref: View(*ref.layers, start) for ref in recipe.references() if ref.layers is not None}
         base = views[base_ref].of_model(model)
@@ -386,9 +394,8 @@ def _read_slice(
                 f"{one.name}: repeats layers of its base, which a stack does itself; merge it alone first"
             )
         return patch
-    patch = cast_patch(kind_of(one).read(one.folder, one.path, None), dtype)
-    if aligned.is_aligned:
-        patch = _of_model(patch, aligned.models[ref])
+    patch = kind_of(one).read(one.folder, one.path, None)
+    patch = _of_model(patch, aligned.models[ref]) if aligned.is_aligned else cast_patch(patch, dtype)
     found = {view.name(term.site): term.fields["value"] for term in patch.terms}
     for name, handle in base.tensors.items():
         if name not in found:

@@ -60,6 +60,11 @@ class Verdict:
     doubts: tuple[str, ...]
     tensors: tuple[TensorVerdict, ...]
 
+    @property
+    def lost(self) -> TensorVerdict | None:
+        """The first tensor that the engine does not serve in any form."""
+        return next((one for one in self.tensors if one.verdict == "not"), None)
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -117,7 +122,7 @@ def write(found: Looked, verdict: Verdict, out: Path) -> convert.Conversion:
     Its deltas are compared with the patch's, both folded in float64. Raises NotRepresentable where something of the
     patch would be left out, FileExistsError.
     """
-    lost = next((one for one in verdict.tensors if one.verdict == "not"), None)
+    lost = verdict.lost
     if lost is not None or found.patch is None:
         what = f"{lost.tensor}: {lost.why}" if lost else found.refusal
         raise NotRepresentable(f"{found.engine.title} does not serve all of this patch, so nothing is written: {what}")

@@ -1,7 +1,7 @@
 """Recipes: read, explained before any work, and kept by their digest."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -203,8 +203,11 @@ def keep(session: Session, caller: Caller, canonical: str, text: str) -> None:
         found.served_at = None
 
 
-def keep_served(hub: Hub, caller: Caller, canonical: str, text: str) -> None:
-    """Remember a recipe because it is served: of those the hub knows so many, the longest unasked go first."""
+def keep_served(hub: Hub, caller: Caller, canonical: str, text: Callable[[], str]) -> None:
+    """Remember a recipe because it is served: of those the hub knows so many, the longest unasked go first.
+
+    text: asked for where the recipe is not known yet.
+    """
     digest = recipe_digest(canonical)
     with hub.db.read() as session:
         found = session.get(Recipe, digest)
@@ -215,7 +218,7 @@ def keep_served(hub: Hub, caller: Caller, canonical: str, text: str) -> None:
     def work(session: Session) -> None:
         found = session.get(Recipe, digest)
         if found is None:
-            found = _row(caller, canonical, text)
+            found = _row(caller, canonical, text())
             session.add(found)
         elif found.served_at is None:
             return
@@ -237,12 +240,9 @@ def _row(caller: Caller, canonical: str, text: str) -> Recipe:
 
 def _forget(session: Session, count: int) -> None:
     """Delete so many recipes that were only served, the longest unasked first."""
-    oldest = (
-        select(Recipe.digest).where(col(Recipe.served_at).is_not(None)).order_by(col(Recipe.served_at)).limit(count)
-    )
-    digests = session.exec(oldest).all()
-    for start in range(0, len(digests), 500):
-        session.exec(delete(Recipe).where(col(Recipe.digest).in_(digests[start : start + 500])))
+    served = select(Recipe.digest).where(col(Recipe.served_at).is_not(None))
+    oldest = served.order_by(col(Recipe.served_at)).limit(count)
+    session.exec(delete(Recipe).where(col(Recipe.digest).in_(oldest)))
 
 
 def show(hub: Hub, caller: Caller, digest: str) -> dict[str, Any]:

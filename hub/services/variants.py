@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from sqlmodel import Session
@@ -49,7 +50,7 @@ def served(hub: Hub, caller: Caller, model: str) -> VariantSpec:
         )
     mirror_inputs.require(hub, resolved.wanted)
     if not caller.is_anonymous:
-        recipes.keep_served(hub, caller, resolved.canonical, str(resolved.recipe))
+        recipes.keep_served(hub, caller, resolved.canonical, partial(str, resolved.recipe))
     if not isinstance(resolved.recipe.root, Composed):
         return _spec(resolved.recipe, resolved.inputs, resolved.digest)
     return _composed(resolved, hub.settings.served_elsewhere)

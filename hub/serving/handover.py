@@ -171,10 +171,9 @@ def _fitted(folder: Path, engine: str, base: Checkpoint) -> int:
     chosen, known = asked(engine if version[:1].isdigit() else name, engines())
     found = look(LocalFolder(folder), "", chosen, known, base)
     verdict = serveability.judge(found)
-    lost = next((one for one in verdict.tensors if one.verdict == "not"), None)
-    if lost is not None:
-        module = lost.tensor.removeprefix(PREFIX)
-        raise UnfitPatch(f"{module}: {chosen.title} would not apply it as it is meant: {lost.why}")
+    if verdict.lost is not None:
+        module = verdict.lost.tensor.removeprefix(PREFIX)
+        raise UnfitPatch(f"{module}: {chosen.title} would not apply it as it is meant: {verdict.lost.why}")
     if verdict.verdict == "after a rewrite":
         with TemporaryDirectory(dir=folder.parent, suffix=UNFINISHED) as place:
             other = Path(place) / "adapter"

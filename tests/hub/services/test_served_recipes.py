@@ -29,7 +29,7 @@ def known(hub: Hub) -> list[str]:
 def test_the_longest_unasked_are_forgotten(few: Hub) -> None:
     caller = Caller(None)
     for number in range(30):
-        recipes.keep_served(few, caller, f'{{"n": {number}}}', f"r{number:02}")
+        recipes.keep_served(few, caller, f'{{"n": {number}}}', partial(str, f"r{number:02}"))
         assert len(known(few)) <= 10
     assert "r29" in known(few)
     assert "r00" not in known(few)
@@ -39,22 +39,22 @@ def test_what_was_merged_or_saved_is_kept_however_much_is_served(few: Hub) -> No
     caller = Caller(None)
     for number in range(15):
         canonical, text = f'{{"n": {number}}}', f"r{number:02}"
-        recipes.keep_served(few, caller, canonical, text)
+        recipes.keep_served(few, caller, canonical, partial(str, text))
         few.db.transact(partial(recipes.keep, caller=caller, canonical=canonical, text=text))
-        recipes.keep_served(few, caller, canonical, text)
+        recipes.keep_served(few, caller, canonical, partial(str, text))
     assert len(known(few)) == 15
 
 
 def test_what_is_asked_for_again_is_counted_as_of_that_day(few: Hub) -> None:
     caller = Caller(None)
-    recipes.keep_served(few, caller, '{"n": 0}', "old")
+    recipes.keep_served(few, caller, '{"n": 0}', partial(str, "old"))
 
     def grow_old(session: object) -> None:
         for one in session.exec(select(Recipe).where(col(Recipe.served_at).is_not(None))):  # type: ignore[attr-defined]
             one.served_at = now() - timedelta(days=9)
 
     few.db.transact(grow_old)
-    recipes.keep_served(few, caller, '{"n": 0}', "old")
+    recipes.keep_served(few, caller, '{"n": 0}', partial(str, "old"))
     with few.db.read() as session:
         found = session.get(Recipe, recipe_digest('{"n": 0}'))
         assert found is not None
